@@ -1,0 +1,161 @@
+"""CMA-ES, by pycma.
+
+Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772, 2016.
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Literal, final
+
+import cma
+import numpy as np
+from cma.sigma_adaptation import CMAAdaptSigmaCSA, CMAAdaptSigmaTPA
+from numpy.typing import ArrayLike
+
+from dfolora.errors import UserError
+from dfolora.optim.base import (
+    Ledger,
+    Point,
+    Population,
+    PrivateRandomness,
+    Vector,
+    require_positive,
+)
+
+STEP_SIZE_RULES = {"csa": CMAAdaptSigmaCSA, "tpa": CMAAdaptSigmaTPA}
+COVARIANCES = {"full": 0, "diagonal": True}
+
+SET_BY_PARAMETERS = {
+    "popsize": "population",
+    "AdaptSigma": "step_size_rule",
+    "CMA_diagonal": "covariance",
+    "randn": "rng",
+    "seed": "rng",
+}
+"""pycma's options that have a parameter of their own here, and its name."""
+
+
+@final
+class Cma:
+    """CMA-ES from mean 0, on a private random stream.
+
+    pycma's termination criteria are not read: the caller's budget ends the search.
+
+    Args:
+        dim: Search dimension d.
+        budget: Ignored: CMA-ES has no horizon.
+        rng: Private generator.
+        population: Candidates a generation, P.
+        sigma: Initial standard deviation of each coordinate.
+        step_size_rule: "csa", cumulative step-size adaptation, or "tpa", two-point adaptation.
+            Always named to pycma, whose default depends on d, covariance and version.
+        covariance: "full", or "diagonal" (sep-CMA-ES), whose cost is linear in d.
+        options: Further options of pycma, by pycma's names.
+
+    Raises:
+        UserError: An option that pycma does not have or that is a parameter here, or a value out
+            of its range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        budget: int,
+        rng: np.random.Generator,
+        *,
+        population: int = 20,
+        sigma: float = 1.0,
+        step_size_rule: Literal["csa", "tpa"] = "csa",
+        covariance: Literal["full", "diagonal"] = "full",
+        options: Mapping[str, Any] = {},
+    ) -> None:
+        require_positive(dim=dim, sigma=sigma)
+        if population < 4:
+            raise UserError(
+                f"population is {population}; CMA-ES needs 4 or more to recombine from."
+            )
+        _check_options(options)
+        self._ledger = Ledger()
+        self._randomness = PrivateRandomness(rng)
+        with self._randomness.lent():
+            self._strategy = cma.CMAEvolutionStrategy(
+                dim * [0.0],
+                sigma,
+                {
+                    "verbose": -9,
+                    # The objective is even about the start, so mirrored samples are duplicates.
+                    "CMA_mirrors": 0,
+                    # pycma would look for this file in the working directory and obey it.
+                    "signals_filename": "",
+                    **options,
+                    "popsize": population,
+                    "AdaptSigma": _choice("step_size_rule", step_size_rule, STEP_SIZE_RULES),
+                    "CMA_diagonal": _choice("covariance", covariance, COVARIANCES),
+                    "randn": lambda *shape: rng.standard_normal(shape),
+                    "seed": np.nan,  # pycma's word for: leave the global generator alone
+                },
+            )
+        self._solutions: list[Vector] = []
+
+    @property
+    def population(self) -> int:
+        """P."""
+        return int(self._strategy.popsize)
+
+    @property
+    def generation_complete(self) -> bool:
+        """Always: a generation is one ask and one tell."""
+        return True
+
+    @property
+    def step_size(self) -> float:
+        """Sigma."""
+        return float(self._strategy.sigma)
+
+    @property
+    def best(self) -> Point | None:
+        """The lowest loss ever told."""
+        return self._ledger.best
+
+    @property
+    def center(self) -> Vector:
+        """``(d,)``: the mean of the search distribution."""
+        return np.array(self._strategy.mean, dtype=np.float64)
+
+    def ask(self, incumbent: Point | None = None) -> Population:
+        """A sample of the search distribution, ``(P, d)``; ``incumbent`` does not matter."""
+        return self._ledger.ask(self._sample)
+
+    def tell(self, losses: ArrayLike) -> None:
+        """Adapt mean, covariance and step size to the ranks of ``losses``, ``(P,)``."""
+        _, told = self._ledger.tell(losses)
+        finite = self._ledger.finite(told).tolist()  # pycma's penalties of bounds compute with them
+        with self._randomness.lent():  # TPA's self-check draws from numpy's global generator
+            self._strategy.tell(self._solutions, finite)
+
+    def _sample(self) -> Population:
+        with self._randomness.lent():
+            # pycma recognises its own solutions by identity of content; TPA by their order too.
+            self._solutions = self._strategy.ask()
+        return np.array(self._solutions, dtype=np.float64)
+
+
+def _choice(parameter: str, value: str, choices: Mapping[str, Any]) -> Any:
+    if value not in choices:
+        raise UserError(f"{parameter} is {value!r}; choose one of {', '.join(choices)}.")
+    return choices[value]
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = cma.CMAOptions.defaults()
+    for name in options:
+        if name in SET_BY_PARAMETERS:
+            raise UserError(
+                f"options names pycma's {name!r}; set the parameter {SET_BY_PARAMETERS[name]!r}."
+            )
+        if name not in known:
+            near = get_close_matches(name, known)
+            raise UserError(
+                f"options names {name!r}, which pycma {cma.__version__.split()[0]} does not have"
+                f"{'; did you mean ' + ', '.join(near) if near else ''}."
+            )
