@@ -1,0 +1,212 @@
+"""Rows and a prompt to the tensors a model reads; no tokenizer is needed past them."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from dfolora.data.load import Rows
+from dfolora.errors import UserError
+from dfolora.task import FILLER, MASK, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Readout = Literal["last_token", "released"]
+"""Where a causal model's answer is read; see `encode`."""
+
+FILLER_IDS = range(1000, 1050)
+"""The vocabulary ids whose words are the released code's initial prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Encoded rows, padded on the right to the longest."""
+
+    input_ids: Tensor
+    """Token ids, ``(N, T)``, long."""
+    attention_mask: Tensor
+    """1 at tokens and 0 at padding, ``(N, T)``, long."""
+    answer: Tensor
+    """The position whose hidden state answers, ``(N,)``, long."""
+    labels: Tensor
+    """Classes, ``(N,)``, long."""
+    truncated: int
+    """How many rows lost text to the length limit."""
+
+
+def encode(
+    rows: Rows,
+    prompt: Prompt,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int,
+    readout: Readout = "last_token",
+    group: int | None = None,
+) -> Batch:
+    """Fill the prompt with each row and tokenise it as one string, the tokenizer's way.
+
+    A row above ``max_length`` loses the ends of its longest fields until it fits; the prompt
+    itself is never cut. A special token spelled out in a row's text stays text.
+
+    Args:
+        rows: ``N`` rows with the prompt's fields.
+        prompt: The pattern.
+        tokenizer: The model's.
+        max_length: Most tokens of a row, special tokens included.
+        readout: Where a causal prompt is answered: at the ``last_token``, or, as ``released``, at
+            the last column of the padded batch, a padding token for all but the longest row. A
+            masked prompt is answered at its mask.
+        group: How many rows in order the released readout pads together (16 in its test);
+            None for all.
+
+    Raises:
+        UserError: If the prompt does not fit the tokenizer or ``max_length``, or a row ends up
+            without exactly one mask (masked) or without a token (causal).
+    """
+    if not len(rows):
+        raise UserError("No rows to encode.")
+    render = _Renderer(prompt, tokenizer)
+    texts = [render.safe(text) for text in rows.texts]
+    ids = render.tokens([render(text) for text in texts])
+    overlong = [n for n, row in enumerate(ids) if len(row) > max_length]
+    for n in overlong:
+        ids[n] = _fitted(texts[n], render, max_length)
+    if prompt.kind == "masked":
+        answer = [_mask_position(row, tokenizer, n) for n, row in enumerate(ids, 1)]
+    else:
+        answer = _causal_answers([len(row) for row in ids], readout, group)
+    input_ids, attention_mask = _padded(ids, tokenizer.pad_token_id or 0)
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        answer=torch.tensor(answer),
+        labels=torch.tensor(rows.labels),
+        truncated=len(overlong),
+    )
+
+
+def fits(
+    rows: Rows, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, max_length: int
+) -> tuple[bool, ...]:
+    """Which rows `encode` would leave whole, as the released code's length rule asks.
+
+    Args:
+        rows: ``N`` rows with the prompt's fields.
+        prompt: The pattern.
+        tokenizer: The model's.
+        max_length: Most tokens of a row, special tokens included.
+
+    Returns:
+        One truth value per row, ``(N,)``.
+    """
+    render = _Renderer(prompt, tokenizer)
+    ids = render.tokens([render(render.safe(text)) for text in rows.texts])
+    return tuple(len(row) <= max_length for row in ids)
+
+
+class _Renderer:
+    """A prompt bound to a tokenizer: rows to strings, strings to tokens."""
+
+    def __init__(self, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._pattern = prompt.pattern
+        self._tokenizer = tokenizer
+        self._constants = _constants(prompt, tokenizer)
+        self._special = {
+            *tokenizer.all_special_tokens,
+            *(token.content for token in tokenizer.added_tokens_decoder.values() if token.special),
+        }
+
+    def safe(self, text: Mapping[str, str]) -> dict[str, str]:
+        """The row with a space inside each spelled-out special token, so that it stays text."""
+        return {field: self._defused(value) for field, value in text.items()}
+
+    def __call__(self, text: Mapping[str, str]) -> str:
+        """The filled pattern."""
+        return self._pattern.format_map({**text, **self._constants})
+
+    def tokens(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of filled patterns, special tokens included."""
+        encoded = self._tokenizer(list(prompts), verbose=False)  # no warning: we cut what is long
+        return [list(row) for row in encoded["input_ids"]]
+
+    def _defused(self, text: str) -> str:
+        for token in self._special:
+            text = text.replace(token, f"{token[:1]} {token[1:]}")
+        return text
+
+
+def _constants(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
+    """What the placeholders that are not fields stand for."""
+    constants: dict[str, str] = {}
+    if MASK in prompt.placeholders:
+        if tokenizer.mask_token is None:
+            raise UserError(
+                f"Tokenizer {tokenizer.name_or_path} has no mask token for the masked pattern "
+                f"{prompt.pattern!r}; use a causal prompt or a masked language model."
+            )
+        constants[MASK] = str(tokenizer.mask_token)
+    if FILLER in prompt.placeholders:
+        if len(tokenizer) < FILLER_IDS.stop:
+            raise UserError(
+                f"The {{filler}} of pattern {prompt.pattern!r} needs the vocabulary ids "
+                f"{FILLER_IDS.start} to {FILLER_IDS.stop - 1}, but {tokenizer.name_or_path} has "
+                f"{len(tokenizer)}; remove {{filler}} from the pattern."
+            )
+        constants[FILLER] = str(tokenizer.decode(list(FILLER_IDS)))
+    return constants
+
+
+def _fitted(text: Mapping[str, str], render: _Renderer, max_length: int) -> list[int]:
+    """Tokens of a row whose fields are capped at the most characters that still fit.
+
+    One cap for all fields cuts the longest first and a short one only when it must.
+    """
+
+    def capped(cap: int) -> list[int]:
+        return render.tokens([render({field: value[:cap] for field, value in text.items()})])[0]
+
+    caps = range(max(map(len, text.values())) + 1)
+    cap = bisect_right(caps, max_length, key=lambda cap: len(capped(cap))) - 1
+    if cap < 0:
+        raise UserError(
+            f"The prompt alone is {len(capped(0))} tokens, above the limit of {max_length}; "
+            f"shorten the pattern or raise the limit."
+        )
+    return capped(cap)
+
+
+def _mask_position(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase", row: int) -> int:
+    masks = [position for position, token in enumerate(ids) if token == tokenizer.mask_token_id]
+    if len(masks) != 1:
+        raise UserError(
+            f"Mask lost: row {row} has {len(masks)} mask tokens instead of one after encoding by "
+            f"{tokenizer.name_or_path}; check the pattern and the tokenizer's mask token."
+        )
+    return masks[0]
+
+
+def _causal_answers(lengths: Sequence[int], readout: Readout, group: int | None) -> list[int]:
+    if 0 in lengths:
+        raise UserError(
+            f"Row {lengths.index(0) + 1} has no token after encoding, so nothing can answer; "
+            f"add words to the causal pattern."
+        )
+    if readout == "last_token":
+        return [length - 1 for length in lengths]
+    if readout != "released":
+        raise UserError(f"Readout {readout!r} is unknown; choose last_token or released.")
+    size = len(lengths) if group is None else group
+    starts = [n - n % size for n in range(len(lengths))]
+    return [max(lengths[start : start + size]) - 1 for start in starts]
+
+
+def _padded(ids: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both ``(N, T)``, padded on the right."""
+    longest = max(map(len, ids))
+    tokens = [[*row, *[pad] * (longest - len(row))] for row in ids]
+    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in ids]
+    return torch.tensor(tokens), torch.tensor(mask)

@@ -1,0 +1,1 @@
+"""The embedded small world: generated texts, no network."""

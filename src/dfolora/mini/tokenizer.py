@@ -1,0 +1,47 @@
+"""A byte-level BPE tokenizer for the embedded world, trained on its texts in a moment."""
+
+from functools import lru_cache
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from dfolora.mini.world import corpus
+from dfolora.task import Kind
+
+VOCABULARY = 2000
+
+
+@lru_cache
+def mini_tokenizer(kind: Kind) -> Any:
+    """RoBERTa's conventions for ``masked`` models, GPT-2's for ``causal`` ones."""
+    masked = kind == "masked"
+    special = ["<s>", "<pad>", "</s>", "<unk>"] if masked else ["<|endoftext|>"]
+    # As RoBERTa's, the mask swallows the space before it.
+    mask = [AddedToken("<mask>", lstrip=True, special=True)] if masked else []
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        min_frequency=2,
+        special_tokens=[*special, *mask],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    if not masked:
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token=mask[0],
+    )
