@@ -1,0 +1,24 @@
+"""dfolora: the bench for tuning language models without gradients."""
+
+from importlib.metadata import version
+
+from dfolora.backbone import Backbone
+from dfolora.errors import UserError
+from dfolora.fitting import fit
+from dfolora.methods import DfoLora, ManualPrompt
+from dfolora.problem import Problem, ProblemSpec
+from dfolora.subspace import SubspaceSpec
+from dfolora.task import Task
+
+__version__ = version("dfolora")
+__all__ = [
+    "Backbone",
+    "DfoLora",
+    "ManualPrompt",
+    "Problem",
+    "ProblemSpec",
+    "SubspaceSpec",
+    "Task",
+    "UserError",
+    "fit",
+]

@@ -1,0 +1,205 @@
+"""Where a model and its tokenizer come from: the hub, a local folder, or random weights."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from dfolora.architecture import Architecture
+from dfolora.backbone import Backbone
+from dfolora.errors import UserError
+from dfolora.mini.tokenizer import mini_tokenizer
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RANDOM_WEIGHTS_SEED = 0
+MINI = "mini"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model to load, in steps from cheap to dear: configuration, tokenizer, weights."""
+
+    path: str
+    """A local folder, a hub name, or ``mini`` for the embedded model."""
+    revision: str
+    """The hub's revision; unused for folders."""
+    tokenizer: str | None
+    """A folder or hub name, where it is not the model's own."""
+    weights: str
+    """``pretrained``, or ``random`` for a model of the right shape that knows nothing."""
+    architecture: Mapping[str, Any] | None
+    """The ``transformers`` configuration, with its ``model_type``, for random weights."""
+    device: str
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    precision: str
+    """``auto`` (bf16 on a GPU, fp32 elsewhere) or a name in ``PRECISIONS``."""
+
+    @property
+    def label(self) -> str | None:
+        """The name of a local folder; None for the models that ``conf/model`` names."""
+        return Path(self.path).resolve().name if Path(self.path).is_dir() else None
+
+    def config(self) -> Any:
+        """The model's configuration; no weight is touched.
+
+        Raises:
+            UserError: It cannot be had.
+        """
+        self._check()
+        if self._random:
+            return transformers.AutoConfig.for_model(**self.architecture or {})
+        with _explained(f"model.path={self.path}", "model.path"):
+            return transformers.AutoConfig.from_pretrained(self.path, revision=self.revision)
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer.
+
+        Raises:
+            UserError: It cannot be had, or holds more tokens than the model.
+        """
+        config = self.config()
+        source = str(self.tokenizer or self.path)
+        if source == MINI:
+            tokenizer = mini_tokenizer(Architecture.of(config).family.kind)
+        else:
+            _check_folder(source, "model.tokenizer" if self.tokenizer else "model.path")
+            with _explained(f"the tokenizer of {source}", "model.tokenizer"):
+                tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    source, revision=self.revision
+                )
+        if len(tokenizer) > config.vocab_size:
+            raise UserError(
+                f"The tokenizer {source} holds {len(tokenizer)} tokens, the model embeds "
+                f"{config.vocab_size}: it is another model's. Set model.tokenizer to the right one."
+            )
+        return tokenizer
+
+    def load_backbone(self) -> Backbone:
+        """The frozen model on its device.
+
+        Raises:
+            UserError: The weights cannot be had, or are not those of a language model.
+        """
+        config = self.config()
+        causal = Architecture.of(config).family.kind == "causal"
+        loader = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
+        dtype, device = self._dtype(), self._device()
+        if self._random:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(RANDOM_WEIGHTS_SEED)
+                model = loader.from_config(config, dtype=dtype)
+            return Backbone(model.to(device))
+        transformers.utils.logging.disable_progress_bar()
+        with _explained(f"the weights of {self.path}", "model.path"):
+            model, info = loader.from_pretrained(
+                self.path,
+                revision=self.revision,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        if info["missing_keys"]:
+            missing = ", ".join(sorted(info["missing_keys"])[:3])
+            raise UserError(
+                f"The weights of {self.path} lack {len(info['missing_keys'])} tensors ({missing}, "
+                f"...): it is no {loader.__name__} checkpoint. Give one with its vocabulary head."
+            )
+        return Backbone(model.to(device))
+
+    def identity(self) -> Mapping[str, Any]:
+        """What makes it this model and no other: contents for folders, names for the hub."""
+        sources = {"model": self.path, "tokenizer": self.tokenizer}
+        named = {
+            part: _folder_digest(Path(source)) if Path(source).is_dir() else source
+            for part, source in sources.items()
+            if source
+        }
+        return {
+            **named,
+            "revision": self.revision,
+            "architecture": self.architecture if self._random else None,
+            "dtype": str(self._dtype()),
+        }
+
+    @property
+    def _random(self) -> bool:
+        return self.weights == "random" or self.path == MINI
+
+    def _check(self) -> None:
+        if self.weights not in ("pretrained", "random"):
+            raise UserError(f"model.weights={self.weights}; choose pretrained or random.")
+        if not self.path:
+            raise UserError("model.path is not set; give a folder or a hub name.")
+        if self._random and self.architecture is None:
+            raise UserError("model.weights=random needs model.architecture; see conf/model/.")
+        if not self._random:
+            _check_folder(self.path, "model.path")
+        self._dtype()
+        self._device()
+
+    def _device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise UserError(f"model.device={self.device}; choose auto, cpu, cuda or cuda:N.")
+        device = torch.device(self.device)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"model.device={self.device}, but torch {torch.__version__} sees "
+                f"{torch.cuda.device_count()} CUDA devices; use model.device=cpu."
+            )
+        return device
+
+    def _dtype(self) -> torch.dtype:
+        if self.precision == "auto":
+            return torch.bfloat16 if self._device().type == "cuda" else torch.float32
+        if self.precision not in PRECISIONS:
+            raise UserError(
+                f"precision={self.precision}; choose auto or one of {', '.join(PRECISIONS)}."
+            )
+        return PRECISIONS[self.precision]
+
+
+def _check_folder(source: str, key: str) -> None:
+    """A path that is no folder can only be a hub name, ``name`` or ``owner/name``."""
+    if not Path(source).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
+        raise UserError(f"{key}={source} is not a folder; give a folder or a hub name.")
+
+
+@contextmanager
+def _explained(what: str, key: str) -> Iterator[None]:
+    """Turn the loaders' many errors into one that says what can be done."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"Cannot load {what}: {reason} Without network, set {key} to a local folder that "
+            f"holds config.json, tokenizer files and *.safetensors."
+        ) from error
+
+
+def _folder_digest(folder: Path) -> str:
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".txt"))
+    stamps = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+    return _files_digest(stamps)
+
+
+@lru_cache
+def _files_digest(stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """SHA-256 of the files' names and contents; size and time only tell when to look again."""
+    digest = hashlib.sha256()
+    for path, size, _time in stamps:
+        digest.update(f"{Path(path).name}\0{size}\0".encode())
+        with Path(path).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,49 @@
+"""The library in one call, for those who have a model and tokenizer at hand."""
+
+from typing import Any
+
+from dfolora.backbone import Backbone
+from dfolora.methods import DfoLora, Method, Predictor
+from dfolora.problem import ProblemSpec
+from dfolora.task import Task
+
+
+def fit(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    *,
+    method: Method = DfoLora(),
+    problem: ProblemSpec = ProblemSpec(),
+    seed: int = 42,
+) -> Predictor:
+    """Draw a few-shot split of a task and fit a method to it.
+
+    Args:
+        model: A ``transformers`` model with a vocabulary head; its weights are never written.
+        tokenizer: Its tokenizer.
+        task: The task, for example ``Task.from_file("conf/task/sst2.yaml")``.
+        method: What to fit; C-LoRA unless told otherwise.
+        problem: How the split is drawn and put to the model.
+        seed: Of split, projections and search.
+
+    Returns:
+        The dev-selected predictor; ``save`` writes a PEFT adapter folder.
+
+    Raises:
+        UserError: Model, task, data and method do not fit together.
+    """
+    backbone = Backbone(model)
+    architecture = backbone.architecture
+    method.check(architecture)
+    posed = problem.pose(
+        task,
+        tokenizer,
+        kind=architecture.family.kind,
+        max_length=architecture.max_length,
+        seed=seed,
+    )
+    search = method.begin(backbone, posed.data, seed)
+    for _generation in search:
+        pass
+    return search.predictor()

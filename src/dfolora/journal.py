@@ -1,0 +1,43 @@
+"""A search's journal: one JSON line a generation, on disk before the next one starts."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+from dfolora.tune import Generation
+
+
+class Journal:
+    """Appends generations to a file; a context, which closes it.
+
+    Together with the configuration the lines determine the search: optimizers are functions of
+    their seed and of the losses, which are kept exactly (a float's ``repr`` reads back the same;
+    null stands for no finite number). The digest tells whether a replay asked the same candidates.
+
+    Args:
+        path: A new file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8")
+
+    def __enter__(self) -> "Journal":
+        """The journal itself."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def append(self, generation: Generation) -> None:
+        """Write one line and flush it."""
+        candidates = hashlib.sha256(generation.candidates.tobytes()).hexdigest()
+        line = {
+            "block": generation.block,
+            "calls": generation.calls,
+            "losses": [x if math.isfinite(x) else None for x in generation.losses.tolist()],
+            "candidates_sha256": candidates,
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()

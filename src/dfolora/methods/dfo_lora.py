@@ -1,0 +1,187 @@
+"""Derivative-free LoRA: C-LoRA with CMA-ES, F-LoRA with LoTFWA (Jin, Liu, Tan 2024)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from dfolora.adapter import save_adapter
+from dfolora.architecture import Architecture
+from dfolora.backbone import Backbone
+from dfolora.data.encode import Batch
+from dfolora.errors import UserError
+from dfolora.evaluate import PopulationEvaluator, PopulationForward, batch_logits
+from dfolora.methods.base import FewShotData, Progress
+from dfolora.objective import check_objective
+from dfolora.optim import Cma, Optimizer, OptimizerFactory
+from dfolora.seeding import stream
+from dfolora.select import SELECTIONS, DevPoint, DevSelection
+from dfolora.subspace import LoraSubspace, SubspaceSpec
+from dfolora.tune import INCUMBENTS, SCHEDULES, tune
+
+
+@dataclass(frozen=True, kw_only=True)
+class DfoLora:
+    """Every layer's LoRA factors, searched in turn with forward passes only."""
+
+    subspace: SubspaceSpec = SubspaceSpec()
+    optimizer: OptimizerFactory = Cma
+    budget: int = 6000
+    """Passes over the train set; 0 is the manual prompt."""
+    objective: str = "ce"
+    """A name in ``OBJECTIVES``."""
+    incumbent: str = "improving"
+    """A name in ``INCUMBENTS``."""
+    schedule: str = "round_robin"
+    """A name in ``SCHEDULES``."""
+    selection: str = "incumbent"
+    """A name in ``SELECTIONS``."""
+    dev_interval: int = 100
+    """Calls between two looks at the dev set."""
+    patience: int | None = None
+    """Stop after so many calls without a higher dev score; None never."""
+    tokens: int = 2048
+    """At most so many tokens, padding included, go through the model at once."""
+
+    @property
+    def seeded(self) -> bool:
+        """See ``Method``."""
+        return True
+
+    def check(self, architecture: Architecture) -> None:
+        """See ``Method``."""
+        check_objective(self.objective)
+        for name, value, choices in (
+            ("incumbent", self.incumbent, INCUMBENTS),
+            ("schedule", self.schedule, SCHEDULES),
+            ("selection", self.selection, SELECTIONS),
+        ):
+            if value not in choices:
+                raise UserError(f"Unknown {name}={value}; choose one of {', '.join(choices)}.")
+        if self.dev_interval < 1 or (self.patience is not None and self.patience < 1):
+            raise UserError(
+                f"dev_interval={self.dev_interval} and patience={self.patience} must be positive."
+            )
+        self.subspace.check(architecture)
+        self._check_budget(architecture)
+
+    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> "LoraSearch":
+        """See ``Method``."""
+        self.check(backbone.architecture)
+        return LoraSearch(self, backbone, data, seed)
+
+    def block_optimizer(self, block: int, blocks: int, seed: int) -> Optimizer:
+        """The optimizer of one layer, with its own random stream."""
+        return self.optimizer(
+            dim=self.subspace.dim,
+            budget=self.budget // blocks,
+            rng=stream(seed, f"search/{block}"),
+        )
+
+    def _check_budget(self, architecture: Architecture) -> None:
+        population = self.block_optimizer(0, architecture.layers, 0).population
+        round_calls = population * (architecture.layers if self.schedule == "released" else 1)
+        if self.budget < 0 or 0 < self.budget < round_calls:
+            needed = "whole rounds of all layers" if self.schedule == "released" else "a generation"
+            raise UserError(
+                f"budget={self.budget} is smaller than {needed} ({round_calls} calls with a "
+                f"population of {population}); raise budget, lower optimizer.population, or set "
+                f"budget=0 to search nothing."
+            )
+
+
+class LoraSearch:
+    """One search, as a ``Fit``."""
+
+    def __init__(self, method: DfoLora, backbone: Backbone, data: FewShotData, seed: int) -> None:
+        self._method = method
+        self._backbone = backbone
+        self._label_ids = data.label_ids
+        self._subspace = method.subspace.build(
+            backbone, data.train.input_ids, data.train.attention_mask, seed
+        )
+        self._optimizers = [
+            method.block_optimizer(block, self._subspace.blocks, seed)
+            for block in range(self._subspace.blocks)
+        ]
+        self._train = self._evaluator(data.train, data.metric)
+        self._selection = DevSelection(
+            self._evaluator(data.dev, data.metric),
+            rule=method.selection,
+            interval=method.dev_interval,
+            patience=method.patience,
+        )
+
+    def __iter__(self) -> Iterator[Progress]:
+        """Search until the budget or the patience is spent."""
+        method, selection = self._method, self._selection
+        for generation in tune(
+            self._train,
+            self._optimizers,
+            dim=method.subspace.dim,
+            budget=method.budget,
+            incumbent=method.incumbent,
+            schedule=method.schedule,
+        ):
+            dev = selection.see(generation)
+            yield Progress(generation=generation, dev=dev, selected=selection.best)
+            if selection.stalled:
+                break
+        selection.close()
+
+    def predictor(self) -> "LoraPredictor":
+        """The solution that the dev set chose."""
+        chosen = self._selection.best
+        if chosen is None:
+            zero = np.zeros((self._subspace.blocks, self._subspace.spec.dim))
+            chosen = self._selection.look(0, zero)
+        return LoraPredictor(
+            self._backbone, self._subspace, chosen, self._label_ids, tokens=self._method.tokens
+        )
+
+    def _evaluator(self, batch: Batch, metric: str) -> PopulationEvaluator:
+        forward = PopulationForward(
+            self._backbone, self._subspace, batch, self._label_ids, tokens=self._method.tokens
+        )
+        return PopulationEvaluator(
+            forward, batch.labels, objective=self._method.objective, metric=metric
+        )
+
+
+class LoraPredictor:
+    """The model with one solution's LoRA factors."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        subspace: LoraSubspace,
+        chosen: DevPoint,
+        label_ids: Tensor,
+        *,
+        tokens: int,
+    ) -> None:
+        self.dev: DevPoint | None = chosen
+        self._backbone = backbone
+        self._label_ids = label_ids
+        self._tokens = tokens
+        self._layers = [
+            subspace.intervention(block, chosen.solution[block : block + 1])
+            for block in range(subspace.blocks)
+        ]
+        self.searched = chosen.solution.size
+        self.stored = sum(
+            factors.down.numel() + factors.up.numel()
+            for lora in self._layers
+            for factors in lora.factors.values()
+        )
+
+    def logits(self, batch: Batch) -> Tensor:
+        """See ``Predictor``."""
+        with self._backbone.with_lora(self._layers):
+            return batch_logits(self._backbone, batch, self._label_ids, tokens=self._tokens)[0]
+
+    def save(self, folder: Path) -> None:
+        """Write a PEFT adapter folder."""
+        save_adapter(folder, self._backbone, self._layers)

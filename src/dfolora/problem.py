@@ -1,0 +1,140 @@
+"""A task made ready for one model and seed: split, batches, label words. No weights needed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfolora.data import (
+    Batch,
+    FewShotSplit,
+    Readout,
+    Rows,
+    eligible_rows,
+    encode,
+    fingerprint,
+    fits,
+    load_rows,
+    sample_few_shot,
+)
+from dfolora.errors import UserError
+from dfolora.methods import FewShotData
+from dfolora.task import Kind, LabelWordStyle, Task, label_word_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RELEASED_TEST_BATCH = 16
+"""The released code pads test examples in batches of so many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemSpec:
+    """How few-shot problems are drawn from tasks and put to models."""
+
+    k: int = 16
+    """Rows per class in train, and as many in dev."""
+    root: str | None = None
+    """A folder of local files; None for the task's own source."""
+    prompt: str = "released"
+    """The prompt's variant: ``released`` or ``published``."""
+    label_words: LabelWordStyle = "released"
+    """``released`` (the bare word) or ``natural`` (with a space before it)."""
+    readout: Readout = "last_token"
+    """Where a causal model answers: ``last_token`` or ``released`` (the last padded column)."""
+    overlong: str = "truncate"
+    """``truncate``: a word limit for train and dev, tests cut inside their text; ``released``:
+    what exceeds ``max_length`` tokens is dropped everywhere, so splits differ between models."""
+    max_words: int = 340
+    """Word limit of train and dev rows."""
+    max_length: int = 512
+    """Token limit of every input; a model's own limit may be lower."""
+
+    def pose(
+        self,
+        task: Task,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        kind: Kind,
+        max_length: int,
+        seed: int,
+    ) -> "Problem":
+        """Load the rows, draw the split and encode all of it.
+
+        Args:
+            task: The task.
+            tokenizer: The model's tokenizer.
+            kind: How the model answers.
+            max_length: The model's own limit in tokens.
+            seed: The split's seed.
+
+        Raises:
+            UserError: Anything about the data, the prompt or the label words is wrong.
+        """
+        self._check()
+        prompt = task.prompt(self.prompt, kind)
+        label_ids = label_word_ids(prompt, tokenizer, self.label_words)
+        limit = min(self.max_length, max_length)
+        pool = load_rows(task, "train", root=self.root)
+        tests = load_rows(task, "test", root=self.root)
+        if self.overlong == "released":
+            eligible = fits(pool, prompt, tokenizer, max_length=limit)
+            short = fits(tests, prompt, tokenizer, max_length=limit)
+            kept = tests.select(row for row, fit in enumerate(short) if fit)
+        else:
+            eligible, kept = eligible_rows(pool, self.max_words), tests
+        split = sample_few_shot(pool.labels, eligible, k=self.k, seed=seed, names=task.classes)
+
+        def batch(rows: Rows, group: int | None = None) -> Batch:
+            return encode(
+                rows, prompt, tokenizer, max_length=limit, readout=self.readout, group=group
+            )
+
+        return Problem(
+            task=task,
+            split=split,
+            data=FewShotData(
+                train=batch(pool.select(split.train)),
+                dev=batch(pool.select(split.dev)),
+                label_ids=torch.tensor(label_ids),
+                metric=task.metric,
+            ),
+            test=batch(kept, RELEASED_TEST_BATCH),
+            label_words=prompt.label_words,
+            dropped_tests=len(tests) - len(kept),
+            fingerprint=f"{fingerprint(pool)}:{fingerprint(tests)}",
+        )
+
+    def _check(self) -> None:
+        for name, value, choices in (
+            ("readout", self.readout, ("last_token", "released")),
+            ("overlong", self.overlong, ("truncate", "released")),
+            ("label_words", self.label_words, ("released", "natural")),
+        ):
+            if value not in choices:
+                raise UserError(f"data.{name}={value}; choose one of {', '.join(choices)}.")
+        for name, number in (("max_words", self.max_words), ("max_length", self.max_length)):
+            if number < 1:
+                raise UserError(f"data.{name}={number} must be positive.")
+        if self.root is not None and not Path(self.root).is_dir():
+            raise UserError(
+                f"data.root={self.root} is not a folder; it needs one folder a task, such as "
+                f"sst2/train.jsonl and sst2/test.jsonl."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One few-shot problem, encoded."""
+
+    task: Task
+    split: FewShotSplit
+    data: FewShotData
+    """Train and dev."""
+    test: Batch
+    label_words: tuple[str, ...]
+    dropped_tests: int
+    """Test rows left out for their length; 0 unless ``overlong`` is ``released``."""
+    fingerprint: str
+    """Of all rows, train pool and test."""

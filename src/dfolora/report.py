@@ -1,0 +1,230 @@
+"""Finished runs to tables. Reads the store's data frame alone; knows no model and no torch.
+
+A cell is filled only when it has a run for every seed; anything else is shown as a hole.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+HOLE = "—"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A method of a table."""
+
+    label: str
+    where: Mapping[str, str]
+    """Tags that its runs have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSpec:
+    """What a table shows."""
+
+    name: str
+    """Also the item that runs were made for."""
+    title: str
+    tasks: Mapping[str, str]
+    """Task name to column title."""
+    rows: Sequence[Row]
+    constants: Mapping[str, str]
+    """Constant predictors, metric name to label."""
+    profile: str
+    seeds: Sequence[int]
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One method on one task, by seed."""
+
+    scores: Mapping[str, float]
+    """In percent, by the run's seed."""
+    missing: Sequence[str] = ()
+    """Seeds without a finished run."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds; nan for a hole."""
+        return float("nan") if self.missing else float(pd.Series(self.scores).mean())
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation (ddof 1); nan for a hole or a single run."""
+        return float("nan") if self.missing else float(pd.Series(self.scores).std(ddof=1))
+
+    def __str__(self) -> str:
+        if self.missing:
+            wanted = len(self.scores) + len(self.missing)
+            return f"{HOLE} ({len(self.scores)}/{wanted})" if self.scores else HOLE
+        spread = "" if pd.isna(self.std) else f" ({self.std:.2f})"
+        return f"{self.mean:.2f}{spread}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A row of a finished table."""
+
+    label: str
+    searched: str
+    """Numbers that the method searched."""
+    cells: Sequence[Cell]
+    """One a task."""
+
+    @property
+    def average(self) -> str:
+        """Unweighted mean of the tasks' means; a hole if one is missing."""
+        means = pd.Series([cell.mean for cell in self.cells])
+        return HOLE if means.isna().any() else f"{means.mean():.2f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A finished table."""
+
+    spec: TableSpec
+    lines: Sequence[Line]
+    caption: str
+
+    def markdown(self) -> str:
+        """The table with its caption."""
+        columns = ["Method", "#Params", *self.spec.tasks.values(), "Avg."]
+        rows = [
+            [line.label, line.searched, *map(str, line.cells), line.average] for line in self.lines
+        ]
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        rule = ["-" * width for width in widths]
+        body = "\n".join(
+            "| "
+            + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            + " |"
+            for row in [columns, rule, *rows]
+        )
+        return f"# {self.spec.title}\n\n{body}\n\n{self.caption}\n"
+
+    def frame(self) -> pd.DataFrame:
+        """One row a cell, per-seed scores kept; numbers missing where the table has a hole."""
+        return pd.DataFrame(
+            {
+                "table": self.spec.name,
+                "profile": self.spec.profile,
+                "method": line.label,
+                "n_params": line.searched,
+                "task": title,
+                "mean": cell.mean,
+                "std": cell.std,
+                "runs": len(cell.scores),
+                "missing_seeds": " ".join(cell.missing),
+                "scores": " ".join(f"{seed}:{score:.4f}" for seed, score in cell.scores.items()),
+            }
+            for line in self.lines
+            for title, cell in zip(self.spec.tasks.values(), line.cells, strict=True)
+        )
+
+
+def build_table(runs: pd.DataFrame, spec: TableSpec) -> Table:
+    """Put finished runs into a table.
+
+    Of runs for the same cell and seed the one asked for last counts, and in each row only runs
+    with the settings of the row's last one: results of different settings never share a mean.
+
+    Args:
+        runs: As ``dfolora.tracking.Store.runs`` gives them.
+        spec: What to show.
+    """
+    item = f"tags.item.{spec.name}"
+    if item in runs:
+        asked = runs[item].notna() & (runs["tags.profile"] == spec.profile)
+        runs = runs[asked].sort_values(item, kind="stable")
+    else:
+        runs = runs.iloc[:0]
+    chosen = [_row_runs(runs, row) for row in spec.rows]
+    lines = [
+        Line(
+            label=row.label,
+            searched=_searched(mine),
+            cells=[_cell(mine, task, spec.seeds) for task in spec.tasks],
+        )
+        for row, mine in zip(spec.rows, chosen, strict=True)
+    ]
+    used = pd.concat(chosen)
+    constants = [
+        Line(
+            label=label,
+            searched="0",
+            cells=[_constant_cell(used, task, name) for task in spec.tasks],
+        )
+        for name, label in spec.constants.items()
+    ]
+    return Table(spec=spec, lines=[*constants, *lines], caption=_caption(used, spec))
+
+
+def _row_runs(runs: pd.DataFrame, row: Row) -> pd.DataFrame:
+    for tag, value in row.where.items():
+        column = f"tags.{tag}"
+        runs = runs[runs[column] == value] if column in runs else runs.iloc[:0]
+    if runs.empty:
+        return runs
+    same_settings = runs[runs["tags.settings"] == runs["tags.settings"].iloc[-1]]
+    return same_settings.drop_duplicates(["tags.task", "tags.seed"], keep="last")
+
+
+def _cell(runs: pd.DataFrame, task: str, seeds: Sequence[int]) -> Cell:
+    """A method that depends on no seed has one run, tagged ``any``."""
+    if runs.empty:
+        return Cell(scores={}, missing=[str(seed) for seed in seeds])
+    mine = runs[runs["tags.task"] == task]
+    scores = dict(zip(mine["tags.seed"], 100 * mine["metrics.test/score"], strict=True))
+    unseeded = set(runs["tags.seed"]) == {"any"}
+    wanted = ["any"] if unseeded else [str(seed) for seed in seeds]
+    return Cell(
+        scores={seed: scores[seed] for seed in wanted if seed in scores},
+        missing=[seed for seed in wanted if seed not in scores],
+    )
+
+
+def _constant_cell(runs: pd.DataFrame, task: str, name: str) -> Cell:
+    column = f"metrics.test/{name}"
+    if column not in runs:
+        return Cell(scores={}, missing=["any"])
+    scores = runs.loc[runs["tags.task"] == task, column].dropna()
+    if scores.empty:
+        return Cell(scores={}, missing=["any"])
+    return Cell(scores={"any": 100 * float(scores.iloc[-1])})
+
+
+def _searched(runs: pd.DataFrame) -> str:
+    if runs.empty:
+        return HOLE
+    return " / ".join(f"{int(n):,}" for n in sorted(runs["metrics.params/searched"].unique()))
+
+
+def _caption(runs: pd.DataFrame, spec: TableSpec) -> str:
+    said = {
+        "Profile": spec.profile,
+        "Model": _values(runs, "tags.model"),
+        "Seeds": ", ".join(map(str, spec.seeds)),
+        "Shots per class": _values(runs, "params.data.k"),
+        "Calls": _values(runs, "params.budget"),
+        "d": _values(runs, "params.dim"),
+        "Rank": _values(runs, "params.rank"),
+        "Alpha": _values(runs, "params.subspace.alpha"),
+        "Sigma": _values(runs, "params.optimizer.sigma"),
+        "Commit": _values(runs, "tags.commit"),
+        "Runs": len(runs),
+    }
+    facts = "; ".join(f"{name}: {value}" for name, value in said.items())
+    return (
+        f"Test score in %, mean (sample standard deviation) over seeds; {HOLE} where runs are "
+        f"missing (finished/wanted) or the predictor does not apply; Avg. is the mean of the "
+        f"tasks. {facts}. {spec.note}"
+    )
+
+
+def _values(runs: pd.DataFrame, column: str) -> str:
+    values: Any = runs[column].dropna().unique() if column in runs else []
+    return ", ".join(sorted(map(str, values))) or HOLE

@@ -1,0 +1,129 @@
+"""Which solution of a search is kept: dev-set selection and early stopping."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfolora.evaluate import Evaluator
+from dfolora.tune import Generation
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevPoint:
+    """A solution as the dev set saw it."""
+
+    calls: int
+    score: float
+    loss: float
+    solution: Array
+    """``(L, d)``."""
+
+
+class DevSelection:
+    """Looks at the dev set as a search goes on, and keeps the best solution seen.
+
+    Args:
+        evaluate: Scores and losses on the dev set; its passes are not charged to the budget.
+        rule: A name in ``SELECTIONS``: which solutions are looked at.
+        interval: Calls between two looks.
+        patience: The search counts as stalled once so many calls brought no higher dev score;
+            None never (Jin, Liu, Tan 2024, Table 3: 1,500).
+    """
+
+    def __init__(
+        self, evaluate: Evaluator, *, rule: str, interval: int, patience: int | None
+    ) -> None:
+        self._evaluate = evaluate
+        self._rule = SELECTIONS[rule]
+        self._interval = interval
+        self._patience = patience
+        self._previous: Generation | None = None
+        self._last: DevPoint | None = None
+        self._progress_calls = 0
+        self.best: DevPoint | None = None
+        """The best so far by the rule's rank; of equals the earlier one."""
+        self.stalled = False
+        """Whether the patience has run out."""
+
+    def see(self, generation: Generation) -> DevPoint | None:
+        """Look at the dev set if this generation calls for it; the last look, if any."""
+        point = None
+        before = -1 if self._previous is None else self._previous.calls
+        for calls, solution in self._rule.looks(generation, before, self._interval):
+            point = self.look(calls, solution)
+        self._previous = generation
+        self.stalled = (
+            self._patience is not None and generation.calls - self._progress_calls >= self._patience
+        )
+        return point
+
+    def close(self) -> None:
+        """The search is over: look at where it ended, if the rule wants that."""
+        if self._previous is not None and self._rule.looks_at_end:
+            self.look(self._previous.calls, self._previous.solution)
+
+    def look(self, calls: int, solution: Array) -> DevPoint:
+        """Score one solution on the dev set and keep it if it is the best so far."""
+        if self._last is None or not np.array_equal(solution, self._last.solution):
+            dev = self._evaluate(solution, 0, solution[:1])
+            score, loss = float(dev.scores[0]), float(dev.losses[0])
+        else:
+            score, loss = self._last.score, self._last.loss
+        point = DevPoint(calls=calls, score=score, loss=loss, solution=solution.copy())
+        if self.best is None or score > self.best.score:
+            self._progress_calls = calls
+        if self.best is None or self._rule.rank(point) < self._rule.rank(self.best):
+            self.best = point
+        self._last = point
+        return point
+
+
+def _current_incumbents(
+    generation: Generation, previous_calls: int, interval: int
+) -> Iterator[tuple[int, Array]]:
+    """The incumbents, at the first generation's end and wherever an interval has passed."""
+    if previous_calls // interval < generation.calls // interval:
+        yield generation.calls, generation.solution
+
+
+def _every_nth_candidate(
+    generation: Generation, _previous_calls: int, interval: int
+) -> Iterator[tuple[int, Array]]:
+    """The very candidate of call n, 2n, 3n ..., good or bad, among the others' incumbents."""
+    first = generation.calls - len(generation.losses) + 1
+    for index, candidate in enumerate(generation.candidates):
+        if (first + index) % interval == 0:
+            solution = generation.solution.copy()
+            solution[generation.block] = candidate
+            yield first + index, solution
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionRule:
+    """What is looked at, and what makes one look better than another."""
+
+    looks: Callable[[Generation, int, int], Iterator[tuple[int, Array]]]
+    """``(generation, calls before it, interval)`` -> the calls and solutions to look at."""
+    looks_at_end: bool
+    """Whether the incumbents are looked at once more when the search is over."""
+    rank: Callable[[DevPoint], tuple[float, ...]]
+    """Lower is better."""
+
+
+SELECTIONS: Mapping[str, SelectionRule] = {
+    "incumbent": SelectionRule(
+        looks=_current_incumbents,
+        looks_at_end=True,
+        rank=lambda point: (-point.score, point.loss),
+    ),
+    # As in the code of Jin, Liu, Tan 2024.
+    "released": SelectionRule(
+        looks=_every_nth_candidate,
+        looks_at_end=False,
+        rank=lambda point: (-point.score,),
+    ),
+}

@@ -1,0 +1,175 @@
+"""The frozen random map from a search vector to one layer's LoRA factors.
+
+A vector z of length d is cut evenly into one part for each A and each B of the adapted maps, and
+each part goes through its own bias-free random matrix: ``A = reshape(z_A P_A)``,
+``B = reshape(z_B P_B)`` (Jin, Liu, Tan 2024, Section 3). So z = 0 is the base model exactly, and
+z and -z give the same model when all other layers are as they were, since every update is a
+product A B.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dfolora.architecture import Architecture
+from dfolora.backbone import Backbone
+from dfolora.errors import UserError
+from dfolora.lora import LayerLora, LoraFactors
+from dfolora.seeding import stream
+
+CLIP_ROUNDS = 5
+CLIP_STDS = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubspaceSpec:
+    """How search vectors become LoRA factors; ``build`` draws the projections."""
+
+    dim: int = 500
+    """d, the length of one layer's search vector."""
+    rank: int = 2
+    """r of the LoRA factors."""
+    targets: Sequence[str] = ("q", "k")
+    """The adapted maps of every layer, a subset of q, k, v, o."""
+    alpha: float = 1.0
+    """Stretch of the projections (Eq. 6)."""
+    sigma: float = 1.0
+    """The optimizer's initial step size, which Eq. 6 divides out."""
+    scaling: float = 1.0
+    """Factor on every product A B."""
+    b_projection: Literal["hidden_std", "linear_default"] = "hidden_std"
+    """Law of the B projections of layers >= 1: Eq. 6 as for A, or, as in the released code, the
+    uniform default of ``nn.Linear``, on +-1 / sqrt(fan-in)."""
+    statistics: Literal["real_tokens", "all_positions"] = "real_tokens"
+    """Which positions the hidden-state statistics see: all_positions has the padding too, as in
+    the released code."""
+
+    def check(self, architecture: Architecture) -> None:
+        """Raise UserError if this cannot be built for a model of that architecture."""
+        architecture.check_targets(self.targets)
+        parts = 2 * len(self.targets)
+        if self.dim < parts or self.dim % parts:
+            below = self.dim // parts * parts
+            legal = [d for d in (below, below + parts) if d >= parts]
+            raise UserError(
+                f"dim={self.dim} does not divide into {parts} equal parts (one A and one B for "
+                f"each of {', '.join(self.targets)}); the nearest legal dim is "
+                f"{' or '.join(map(str, legal))}."
+            )
+        if not 1 <= self.rank <= architecture.width:
+            raise UserError(f"rank={self.rank} must lie between 1 and {architecture.width}.")
+        for name, value in (("subspace.alpha", self.alpha), ("optimizer.sigma", self.sigma)):
+            if not 0 < value < float("inf"):
+                raise UserError(f"{name}={value} must be a positive number.")
+
+    def build(
+        self, backbone: Backbone, input_ids: Tensor, attention_mask: Tensor, seed: int
+    ) -> "LoraSubspace":
+        """Draw the projections, scaled by the hidden states of one pass over the train set.
+
+        Args:
+            backbone: The model; used as it is, without any adaptation.
+            input_ids: ``(N, T)``.
+            attention_mask: ``(N, T)``.
+            seed: The run's seed; the projections are a function of it and the statistics.
+        """
+        self.check(backbone.architecture)
+        stds = self._layer_stds(backbone, input_ids, attention_mask)
+        projections = [self._draw(layer, std, backbone, seed) for layer, std in enumerate(stds)]
+        return LoraSubspace(self, projections)
+
+    def _layer_stds(
+        self, backbone: Backbone, input_ids: Tensor, attention_mask: Tensor
+    ) -> NDArray[np.float64]:
+        """Per layer, the standard deviation that scales its projections: ``(L,)``."""
+        stds = np.empty(backbone.architecture.layers)
+        mask = attention_mask.to(backbone.device)
+        real = mask.bool() if self.statistics == "real_tokens" else torch.ones_like(mask).bool()
+
+        def visit(layer: int, hidden: Tensor) -> None:
+            stds[layer] = clipped_std(hidden[real])
+
+        backbone.visit_layer_inputs(input_ids.to(backbone.device), mask, visit)
+        # Layer 0 takes the whole embedding matrix in place of its input (released code).
+        stds[0] = backbone.embedding.float().std().item()
+        return stds
+
+    def _draw(self, layer: int, std: float, backbone: Backbone, seed: int) -> "Projections":
+        fan_in = self.dim // (2 * len(self.targets))
+        normal_std = self.alpha * std / (np.sqrt(self.dim) * self.sigma)  # Eq. 6
+        uniform_b = layer > 0 and self.b_projection == "linear_default"
+        down, up = [], []
+        for name in self.targets:
+            linear = backbone.linear_map(layer, name)
+            rng = stream(seed, f"projection/{layer}/{name}")
+            down.append(_normal(rng, (fan_in, linear.d_in * self.rank), normal_std))
+            shape = (fan_in, self.rank * linear.d_out)
+            up.append(
+                _uniform(rng, shape, 1 / np.sqrt(fan_in))
+                if uniform_b
+                else _normal(rng, shape, normal_std)
+            )
+        return Projections(
+            down=torch.stack(down).to(backbone.device), up=torch.stack(up).to(backbone.device)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projections:
+    """One layer's random matrices, float32, stacked over the adapted maps (M of them)."""
+
+    down: Tensor
+    """``(M, d / 2M, d_in * r)``."""
+    up: Tensor
+    """``(M, d / 2M, r * d_out)``."""
+
+
+class LoraSubspace:
+    """z -> LoRA factors, a block a layer. Built by ``SubspaceSpec.build``."""
+
+    def __init__(self, spec: SubspaceSpec, projections: Sequence[Projections]) -> None:
+        self.spec = spec
+        self.blocks = len(projections)
+        self._projections = projections
+
+    def intervention(self, block: int, candidates: NDArray[np.float64]) -> LayerLora:
+        """The LoRA factors of P candidates for one layer: ``(P, d) -> LayerLora``."""
+        spec, projections = self.spec, self._projections[block]
+        z = torch.from_numpy(candidates).to(projections.down)
+        # Parts are ordered A_1, B_1, A_2, B_2, ... over the targets.
+        parts = z.reshape(len(z), len(spec.targets), 2, -1)
+        down = torch.einsum("pmf,mfo->mpo", parts[:, :, 0], projections.down)
+        up = torch.einsum("pmf,mfo->mpo", parts[:, :, 1], projections.up) * spec.scaling
+        return LayerLora(
+            layer=block,
+            factors={
+                name: LoraFactors(
+                    down=down[index].reshape(len(z), -1, spec.rank),
+                    up=up[index].reshape(len(z), spec.rank, -1),
+                )
+                for index, name in enumerate(spec.targets)
+            },
+        )
+
+
+def clipped_std(values: Tensor) -> float:
+    """Standard deviation after five rounds of clipping to mean +- 3 standard deviations."""
+    values = values.float()
+    for _ in range(CLIP_ROUNDS):
+        mean, std = values.mean(), values.std()
+        values = values.clamp(mean - CLIP_STDS * std, mean + CLIP_STDS * std)
+    return values.std().item()
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, int], std: float) -> Tensor:
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32) * np.float32(std))
+
+
+def _uniform(rng: np.random.Generator, shape: tuple[int, int], bound: float) -> Tensor:
+    unit = rng.random(shape, dtype=np.float32)
+    return torch.from_numpy((2 * unit - 1) * np.float32(bound))

@@ -1,0 +1,160 @@
+"""MLflow, the one store of results; no other module imports it.
+
+Runs are flat and share a ``sweep_id`` tag. Curves are buffered and written in batches, for a point
+written alone costs as much as a batch.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from dfolora.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+FLUSH_SECONDS = 5.0
+METRICS_A_BATCH = 1000
+PARAMS_A_BATCH = 100
+SQLITE = "sqlite:///"
+
+
+class Store:
+    """A tracking store, made ready for several processes.
+
+    Args:
+        uri: Any MLflow tracking URI. A local SQLite file keeps its artifacts in ``mlruns`` beside.
+    """
+
+    def __init__(self, uri: str) -> None:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it makes
+        self.uri = uri
+        self._artifacts = None
+        try:
+            if uri.startswith(SQLITE):
+                path = Path(uri.removeprefix(SQLITE)).absolute()
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._artifacts = path.parent / "mlruns"
+                # Two processes that both create a fresh file's tables kill each other.
+                with FileLock(f"{path}.lock"):
+                    self._client = MlflowClient(uri)
+                    self._client.search_experiments(max_results=1)
+            else:
+                self._client = MlflowClient(uri)
+                self._client.search_experiments(max_results=1)
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"The tracking store {uri} cannot be used: {error}. Set MLFLOW_TRACKING_URI to "
+                f"one that can."
+            ) from error
+
+    def finished_run(self, digest: str) -> str | None:
+        """The id of the finished run with that digest, if there is one."""
+        runs = self._client.search_runs(
+            self._experiment_ids(),
+            f"tags.digest = '{digest}' AND attributes.status = 'FINISHED'",
+            max_results=1,
+        )
+        return runs[0].info.run_id if runs else None
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Add tags to a run."""
+        for key, value in tags.items():
+            self._client.set_tag(run_id, key, value)
+
+    def start(
+        self, experiment: str, name: str, *, tags: Mapping[str, str], params: Mapping[str, Any]
+    ) -> "RunLog":
+        """Begin a run; use it as a context, which ends it as FINISHED or FAILED."""
+        from mlflow.entities import Param
+
+        run = self._client.create_run(
+            self._experiment_id(experiment), run_name=name, tags=dict(tags)
+        )
+        entries = [Param(key, str(value)) for key, value in params.items()]
+        for start in range(0, len(entries), PARAMS_A_BATCH):
+            self._client.log_batch(
+                run.info.run_id, params=entries[start : start + PARAMS_A_BATCH], synchronous=True
+            )
+        return RunLog(self._client, run.info.run_id)
+
+    def runs(self) -> "pd.DataFrame":
+        """All finished runs of all experiments, one a row, with MLflow's column names."""
+        import mlflow
+        import pandas as pd
+
+        ids = self._experiment_ids()
+        if not ids:
+            return pd.DataFrame()
+        mlflow.set_tracking_uri(self.uri)
+        return mlflow.search_runs(
+            ids, "attributes.status = 'FINISHED'", order_by=["attributes.start_time ASC"]
+        )
+
+    def _experiment_ids(self) -> list[str]:
+        return [experiment.experiment_id for experiment in self._client.search_experiments()]
+
+    def _experiment_id(self, name: str) -> str:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is not None:
+            return experiment.experiment_id
+        location = None if self._artifacts is None else (self._artifacts / name).as_uri()
+        return self._client.create_experiment(name, artifact_location=location)
+
+
+class RunLog:
+    """One run being written."""
+
+    def __init__(self, client: Any, run_id: str) -> None:
+        self.run_id = run_id
+        self._client = client
+        self._buffer: list[Any] = []
+        self._flushed = time.monotonic()
+
+    def __enter__(self) -> "RunLog":
+        """The run itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """Write what is buffered and end the run."""
+        self.flush()
+        self._client.set_terminated(self.run_id, status="FAILED" if kind else "FINISHED")
+
+    def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
+        """Add one point to each named curve; nan is left out."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._buffer.extend(
+            Metric(key, float(value), now, step) for key, value in values.items() if value == value
+        )
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the buffered points in one batch."""
+        for start in range(0, len(self._buffer), METRICS_A_BATCH):
+            part = self._buffer[start : start + METRICS_A_BATCH]
+            self._client.log_batch(self.run_id, metrics=part, synchronous=True)
+        self._buffer = []
+        self._flushed = time.monotonic()
+
+    def artifacts(self, folder: Path) -> None:
+        """Store every file under a folder."""
+        self._client.log_artifacts(self.run_id, str(folder))
