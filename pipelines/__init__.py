@@ -1,0 +1,1 @@
+"""The entry points: ``python -m pipelines.run`` and ``python -m pipelines.report``."""

@@ -1,0 +1,58 @@
+"""Runs one configured method on one few-shot problem, or with ``-m`` a sweep of them.
+
+python -m pipelines.run task=sst2 model.path=DIR data.root=DIR
+python -m pipelines.run -m optimizer=cma,fwa rank=2,4
+"""
+
+import os
+
+# Before torch and the hub's client are imported: on a shared machine more threads are slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import sys
+import uuid
+from datetime import UTC, datetime
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+SWEEP_ID = "DFOLORA_SWEEP_ID"
+_failures: list[str] = []
+
+
+def _as_choices(values: ListConfig) -> str:
+    """A list as Hydra's sweeper wants it: ``[8, 13] -> "8,13"``."""
+    return ",".join(map(str, values))
+
+
+OmegaConf.register_new_resolver("choices", _as_choices)
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="run")
+def job(config: DictConfig) -> None:
+    """Hydra's entry: one run; its failure leaves the rest of a sweep going."""
+    # Imported late, so that --help and configuration errors come at once.
+    from dfolora.errors import UserError
+    from pipelines.execute import execute
+
+    chosen = HydraConfig.get().runtime.choices
+    choices = {group: option for group, option in chosen.items() if option is not None}
+    try:
+        execute(config, choices, sweep_id=os.environ[SWEEP_ID])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        _failures.append(str(error))
+
+
+def main() -> None:
+    """Run, and tell by the exit status: 0 all well, 2 something given was wrong."""
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    os.environ.setdefault(SWEEP_ID, f"{now}-{uuid.uuid4().hex[:6]}")
+    job()
+    sys.exit(2 if _failures else 0)
+
+
+if __name__ == "__main__":
+    main()
