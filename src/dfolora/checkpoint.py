@@ -16,6 +16,7 @@ from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.errors import UserError
 from dfolora.mini.tokenizer import mini_tokenizer
+from dfolora.task import Kind
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RANDOM_WEIGHTS_SEED = 0
@@ -88,8 +89,11 @@ class Checkpoint:
             UserError: The weights cannot be had, or are not those of a language model.
         """
         config = self.config()
-        causal = Architecture.of(config).family.kind == "causal"
-        loader = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
+        loaders: Mapping[Kind, Any] = {
+            "masked": transformers.AutoModelForMaskedLM,
+            "causal": transformers.AutoModelForCausalLM,
+        }
+        loader = loaders[Architecture.of(config).family.kind]
         dtype, device = self._dtype(), self._device()
         if self._random:
             with torch.random.fork_rng(devices=[]):

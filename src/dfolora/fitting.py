@@ -13,8 +13,8 @@ def fit(
     tokenizer: Any,
     task: Task,
     *,
-    method: Method = DfoLora(),
-    problem: ProblemSpec = ProblemSpec(),
+    method: Method | None = None,
+    problem: ProblemSpec | None = None,
     seed: int = 42,
 ) -> Predictor:
     """Draw a few-shot split of a task and fit a method to it.
@@ -23,8 +23,8 @@ def fit(
         model: A ``transformers`` model with a vocabulary head; its weights are never written.
         tokenizer: Its tokenizer.
         task: The task, for example ``Task.from_file("conf/task/sst2.yaml")``.
-        method: What to fit; C-LoRA unless told otherwise.
-        problem: How the split is drawn and put to the model.
+        method: What to fit; None is C-LoRA with its defaults.
+        problem: How the split is drawn and put to the model; None for the defaults.
         seed: Of split, projections and search.
 
     Returns:
@@ -33,10 +33,11 @@ def fit(
     Raises:
         UserError: Model, task, data and method do not fit together.
     """
+    method = method or DfoLora()
     backbone = Backbone(model)
     architecture = backbone.architecture
     method.check(architecture)
-    posed = problem.pose(
+    posed = (problem or ProblemSpec()).pose(
         task,
         tokenizer,
         kind=architecture.family.kind,

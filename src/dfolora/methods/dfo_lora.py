@@ -1,7 +1,7 @@
 """Derivative-free LoRA: C-LoRA with CMA-ES, F-LoRA with LoTFWA (Jin, Liu, Tan 2024)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from dfolora.tune import INCUMBENTS, SCHEDULES, tune
 class DfoLora:
     """Every layer's LoRA factors, searched in turn with forward passes only."""
 
-    subspace: SubspaceSpec = SubspaceSpec()
+    subspace: SubspaceSpec = field(default_factory=SubspaceSpec)
     optimizer: OptimizerFactory = Cma
     budget: int = 6000
     """Passes over the train set; 0 is the manual prompt."""

@@ -1,0 +1,80 @@
+"""Small models of every family, a toy batch and a toy task: no network, seconds on a CPU."""
+
+import os
+
+# Before torch and the hub's client are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+import transformers
+
+from dfolora.backbone import Backbone
+from dfolora.data import Batch
+
+VOCABULARY = 120
+SIZES = {
+    "roberta": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 66,
+        "pad_token_id": 1,
+    },
+    "bert": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+    },
+    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
+}
+MASKED = transformers.AutoModelForMaskedLM
+LOADERS = {"roberta": MASKED, "bert": MASKED, "gpt2": transformers.AutoModelForCausalLM}
+
+
+def tiny_model(family: str):
+    """Weights and biases of a spread at which candidates do differ (0.02 would hide them)."""
+    config = transformers.AutoConfig.for_model(
+        family, vocab_size=VOCABULARY, initializer_range=0.2, **SIZES[family]
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LOADERS[family].from_config(config).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture(params=sorted(SIZES))
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def backbone(family):
+    return Backbone(tiny_model(family))
+
+
+@pytest.fixture
+def batch():
+    """Eight rows of 4 to 19 tokens; answers at the first, a middle and the last position."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([19, 4, 11, 7, 19, 5, 13, 4])
+    ids = torch.randint(5, VOCABULARY, (8, 19), generator=generator)
+    mask = (torch.arange(19) < lengths[:, None]).long()
+    ids[mask == 0] = 1
+    answer = torch.tensor([0, 3, 5, 6, 18, 2, 12, 1])
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    return Batch(input_ids=ids, attention_mask=mask, answer=answer, labels=labels, truncated=0)
+
+
+@pytest.fixture
+def label_ids():
+    return torch.tensor([7, 50, 99])

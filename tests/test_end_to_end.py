@@ -1,0 +1,193 @@
+"""The user's commands, from configuration to store and table; and what they say to mistakes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from peft import PeftModel
+
+from dfolora.checkpoint import Checkpoint
+from dfolora.errors import UserError
+from dfolora.tracking import Store
+from pipelines import run as _run  # registers the resolvers of conf/
+from pipelines.execute import execute
+
+PROJECT = Path(__file__).parent.parent
+assert _run
+
+
+def command(folder, module, *arguments):
+    """Run a pipeline as a user does, with a store of its own."""
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    return subprocess.run(
+        [sys.executable, "-m", f"pipelines.{module}", *arguments],
+        cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def composed(*overrides):
+    """The configuration and choices of one job, as Hydra would hand them over."""
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        config = compose("run", list(overrides), return_hydra_config=True)
+    choices = {k: v for k, v in config.hydra.runtime.choices.items() if v is not None}
+    del config.hydra
+    return config, choices
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return tmp_path
+
+
+def test_sweep_command_runs_each_job_once_and_repeats_none(tmp_path):
+    arguments = ["-m", "optimizer=cma,fwa", "rank=2,4", "budget=45", "dim=40"]
+    first = command(tmp_path, "run", *arguments)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""  # quiet: not a terminal
+    runs = Store(f"sqlite:///{tmp_path}/mlflow.db").runs()
+    settings = set(zip(runs["tags.optimizer"], runs["tags.rank"], strict=True))
+    assert settings == {("cma", "2"), ("cma", "4"), ("fwa", "2"), ("fwa", "4")}
+    assert runs["tags.sweep_id"].nunique() == 1
+    assert (runs["metrics.calls"] == 45).all()
+    again = command(tmp_path, "run", *arguments)
+    assert again.stdout.count("in the store already") == 4
+    assert len(Store(f"sqlite:///{tmp_path}/mlflow.db").runs()) == 4
+
+
+def test_experiment_then_report_fill_the_table(tmp_path):
+    sweep = ["sweep.seeds=[8,13]", "profile=mini"]
+    tasks = "sweep.tasks=[mini/sst2,mini/rte]"
+    ran = command(tmp_path, "run", "experiment=table1", *sweep, tasks, "budget=25", "dim=40")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("test 0.") == 10  # 2 tasks x (manual prompt + 2 methods x 2 seeds)
+    reported = command(tmp_path, "report", *sweep, f"folder={tmp_path}")
+    assert reported.returncode == 0, reported.stderr
+    table = (tmp_path / "table1.md").read_text()
+    rows = {line.split("|")[1].strip(): line for line in table.splitlines() if "|" in line}
+    assert list(rows)[2:] == [
+        "Majority class", "Constant Yes", "Manual prompt", "C-LoRA", "F-LoRA",
+    ]  # fmt: skip
+    assert rows["C-LoRA"].count("(") == 2  # two tasks have a mean and a spread, five are holes
+    assert "Seeds: 8, 13" in table
+    assert (tmp_path / "table1.csv").read_text().count("\n") == 1 + 5 * 7
+
+
+def test_record_holds_curves_artifacts_and_an_adapter_that_peft_loads(in_folder):
+    config, choices = composed("budget=120", "dim=40", "task=mini/mrpc", "optimizer=fwa")
+    run_id = execute(config, choices, sweep_id="s")
+    store = Store(f"sqlite:///{in_folder}/mlflow.db")
+    client = store._client
+    history = {
+        name: client.get_metric_history(run_id, name)
+        for name in ("train/best", "train/mean", "train/spread", "train/step_size", "train/loss")
+    }
+    assert [point.step for point in history["train/loss"]] == [1, *range(6, 121, 5), 120]
+    losses = [point.value for point in history["train/loss"]]
+    assert losses[-1] < losses[0]
+    assert len(history["train/step_size"]) == 24  # the base model has none
+    assert [p.step for p in client.get_metric_history(run_id, "dev/score")] == [1, 101]
+    metrics = client.get_run(run_id).data.metrics
+    assert {"time/fit_s", "time/calls_per_s", "memory/process_mb", "test/majority",
+            "test/accuracy", "params/searched", "params/stored"} <= set(metrics)  # fmt: skip
+    assert metrics["params/searched"] == 3 * 40
+    assert client.get_run(run_id).data.params["optimizer.sparks"] == "4"
+
+    folder = Path(client.download_artifacts(run_id, ""))
+    assert {p.name for p in folder.iterdir()} == {
+        "adapter", "config.yaml", "fitness.png", "journal.jsonl", "split.json",
+    }  # fmt: skip
+    assert (folder / "journal.jsonl").read_text().count("\n") == 25
+    assert not list((in_folder / "outputs").iterdir())  # moved into the store
+    checkpoint = Checkpoint(
+        path="mini", revision="main", tokenizer=None, weights="pretrained",
+        architecture=dict(config.model.architecture), device="cpu", precision="fp32",
+    )  # fmt: skip
+    ids = torch.arange(5, 25)[None]
+    plain = checkpoint.load_backbone().model(input_ids=ids).logits
+    adapted = PeftModel.from_pretrained(checkpoint.load_backbone().model, folder / "adapter")
+    assert (adapted(input_ids=ids).logits - plain).abs().max() > 1e-4
+
+
+def test_same_seed_gives_the_same_run_and_chunks_do_not_matter(in_folder):
+    curves = []
+    for tokens in (2048, 300):
+        config, choices = composed("budget=45", "dim=40", f"engine.tokens={tokens}")
+        config.tracking.uri = f"sqlite:///{in_folder}/{tokens}.db"
+        run_id = execute(config, choices, sweep_id="s")
+        client = Store(config.tracking.uri)._client
+        curves.append([p.value for p in client.get_metric_history(run_id, "train/loss")])
+    np.testing.assert_allclose(*curves, rtol=0, atol=1e-5)  # float32, other padding
+
+
+def test_budget_0_is_the_manual_prompt(in_folder):
+    scores = []
+    for overrides in (["budget=0"], ["method=manual_prompt"]):
+        config, choices = composed("task=mini/agnews", "dim=40", *overrides)
+        run_id = execute(config, choices, sweep_id="s")
+        client = Store(f"sqlite:///{in_folder}/mlflow.db")._client
+        scores.append(client.get_run(run_id).data.metrics["test/score"])
+    assert scores[0] == scores[1]
+
+
+MISTAKES = {
+    "a class with fewer than 2k rows": (["data.k=300"], r"300-shot split needs 600 rows"),
+    "a missing folder": (["task=sst2", "data.root=/no"], r"data.root=/no is not a folder"),
+    "a missing file": (["task=sst2", "data.root=."], r"sst2"),
+    "colliding label words": (
+        ["task.prompts.released.masked.label_words=[great,greatgreat]"], r"great.*same token"),
+    "a prompt without its mask": (
+        ["task.prompts.released.masked.pattern='{sentence} .'"], r"0 \{mask\}; write it exactly"),
+    "no prompt of that kind": (["model=mini_gpt2", "data.prompt=published"], r"published"),
+    "an indivisible d": (["dim=502"], r"nearest legal dim is 500 or 504"),
+    "an unknown map": (["targets=[q,w]"], r"targets=\['q', 'w'\]; choose .* q, k, v, o"),
+    "a budget below one generation": (
+        ["budget=19"], r"budget=19 is smaller than a generation \(20 calls"),
+    "a released schedule below one round": (
+        ["budget=59", "schedule=released"], r"whole rounds of all layers \(60 calls"),
+    "an unknown incumbent": (["incumbent=best"], r"Unknown incumbent=best; choose one of"),
+    "an unknown objective": (["objective=mse"], r"Unknown objective 'mse'"),
+    "an unknown optimizer of nevergrad's": (
+        ["optimizer=nevergrad", "optimizer.name=TBSPA"], r"TBSPA.*TBPSA"),
+    "a negative step size": (["optimizer.sigma=-1"], r"sigma.*-1"),
+    "an unreachable hub": (["task=sst2"], r"data.root"),
+    "an unreachable model": (["model=roberta_large"], r"set model.path to a local folder"),
+    "no model at all": (["model.path=/no/model"], r"model.path=/no/model is not a folder"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_told_before_any_weight_is_loaded(name, in_folder, monkeypatch):
+    overrides, message = MISTAKES[name]
+
+    def refuse(_checkpoint):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(Checkpoint, "load_backbone", refuse)
+    config, choices = composed(*overrides)
+    with pytest.raises(UserError, match=message):
+        execute(config, choices, sweep_id="s")
+    assert not (in_folder / "outputs").exists()
+
+
+def test_masked_prompt_needs_a_tokenizer_with_a_mask(in_folder, monkeypatch):
+    from dfolora.mini.tokenizer import mini_tokenizer
+
+    monkeypatch.setattr(Checkpoint, "load_tokenizer", lambda _self: mini_tokenizer("causal"))
+    config, choices = composed()
+    with pytest.raises(UserError, match="has no mask token"):
+        execute(config, choices, sweep_id="s")
+
+
+def test_mistake_ends_in_one_line_and_status_2_and_the_sweep_goes_on(tmp_path):
+    ended = command(tmp_path, "run", "-m", "dim=42,40", "budget=25")
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr + ended.stdout
+    assert ended.stderr.startswith("error: dim=42 does not divide")
+    assert ended.stdout.count("test 0.") == 1

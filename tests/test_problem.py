@@ -1,0 +1,112 @@
+"""Problems: one split for every model, the length rules, and clear errors."""
+
+import json
+
+import pytest
+
+from dfolora.errors import UserError
+from dfolora.mini.tokenizer import mini_tokenizer
+from dfolora.problem import ProblemSpec
+from dfolora.score import score_test
+from dfolora.task import Task
+
+TASK = {
+    "name": "colors",
+    "title": "Colors",
+    "dataset": {"path": "nobody/colors", "train": "train", "test": "test"},
+    "fields": ["text"],
+    "label": "label",
+    "classes": ["cold", "warm"],
+    "metric": "accuracy",
+    "prompts": {
+        "released": {
+            "masked": {"pattern": "{text} is {mask} .", "label_words": ["No", "Yes"]},
+            "causal": {"pattern": "{text} is", "label_words": ["No", "Yes"]},
+        }
+    },
+}
+
+
+@pytest.fixture
+def task():
+    return Task.from_mapping(TASK)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Twelve rows a class; the last two of each are longer than any limit below."""
+    folder = tmp_path / "data" / "colors"
+    folder.mkdir(parents=True)
+    for part in ("train", "test"):
+        rows = [
+            {"text": f"row {n} of class {n % 2}" + " and so on" * (30 if n >= 20 else 0),
+             "label": n % 2}
+            for n in range(24)
+        ]  # fmt: skip
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "data")
+
+
+def pose(task, root, kind="masked", *, seed=0, limit=512, **options):
+    spec = ProblemSpec(**{"k": 4, "root": root, "max_words": 20} | options)
+    return spec.pose(task, mini_tokenizer(kind), kind=kind, max_length=limit, seed=seed)
+
+
+def test_split_is_the_same_for_every_kind_of_model_and_length(task, root):
+    splits = {
+        pose(task, root, kind, limit=length).split
+        for kind in ("masked", "causal")
+        for length in (40, 512)
+    }
+    assert len(splits) == 1
+    assert pose(task, root, seed=1).split not in splits
+
+
+def test_long_rows_are_never_drawn_and_tests_are_cut_and_counted(task, root):
+    problem = pose(task, root, limit=40)
+    assert max(*problem.split.train, *problem.split.dev) < 20
+    assert problem.data.train.truncated == problem.data.dev.truncated == 0
+    assert problem.test.truncated == 4
+    assert len(problem.test.labels) == 24
+    assert problem.dropped_tests == 0
+    assert problem.test.input_ids.shape[1] == 40
+
+
+def test_released_length_rule_drops_tests_too(task, root):
+    problem = pose(task, root, overlong="released", limit=40)
+    assert len(problem.test.labels) == 20
+    assert problem.dropped_tests == 4
+    assert problem.test.truncated == 0
+
+
+def test_fingerprint_changes_with_any_row(task, root, tmp_path):
+    before = pose(task, root).fingerprint
+    file = tmp_path / "data" / "colors" / "test.jsonl"
+    file.write_text(file.read_text().replace("row 3 ", "row three "))
+    assert pose(task, root).fingerprint != before
+
+
+def test_scores_stand_beside_what_constants_score(task, root):
+    problem = pose(task, root)
+    always_yes = problem.data.label_ids.new_tensor([[0.0, 1.0]]).expand(24, 2)
+    scores = score_test(always_yes.float(), problem)
+    assert scores == {"score": 0.5, "accuracy": 0.5, "majority": 0.5, "constant_yes": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 6}, r"6-shot split needs 12 rows of each class .* cold: 10, warm: 10"),
+        ({"overlong": "drop"}, "data.overlong=drop; choose one of truncate, released"),
+        ({"readout": "first"}, "data.readout=first; choose one of last_token, released"),
+        ({"label_words": "x"}, "data.label_words=x; choose one of released, natural"),
+        ({"max_words": 0}, "data.max_words=0 must be positive"),
+        ({"max_length": -1}, "data.max_length=-1 must be positive"),
+        ({"root": "/no/such"}, "data.root=/no/such is not a folder; .* sst2/train.jsonl"),
+        ({"prompt": "mine"}, "mine"),
+        ({"max_length": 4}, "The prompt alone is"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(task, root, options, message):
+    with pytest.raises(UserError, match=message):
+        pose(task, **{"root": root} | options)
