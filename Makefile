@@ -1,0 +1,50 @@
+# Every target makes the environment it needs; see `make help`.
+PYTHON ?= python3
+PIP_OPTIONS ?= -c constraints.txt
+PROFILE ?= mini
+# Local folders in place of the hub: MODELS holds one folder a model, DATA one a task.
+MODELS ?=
+DATA ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/ready
+TABLES := table1
+MODEL_table1 := $(if $(MODELS),model.path=$(MODELS)/roberta-large)
+LOCAL = $(MODEL_$*) $(if $(DATA),data.root=$(DATA))
+
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make .venv with everything pinned; other targets do this themselves
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet $(PIP_OPTIONS) --editable '.[dev]'
+	touch $@
+
+reproduce-table1: ## Run what the table still lacks, then write reports/table1.md (PROFILE=mini or paper)
+reproduce-%: $(READY)
+	$(RUN) -m pipelines.run experiment=$* profile=$(PROFILE) $(LOCAL)
+	$(RUN) -m pipelines.report table=$* profile=$(PROFILE)
+
+test: $(READY) ## Run the tests
+	$(RUN) -m pytest
+
+check: $(READY) ## Lint, format check, types, import directions
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(RUN) -m pytest --quiet tests/test_architecture.py
+
+mlflow-ui: $(READY) ## Compare runs in the browser, on this machine only
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+	$(VENV)/bin/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
+	--backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+
+clean: ## Remove the environment and caches; results stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis outputs
+
+.PHONY: help setup test check mlflow-ui clean $(TABLES:%=reproduce-%)
