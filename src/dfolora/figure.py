@@ -19,7 +19,7 @@ def save_fitness_curve(path: Path, progress: Sequence[Progress], title: str) -> 
 
     generations = [step.generation for step in progress]
     calls = [generation.calls for generation in generations]
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4))
     axes = figure.add_subplot(xlabel="calls", ylabel="train loss", title=title)
     best = [generation.losses.min() for generation in generations]
     axes.plot(calls, best, ".", color="tab:blue", alpha=0.4, label="best of the generation")

@@ -64,4 +64,6 @@ def commit() -> str:
 def _without_private_keys(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _without_private_keys(v) for k, v in value.items() if not k.startswith("_")}
+    if isinstance(value, list | tuple):
+        return [_without_private_keys(item) for item in value]
     return value

@@ -6,8 +6,10 @@ written alone costs as much as a batch.
 
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-FLUSH_SECONDS = 5.0
+FLUSH_SECONDS = 30.0
 METRICS_A_BATCH = 1000
 PARAMS_A_BATCH = 100
 SQLITE = "sqlite:///"
@@ -37,25 +39,28 @@ class Store:
     def __init__(self, uri: str) -> None:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it makes
         self.uri = uri
         self._artifacts = None
         try:
             if uri.startswith(SQLITE):
-                path = Path(uri.removeprefix(SQLITE)).absolute()
+                path = Path(uri.removeprefix(SQLITE).partition("?")[0]).absolute()
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._artifacts = path.parent / "mlruns"
                 # Two processes that both create a fresh file's tables kill each other.
                 with FileLock(f"{path}.lock"):
+                    _check_sqlite(path)
                     self._client = MlflowClient(uri)
                     self._client.search_experiments(max_results=1)
             else:
                 self._client = MlflowClient(uri)
                 self._client.search_experiments(max_results=1)
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+            reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"The tracking store {uri} cannot be used: {error}. Set MLFLOW_TRACKING_URI to "
+                f"The tracking store {uri} cannot be used: {reason}. Set MLFLOW_TRACKING_URI to "
                 f"one that can."
             ) from error
 
@@ -106,11 +111,24 @@ class Store:
         return [experiment.experiment_id for experiment in self._client.search_experiments()]
 
     def _experiment_id(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
         experiment = self._client.get_experiment_by_name(name)
-        if experiment is not None:
-            return experiment.experiment_id
-        location = None if self._artifacts is None else (self._artifacts / name).as_uri()
-        return self._client.create_experiment(name, artifact_location=location)
+        if experiment is None:
+            location = None if self._artifacts is None else (self._artifacts / name).as_uri()
+            try:
+                return self._client.create_experiment(name, artifact_location=location)
+            except MlflowException:  # another process may have been quicker
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+        return experiment.experiment_id
+
+
+def _check_sqlite(path: Path) -> None:
+    """Raise sqlite3.Error at once where the file is none; mlflow would retry for minutes."""
+    with closing(sqlite3.connect(path, timeout=60)) as connection:
+        connection.execute("PRAGMA schema_version").fetchone()
 
 
 class RunLog:

@@ -42,7 +42,7 @@ class DfoLora:
     """Calls between two looks at the dev set."""
     patience: int | None = None
     """Stop after so many calls without a higher dev score; None never."""
-    tokens: int = 2048
+    tokens: int = 1024
     """At most so many tokens, padding included, go through the model at once."""
 
     @property

@@ -18,7 +18,7 @@ from dfolora.select import DevPoint
 class ManualPrompt:
     """A method that fits nothing; it sees neither train nor dev."""
 
-    tokens: int = 2048
+    tokens: int = 1024
     """At most so many tokens, padding included, go through the model at once."""
 
     @property
