@@ -59,6 +59,14 @@ def test_chunks_change_nothing(backbone, batch, label_ids, tokens):
     )  # fmt: skip
 
 
+def test_bfloat16_weights_give_nearly_the_same_losses(family, batch, label_ids):
+    solution, candidates = some_solution()
+    exact, _ = make(Backbone(tiny_model(family)), batch, label_ids)
+    half, _ = make(Backbone(tiny_model(family).bfloat16()), batch, label_ids)
+    expected = exact(solution, 1, candidates).losses
+    np.testing.assert_allclose(half(solution, 1, candidates).losses, expected, rtol=0, atol=0.1)
+
+
 def test_row_of_the_searched_block_and_the_callers_arrays_do_not_matter(backbone, batch, label_ids):
     evaluator, _ = make(backbone, batch, label_ids)
     solution, candidates = some_solution()

@@ -1,0 +1,34 @@
+"""Peak memory: what the process held between two samples is not forgotten."""
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+
+from dfolora import memory
+from dfolora.memory import PeakMemory
+
+
+def test_peak_stays_after_the_memory_is_given_back():
+    watch = PeakMemory()
+    before = watch.megabytes()["process"]
+    held = np.ones(30_000_000)  # 240 MB
+    watch.sample()
+    del held
+    watch.sample()
+    assert 200 < watch.megabytes()["process"] - before < 500
+
+
+def test_driver_counts_this_process_or_else_the_whole_device(monkeypatch):
+    mine = SimpleNamespace(pid=os.getpid(), usedGpuMemory=5_000_000)
+    other = SimpleNamespace(pid=os.getpid() + 1, usedGpuMemory=9_000_000)
+    processes = [other, mine]
+    import pynvml
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda _handle: processes)
+    monkeypatch.setattr(
+        pynvml, "nvmlDeviceGetMemoryInfo", lambda _handle: SimpleNamespace(used=14_000_000)
+    )
+    assert memory._used_by_this_process(None) == 5_000_000
+    processes.remove(mine)
+    assert memory._used_by_this_process(None) == 14_000_000
