@@ -13,7 +13,8 @@ FILES = sorted(SRC.rglob("*.py"))
 
 LEVELS = (  # a module imports only from lines above its own, and from within its package
     ("errors", "lora", "memory", "metric", "record", "report", "seeding"),
-    ("objective", "optim", "task", "tracking"),
+    ("objective", "optim", "plain", "tracking"),
+    ("task",),
     ("architecture", "mini"),
     ("backbone", "data"),
     ("adapter", "checkpoint", "subspace"),

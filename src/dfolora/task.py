@@ -1,6 +1,6 @@
 """A task is data: where its rows are, how they become prompts, what the answers are called."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
@@ -10,6 +10,7 @@ import yaml
 
 from dfolora.errors import UserError
 from dfolora.metric import METRICS
+from dfolora.plain import check_keys, flag, mapping, text, text_or_none, texts
 
 Kind = Literal["masked", "causal"]
 """How a model answers: by filling a mask, or by continuing the prompt."""
@@ -159,25 +160,25 @@ class Task:
             UserError: If a key is unknown or missing, or a value is not of the needed type or
                 does not fit the others.
         """
-        _check_keys(data, "task", required=REQUIRED, optional=("replace", "strip"))
-        name = _text(data["name"], "task.name")
+        check_keys(data, "task", required=REQUIRED, optional=("replace", "strip"))
+        name = text(data["name"], "task.name")
         return cls(
             name=name,
-            title=_text(data["title"], f"{name}.title"),
+            title=text(data["title"], f"{name}.title"),
             dataset=_dataset(data["dataset"], f"{name}.dataset"),
-            fields=_texts(data["fields"], f"{name}.fields"),
-            label=_text(data["label"], f"{name}.label"),
-            classes=_texts(data["classes"], f"{name}.classes"),
-            metric=_text(data["metric"], f"{name}.metric"),
+            fields=texts(data["fields"], f"{name}.fields"),
+            label=text(data["label"], f"{name}.label"),
+            classes=texts(data["classes"], f"{name}.classes"),
+            metric=text(data["metric"], f"{name}.metric"),
             prompts={
                 variant: _prompts(by_kind, f"{name}.prompts.{variant}")
-                for variant, by_kind in _mapping(data["prompts"], f"{name}.prompts").items()
+                for variant, by_kind in mapping(data["prompts"], f"{name}.prompts").items()
             },
             replace={
-                old: _text(new, f"{name}.replace[{old!r}]", empty=True)
-                for old, new in _mapping(data.get("replace", {}), f"{name}.replace").items()
+                old: text(new, f"{name}.replace[{old!r}]", empty=True)
+                for old, new in mapping(data.get("replace", {}), f"{name}.replace").items()
             },
-            strip=_flag(data.get("strip", False), f"{name}.strip"),
+            strip=flag(data.get("strip", False), f"{name}.strip"),
         )
 
     @classmethod
@@ -196,7 +197,7 @@ class Task:
             raise UserError(f"Task file {path} cannot be read: {error.strerror}.") from error
         except (UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"Task file {path} is not UTF-8 YAML: {error}") from error
-        return cls.from_mapping(_mapping(data, f"task file {path}"))
+        return cls.from_mapping(mapping(data, f"task file {path}"))
 
     def _check_prompt(self, prompt: Prompt, where: str) -> None:
         """That the prompt's placeholders and words are this task's."""
@@ -258,75 +259,29 @@ def label_word_ids(
 
 
 def _dataset(value: object, where: str) -> Dataset:
-    data = _mapping(value, where)
-    _check_keys(data, where, required=("path", "train", "test"), optional=("name", "revision"))
+    data = mapping(value, where)
+    check_keys(data, where, required=("path", "train", "test"), optional=("name", "revision"))
     return Dataset(
-        path=_text(data["path"], f"{where}.path"),
-        name=_text_or_none(data.get("name"), f"{where}.name"),
-        revision=_text_or_none(data.get("revision"), f"{where}.revision"),
-        train=_text(data["train"], f"{where}.train"),
-        test=_text(data["test"], f"{where}.test"),
+        path=text(data["path"], f"{where}.path"),
+        name=text_or_none(data.get("name"), f"{where}.name"),
+        revision=text_or_none(data.get("revision"), f"{where}.revision"),
+        train=text(data["train"], f"{where}.train"),
+        test=text(data["test"], f"{where}.test"),
     )
 
 
 def _prompts(value: object, where: str) -> dict[str, Prompt]:
-    data = _mapping(value, where)
+    data = mapping(value, where)
     kinds: tuple[Kind, ...] = get_args(Kind)
-    _check_keys(data, where, optional=kinds)
+    check_keys(data, where, optional=kinds)
     return {kind: _prompt(data[kind], kind, f"{where}.{kind}") for kind in kinds if kind in data}
 
 
 def _prompt(value: object, kind: Kind, where: str) -> Prompt:
-    data = _mapping(value, where)
-    _check_keys(data, where, required=("pattern", "label_words"))
+    data = mapping(value, where)
+    check_keys(data, where, required=("pattern", "label_words"))
     return Prompt(
         kind=kind,
-        pattern=_text(data["pattern"], f"{where}.pattern"),
-        label_words=_texts(data["label_words"], f"{where}.label_words"),
+        pattern=text(data["pattern"], f"{where}.pattern"),
+        label_words=texts(data["label_words"], f"{where}.label_words"),
     )
-
-
-def _check_keys(
-    data: Mapping[str, Any],
-    where: str,
-    *,
-    required: Iterable[str] = (),
-    optional: Iterable[str] = (),
-) -> None:
-    required, optional = tuple(required), tuple(optional)
-    if missing := [key for key in required if key not in data]:
-        raise UserError(f"{where} lacks {missing}; it needs {list(required)}.")
-    if unknown := [key for key in data if key not in (*required, *optional)]:
-        raise UserError(f"{where} has unknown keys {unknown}; known: {[*required, *optional]}.")
-
-
-def _mapping(value: object, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise UserError(f"{where} must be a mapping with text keys, got {value!r}.")
-    return value
-
-
-def _text(value: object, where: str, *, empty: bool = False) -> str:
-    if isinstance(value, str) and (value or empty):
-        return value
-    advice = " (YAML reads a bare Yes or No as a truth value: quote it)" * isinstance(value, bool)
-    raise UserError(f"{where} must be {'' if empty else 'non-empty '}text, got {value!r}{advice}.")
-
-
-def _text_or_none(value: object, where: str) -> str | None:
-    return None if value is None else _text(value, where)
-
-
-def _texts(value: object, where: str) -> tuple[str, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise UserError(f"{where} must be a list of texts, got {value!r}.")
-    texts = tuple(_text(item, f"{where}[{i}]") for i, item in enumerate(value))
-    if len(set(texts)) < len(texts):
-        raise UserError(f"{where} repeats an entry: {list(texts)}.")
-    return texts
-
-
-def _flag(value: object, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise UserError(f"{where} must be true or false, got {value!r}.")
-    return value

@@ -1,0 +1,58 @@
+"""Reading plain data, as YAML gives it: a wrong value is told with the place it stands at."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dfolora.errors import UserError
+
+
+def check_keys(
+    data: Mapping[str, Any],
+    where: str,
+    *,
+    required: Iterable[str] = (),
+    optional: Iterable[str] = (),
+) -> None:
+    """Raise UserError unless all required keys are there and no unknown one is."""
+    required, optional = tuple(required), tuple(optional)
+    if missing := [key for key in required if key not in data]:
+        raise UserError(f"{where} lacks {missing}; it needs {list(required)}.")
+    if unknown := [key for key in data if key not in (*required, *optional)]:
+        raise UserError(f"{where} has unknown keys {unknown}; known: {[*required, *optional]}.")
+
+
+def mapping(value: object, where: str) -> Mapping[str, Any]:
+    """The value, a mapping with text keys."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise UserError(f"{where} must be a mapping with text keys, got {value!r}.")
+    return value
+
+
+def text(value: object, where: str, *, empty: bool = False) -> str:
+    """The value, a text; ``empty`` allows the empty one."""
+    if isinstance(value, str) and (value or empty):
+        return value
+    advice = " (YAML reads a bare Yes or No as a truth value: quote it)" * isinstance(value, bool)
+    raise UserError(f"{where} must be {'' if empty else 'non-empty '}text, got {value!r}{advice}.")
+
+
+def text_or_none(value: object, where: str) -> str | None:
+    """The value, a text or None."""
+    return None if value is None else text(value, where)
+
+
+def texts(value: object, where: str) -> tuple[str, ...]:
+    """The values, a list of different texts."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise UserError(f"{where} must be a list of texts, got {value!r}.")
+    texts = tuple(text(item, f"{where}[{i}]") for i, item in enumerate(value))
+    if len(set(texts)) < len(texts):
+        raise UserError(f"{where} repeats an entry: {list(texts)}.")
+    return texts
+
+
+def flag(value: object, where: str) -> bool:
+    """The value, a truth value."""
+    if not isinstance(value, bool):
+        raise UserError(f"{where} must be true or false, got {value!r}.")
+    return value
