@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfolora.journal import Journal
@@ -35,6 +35,7 @@ def _reject(name):
     raise ValueError(f"{name} is not JSON")
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(allow_nan=False), min_size=1, max_size=20))
 def test_losses_are_read_back_exactly(losses):
     with TemporaryDirectory() as folder:

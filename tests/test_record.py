@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfolora.record import RECORDED_PACKAGES, commit, digest, flat, provenance
@@ -66,6 +66,7 @@ def test_flat_keeps_mappings_whose_keys_are_no_names():
 names = st.text("abc", min_size=1, max_size=3)
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.dictionaries(names, st.integers(), min_size=1),
