@@ -59,7 +59,9 @@ def execute(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> st
     settings = _settings(plain, checkpoint)
     run_digest = digest({"settings": settings, **_circumstances(plain, problem, method)})
     store = _store(config.tracking.uri)
-    requested = {f"item.{choices['experiment']}": sweep_id} if "experiment" in choices else {}
+    requested = {}
+    if "experiment" in choices:
+        requested[f"item.{choices['experiment']}.{choices['profile']}"] = sweep_id
     model = checkpoint.label or choices["model"]
     name = _name(plain, choices, method, model)
     if (run_id := store.finished_run(run_digest)) is not None:
@@ -73,7 +75,7 @@ def execute(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> st
         "sweep_id": sweep_id,
         "commit": commit(),
         "task": task.name,
-        "seed": str(config.seed) if method.seeded else "any",
+        "seed": _seed(plain, method),
         "rank": str(config.rank),
         "model": model,
         **{group: choices[group] for group in ("profile", "method")},
@@ -182,8 +184,16 @@ def _circumstances(plain: Any, problem: Problem, method: Method) -> Mapping[str,
     return {"task": plain["task"], "rows": problem.fingerprint, **seeds}
 
 
+def _seed(plain: Any, method: Method) -> str:
+    """``any`` where no seed matters; both of them where they were set apart."""
+    split, search = plain["split_seed"], plain["search_seed"]
+    if not method.seeded:
+        return "any"
+    return str(split) if split == search else f"{split}/{search}"
+
+
 def _name(plain: Any, choices: Mapping[str, str], method: Method, model: str) -> str:
     parts = [plain["task"]["name"], model, choices["method"]]
     if method.seeded:
-        parts += [choices["optimizer"], f"r{plain['rank']}", f"seed{plain['seed']}"]
+        parts += [choices["optimizer"], f"r{plain['rank']}", f"seed{_seed(plain, method)}"]
     return "-".join(parts)

@@ -27,14 +27,14 @@ SPEC = TableSpec(
 def run(task, seed, score, optimizer="cma", **changes):
     """One finished run, with MLflow's column names; ``changes`` in those of Python."""
     column = {
-        "item": "tags.item.table1",
+        "item": "tags.item.table1.mini",
         "searched": "metrics.params/searched",
         "majority": "metrics.test/majority",
         "constant_yes": "metrics.test/constant_yes",
         "calls": "params.budget",
     }
     return {
-        "tags.item.table1": "20260101",
+        "tags.item.table1.mini": "20260101",
         "tags.profile": "mini",
         "tags.method": "dfo_lora" if optimizer else "manual_prompt",
         "tags.optimizer": optimizer,
@@ -133,8 +133,8 @@ def test_missing_task_leaves_no_average():
     [
         pd.DataFrame(),
         pd.DataFrame(columns=["run_id", "status", "start_time"]),  # MLflow's, without any run
-        pd.DataFrame(RUNS).drop(columns="tags.item.table1"),  # runs, none made for a table
-        pd.DataFrame(RUNS).assign(**{"tags.item.table1": None}),  # all made for another table
+        pd.DataFrame(RUNS).drop(columns="tags.item.table1.mini"),  # runs, none made for a table
+        pd.DataFrame(RUNS).assign(**{"tags.item.table1.mini": None}),  # all made for another table
     ],
     ids=["no frame", "no runs", "no item", "other item"],
 )
@@ -148,7 +148,9 @@ def test_store_without_runs_of_the_table_gives_a_table_of_holes(runs):
 
 
 def test_other_profiles_do_not_count():
-    built = table(*RUNS, run("sst2", 8, 0.1, profile="paper", item="20269999", settings="other"))
+    built = table(
+        *RUNS, {**run("sst2", 8, 0.1, settings="other", item=None), "tags.item.table1.paper": "2"}
+    )
     assert cells(built, "C-LoRA") == ["85.00 (7.07)", "62.00 (2.83)", "73.50"]
     paper = table(*RUNS, spec=replace(SPEC, profile="paper"))
     assert cells(paper, "C-LoRA") == ["—", "—", "—"]
@@ -158,7 +160,7 @@ def test_runs_of_different_settings_never_share_a_row():
     newer = run("sst2", 13, 0.95, item="20260102", settings="cma of rank 4")
     assert cells(table(*RUNS, newer), "C-LoRA") == ["— (1/2)", "—", "—"]
     assert cells(table(newer, *RUNS), "C-LoRA") == ["— (1/2)", "—", "—"]
-    older = {**newer, "tags.item.table1": "20251231"}
+    older = {**newer, "tags.item.table1.mini": "20251231"}
     assert cells(table(*RUNS, older), "C-LoRA") == ["85.00 (7.07)", "62.00 (2.83)", "73.50"]
 
 

@@ -136,12 +136,8 @@ def build_table(runs: pd.DataFrame, spec: TableSpec) -> Table:
         runs: As ``dfolora.tracking.Store.runs`` gives them.
         spec: What to show.
     """
-    item = f"tags.item.{spec.name}"
-    if item in runs:
-        asked = runs[item].notna() & (runs["tags.profile"] == spec.profile)
-        runs = runs[asked].sort_values(item, kind="stable")
-    else:
-        runs = runs.iloc[:0]
+    item = f"tags.item.{spec.name}.{spec.profile}"
+    runs = runs[runs[item].notna()].sort_values(item, kind="stable") if item in runs else runs[:0]
     chosen = [_row_runs(runs, row) for row in spec.rows]
     lines = [
         Line(

@@ -5,10 +5,11 @@ written alone costs as much as a batch.
 """
 
 import logging
+import math
 import os
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 FLUSH_SECONDS = 30.0
 METRICS_A_BATCH = 1000
 PARAMS_A_BATCH = 100
+RUNS_A_PAGE = 1000
 SQLITE = "sqlite:///"
 
 
@@ -95,17 +97,29 @@ class Store:
         return RunLog(self._client, run.info.run_id)
 
     def runs(self) -> "pd.DataFrame":
-        """All finished runs of all experiments, one a row, with MLflow's column names."""
-        import mlflow
+        """All finished runs of all experiments, oldest first, one a row.
+
+        Columns are ``run_id`` and ``tags.NAME``, ``params.NAME``, ``metrics.NAME`` of whatever any
+        of the runs has.
+        """
         import pandas as pd
 
-        ids = self._experiment_ids()
-        if not ids:
-            return pd.DataFrame()
-        mlflow.set_tracking_uri(self.uri)
-        return mlflow.search_runs(
-            ids, "attributes.status = 'FINISHED'", order_by=["attributes.start_time ASC"]
-        )
+        return pd.DataFrame([_row(run) for run in self._finished()])
+
+    def _finished(self) -> Iterator[Any]:
+        ids, token = self._experiment_ids(), None
+        while ids:
+            page = self._client.search_runs(
+                ids,
+                "attributes.status = 'FINISHED'",
+                max_results=RUNS_A_PAGE,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
 
     def _experiment_ids(self) -> list[str]:
         return [experiment.experiment_id for experiment in self._client.search_experiments()]
@@ -123,6 +137,14 @@ class Store:
                 if experiment is None:
                     raise
         return experiment.experiment_id
+
+
+def _row(run: Any) -> dict[str, Any]:
+    parts = {"tags": run.data.tags, "params": run.data.params, "metrics": run.data.metrics}
+    values = {
+        f"{part}.{name}": value for part, data in parts.items() for name, value in data.items()
+    }
+    return {"run_id": run.info.run_id, **values}
 
 
 def _check_sqlite(path: Path) -> None:
@@ -155,12 +177,14 @@ class RunLog:
         self._client.set_terminated(self.run_id, status="FAILED" if kind else "FINISHED")
 
     def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
-        """Add one point to each named curve; nan is left out."""
+        """Add one point to each named curve; what is no finite number is left out."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         self._buffer.extend(
-            Metric(key, float(value), now, step) for key, value in values.items() if value == value
+            Metric(key, float(value), now, step)
+            for key, value in values.items()
+            if math.isfinite(value)
         )
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
