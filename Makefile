@@ -26,9 +26,10 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 reproduce-table1: ## Run what the table still lacks, then write reports/table1.md (PROFILE=mini or paper)
-reproduce-%: $(READY)
-	$(RUN) -m pipelines.run experiment=$* profile=$(PROFILE) $(LOCAL)
-	$(RUN) -m pipelines.report table=$* profile=$(PROFILE)
+$(TABLES:%=reproduce-%): reproduce-%: $(READY)
+	@# The table is written also when a run failed, with a hole in its place.
+	$(RUN) -m pipelines.run experiment=$* profile=$(PROFILE) $(LOCAL); status=$$?; \
+	$(RUN) -m pipelines.report table=$* profile=$(PROFILE) && exit $$status
 
 test: $(READY) ## Run the tests
 	$(RUN) -m pytest

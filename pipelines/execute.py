@@ -1,30 +1,39 @@
 """One run, from its configuration to its record in the store."""
 
+import gc
 import shutil
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dfolora.architecture import Architecture
+from dfolora.backbone import Backbone
 from dfolora.checkpoint import Checkpoint
-from dfolora.figure import save_fitness_curve
+from dfolora.figure import Curve, save_fitness_curve
 from dfolora.journal import Journal
 from dfolora.memory import PeakMemory
-from dfolora.methods import Fit, Method, Predictor, Progress
+from dfolora.methods import Fit, Method, Predictor
+from dfolora.plain import whole
 from dfolora.problem import Problem, ProblemSpec
 from dfolora.record import commit, digest, flat, provenance
 from dfolora.score import score_test
 from dfolora.task import Task
 from dfolora.tracking import RunLog, Store
+from dfolora.tune import Generation
 from pipelines.progress import ProgressBar
 
 OUTPUTS = Path("outputs")
+SEEDS = ("split_seed", "search_seed")
+UNRECORDED = ("tracking", "sweep")
+"""The store's address, which may hold a password, and what only sweeps need."""
 
 
 def execute(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> str:
@@ -44,6 +53,8 @@ def execute(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> st
     """
     task = Task.from_mapping(OmegaConf.to_container(config.task, resolve=True))
     checkpoint: Checkpoint = instantiate(config.model, _convert_="all")
+    for key in SEEDS:
+        whole(config[key], key, least=0)
     method: Method = instantiate(config.method)
     spec: ProblemSpec = instantiate(config.data)
     architecture = Architecture.of(checkpoint.config())
@@ -56,51 +67,51 @@ def execute(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> st
         seed=config.split_seed,
     )
     plain = OmegaConf.to_container(config, resolve=True)
-    settings = _settings(plain, checkpoint)
-    run_digest = digest({"settings": settings, **_circumstances(plain, problem, method)})
-    store = _store(config.tracking.uri)
-    requested = {}
+    settings = _settings(plain, checkpoint, method)
+    rows = {"task": plain["task"], "rows": problem.fingerprint}
+    seeds = {key: plain[key] for key in SEEDS if method.seeded}
+    run_digest = digest({"settings": settings, **rows, **seeds})
+    labels = _labels(plain, choices, checkpoint, method) | {
+        "settings": digest(settings),
+        "rows": digest(rows),
+        "sweep_id": sweep_id,
+    }
     if "experiment" in choices:
-        requested[f"item.{choices['experiment']}.{choices['profile']}"] = sweep_id
-    model = checkpoint.label or choices["model"]
-    name = _name(plain, choices, method, model)
+        labels[f"item.{choices['experiment']}.{choices['profile']}"] = sweep_id
+    name = _name(labels)
+    store = _store(config.tracking.uri)
     if (run_id := store.finished_run(run_digest)) is not None:
-        store.tag(run_id, requested)
+        # Asked for by another name it is still this run, and a table looks for the name.
+        store.tag(run_id, labels)
         print(f"{name}: in the store already")
         return run_id
+    _free_memory()
     backbone = checkpoint.load_backbone()
-    tags = {
-        "digest": run_digest,
-        "settings": digest(settings),
-        "sweep_id": sweep_id,
-        "commit": commit(),
-        "task": task.name,
-        "seed": _seed(plain, method),
-        "rank": str(config.rank),
-        "model": model,
-        **{group: choices[group] for group in ("profile", "method")},
-        **({"optimizer": choices["optimizer"]} if "optimizer" in plain["method"] else {}),
-        **requested,
-    }
-    params = {**flat(plain), **provenance(), "device": str(backbone.device)}
-    folder = OUTPUTS / run_digest[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with store.start(config.tracking.experiment, name, tags=tags, params=params) as log:
-        memory = PeakMemory()
+    recorded = {key: value for key, value in plain.items() if key not in UNRECORDED}
+    params = {**flat(recorded), **provenance(), **_hardware(backbone)}
+    OUTPUTS.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{name.replace('/', '_')}-", dir=OUTPUTS))
+    with store.start(
+        config.tracking.experiment,
+        name,
+        tags={"digest": run_digest, "commit": commit(), **labels},
+        params=params,
+    ) as log:
+        memory = PeakMemory(backbone.device)
         started = time.perf_counter()
         fit = method.begin(backbone, problem.data, config.search_seed)
-        steps = _follow(fit, log, memory, folder / "journal.jsonl", name, config.budget)
+        curve = _follow(fit, log, memory, folder / "journal.jsonl", name, config.budget)
         fitted = time.perf_counter()
         predictor = fit.predictor()
         scores = score_test(predictor.logits(problem.test), problem)
         memory.sample()
-        log.metrics(_summary(predictor, problem, scores, steps, memory))
+        log.metrics(_summary(predictor, problem, scores, curve))
+        log.metrics({f"memory/{name}_mb": peak for name, peak in memory.megabytes().items()})
         log.metrics({"time/fit_s": fitted - started, "time/test_s": time.perf_counter() - fitted})
-        if steps:
-            calls = steps[-1].generation.calls
-            log.metrics({"time/calls_per_s": calls / (fitted - started)})
-            save_fitness_curve(folder / "fitness.png", steps, name)
-        OmegaConf.save(config, folder / "config.yaml", resolve=True)
+        if curve.calls:
+            log.metrics({"time/calls_per_s": curve.calls[-1] / (fitted - started)})
+            save_fitness_curve(folder / "fitness.png", curve, name)
+        OmegaConf.save(OmegaConf.create(recorded), folder / "config.yaml")
         (folder / "split.json").write_text(problem.split.to_json() + "\n")
         predictor.save(folder / "adapter")
         log.artifacts(folder)
@@ -116,84 +127,104 @@ def _store(uri: str) -> Store:
     return Store(uri)
 
 
+def _free_memory() -> None:
+    """Nothing of an earlier run of this process may count towards the next one's peak."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def _follow(
     fit: Fit, log: RunLog, memory: PeakMemory, journal_path: Path, name: str, budget: int
-) -> Sequence[Progress]:
+) -> Curve:
     """Let the fit work to its end; journal, curves and progress bar look on."""
-    steps = []
+    curve = Curve()
     with Journal(journal_path) as journal, ProgressBar(name, budget) as bar:
         for step in fit:
             journal.append(step.generation)
-            log.metrics(_curve_points(step), step=step.generation.calls)
+            log.metrics(_train_points(step.generation), step=step.generation.calls)
+            for look in step.looks:
+                log.metrics({"dev/score": look.score, "dev/loss": look.loss}, step=look.calls)
             memory.sample()
             bar.show(step)
-            steps.append(step)
-    return steps
+            curve.add(step)
+    return curve
 
 
-def _curve_points(step: Progress) -> Mapping[str, float]:
-    losses = step.generation.losses[np.isfinite(step.generation.losses)]
-    points = {"train/loss": step.generation.loss, "train/step_size": step.generation.step_size}
+def _train_points(generation: Generation) -> Mapping[str, float]:
+    points = {"train/loss": generation.loss, "train/step_size": generation.step_size}
+    losses = generation.losses[np.isfinite(generation.losses)]
     if len(losses):
-        points |= {
-            "train/best": losses.min(),
-            "train/mean": losses.mean(),
-            "train/spread": losses.std(),
-        }
-    if step.dev is not None:
-        points |= {"dev/score": step.dev.score, "dev/loss": step.dev.loss}
+        points["train/best"] = float(losses.min())
+        points["train/mean"] = float(losses.mean())
+        points["train/spread"] = float(losses.std())
     return points
 
 
 def _summary(
-    predictor: Predictor,
-    problem: Problem,
-    scores: Mapping[str, float],
-    steps: Sequence[Progress],
-    memory: PeakMemory,
+    predictor: Predictor, problem: Problem, scores: Mapping[str, float], curve: Curve
 ) -> Mapping[str, float]:
     summary = {f"test/{name}": value for name, value in scores.items()}
     summary |= {
         "test/rows": len(problem.test.labels),
-        "test/truncated": problem.test.truncated,
         "test/dropped": problem.dropped_tests,
+        "test/truncated": problem.test.truncated,
+        "train/truncated": problem.data.train.truncated,
+        "dev/truncated": problem.data.dev.truncated,
         "params/searched": predictor.searched,
         "params/stored": predictor.stored,
-        "calls": steps[-1].generation.calls if steps else 0,
+        "calls": curve.calls[-1] if curve.calls else 0,
     }
     if predictor.dev is not None:
-        summary |= {
-            "dev/selected_score": predictor.dev.score,
-            "dev/selected_at": predictor.dev.calls,
-        }
-    return summary | {f"memory/{name}_mb": peak for name, peak in memory.megabytes().items()}
+        summary["dev/selected_score"] = predictor.dev.score
+        summary["dev/selected_at"] = predictor.dev.calls
+    return summary
 
 
-def _settings(plain: Any, checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """The method and the model; not where files lie, nor how work is cut into pieces."""
+def _settings(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[str, Any]:
+    """What is the same in one row of a table: the method and the model, whatever task and seed.
+
+    Where files lie and how work is cut into pieces does not matter, nor how a split is drawn to a
+    method that sees none.
+    """
+    ignored = {"root"} if method.seeded else {"root", "k", "max_words"}
     return {
-        "data": {key: value for key, value in plain["data"].items() if key != "root"},
+        "data": {key: value for key, value in plain["data"].items() if key not in ignored},
         "model": checkpoint.identity(),
         "method": {key: value for key, value in plain["method"].items() if key != "tokens"},
     }
 
 
-def _circumstances(plain: Any, problem: Problem, method: Method) -> Mapping[str, Any]:
-    """What varies within one row of a table: task, rows and, where they matter, seeds."""
-    seeds = {key: plain[key] for key in ("split_seed", "search_seed") if method.seeded}
-    return {"task": plain["task"], "rows": problem.fingerprint, **seeds}
-
-
-def _seed(plain: Any, method: Method) -> str:
-    """``any`` where no seed matters; both of them where they were set apart."""
-    split, search = plain["split_seed"], plain["search_seed"]
-    if not method.seeded:
-        return "any"
-    return str(split) if split == search else f"{split}/{search}"
-
-
-def _name(plain: Any, choices: Mapping[str, str], method: Method, model: str) -> str:
-    parts = [plain["task"]["name"], model, choices["method"]]
+def _labels(
+    plain: Any, choices: Mapping[str, str], checkpoint: Checkpoint, method: Method
+) -> dict[str, str]:
+    """The tags by which runs are told apart, filtered and put into tables."""
+    labels = {
+        "task": plain["task"]["name"],
+        "model": checkpoint.label or choices["model"],
+        "method": choices["method"],
+        "profile": choices["profile"],
+        "seed": "any",
+    }
     if method.seeded:
-        parts += [choices["optimizer"], f"r{plain['rank']}", f"seed{_seed(plain, method)}"]
+        split, search = (plain[key] for key in SEEDS)
+        labels["seed"] = str(split) if split == search else f"{split}/{search}"
+        labels["rank"] = str(plain["rank"])
+        labels["optimizer"] = choices["optimizer"]
+    return labels
+
+
+def _name(labels: Mapping[str, str]) -> str:
+    parts = [labels[key] for key in ("task", "model", "method")]
+    if "optimizer" in labels:
+        parts += [labels["optimizer"], f"r{labels['rank']}", f"seed{labels['seed']}"]
     return "-".join(parts)
+
+
+def _hardware(backbone: Backbone) -> Mapping[str, str]:
+    on_gpu = backbone.device.type == "cuda"
+    return {
+        "used.device": torch.cuda.get_device_name(backbone.device) if on_gpu else "cpu",
+        "used.dtype": str(backbone.model.dtype),
+        "used.threads": str(torch.get_num_threads()),
+    }

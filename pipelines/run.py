@@ -13,6 +13,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import sys
+import traceback
 import uuid
 from datetime import UTC, datetime
 
@@ -21,7 +22,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 SWEEP_ID = "DFOLORA_SWEEP_ID"
-_failures: list[str] = []
+MISTAKE, DEFECT = 2, 1
+_statuses: list[int] = []
 
 
 def _as_choices(values: ListConfig) -> str:
@@ -45,15 +47,18 @@ def job(config: DictConfig) -> None:
         execute(config, choices, sweep_id=os.environ[SWEEP_ID])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        _failures.append(str(error))
+        _statuses.append(MISTAKE)
+    except Exception:  # Hydra would keep it, and with it the model, until the sweep is over
+        traceback.print_exc()
+        _statuses.append(DEFECT)
 
 
 def main() -> None:
-    """Run, and tell by the exit status: 0 all well, 2 something given was wrong."""
+    """Run; exit status 0 if all is well, 2 if something given was wrong, 1 for a defect of ours."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     os.environ.setdefault(SWEEP_ID, f"{now}-{uuid.uuid4().hex[:6]}")
     job()
-    sys.exit(2 if _failures else 0)
+    sys.exit(min(_statuses, default=0))
 
 
 if __name__ == "__main__":

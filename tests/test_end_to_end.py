@@ -74,9 +74,9 @@ def test_experiment_then_report_fill_the_table(tmp_path):
     assert list(rows)[2:] == [
         "Majority class", "Constant Yes", "Manual prompt", "C-LoRA", "F-LoRA",
     ]  # fmt: skip
-    assert rows["C-LoRA"].count("(") == 2  # two tasks have a mean and a spread, five are holes
+    assert rows["C-LoRA"].count("(") == 2  # two tasks have a mean and a spread, the rest are holes
     assert "Seeds: 8, 13" in table
-    assert (tmp_path / "table1.csv").read_text().count("\n") == 1 + 5 * 7
+    assert (tmp_path / "table1.csv").read_text().count("\n") == 1 + 5 * 8
 
 
 def test_record_holds_curves_artifacts_and_an_adapter_that_peft_loads(in_folder):
@@ -92,9 +92,9 @@ def test_record_holds_curves_artifacts_and_an_adapter_that_peft_loads(in_folder)
     losses = [point.value for point in history["train/loss"]]
     assert losses[-1] < losses[0]
     assert len(history["train/step_size"]) == 24  # the base model has none
-    assert [p.step for p in client.get_metric_history(run_id, "dev/score")] == [1, 101]
+    assert [p.step for p in client.get_metric_history(run_id, "dev/score")] == [1, 101, 120]
     metrics = client.get_run(run_id).data.metrics
-    assert {"time/fit_s", "time/calls_per_s", "memory/process_mb", "test/majority",
+    assert {"time/fit_s", "time/calls_per_s", "memory/process_mb", "test/majority_score",
             "test/accuracy", "params/searched", "params/stored"} <= set(metrics)  # fmt: skip
     assert metrics["params/searched"] == 3 * 40
     assert client.get_run(run_id).data.params["optimizer.sparks"] == "4"
@@ -128,12 +128,16 @@ def test_same_seed_gives_the_same_run_and_chunks_do_not_matter(in_folder):
 
 def test_budget_0_is_the_manual_prompt(in_folder):
     scores = []
-    for overrides in (["budget=0"], ["method=manual_prompt"]):
+    for overrides in (
+        ["budget=0"],
+        ["budget=0", "optimizer=nevergrad"],
+        ["method=manual_prompt"],
+    ):
         config, choices = composed("task=mini/agnews", "dim=40", *overrides)
         run_id = execute(config, choices, sweep_id="s")
         client = Store(f"sqlite:///{in_folder}/mlflow.db")._client
         scores.append(client.get_run(run_id).data.metrics["test/score"])
-    assert scores[0] == scores[1]
+    assert scores[0] == scores[1] == scores[2]
 
 
 MISTAKES = {
@@ -148,9 +152,19 @@ MISTAKES = {
     "an indivisible d": (["dim=502"], r"nearest legal dim is 500 or 504"),
     "an unknown map": (["targets=[q,w]"], r"targets=\['q', 'w'\]; choose .* q, k, v, o"),
     "a budget below one generation": (
-        ["budget=19"], r"budget=19 is smaller than a generation \(20 calls"),
+        ["budget=20"], r"budget=20 is smaller than one generation, which needs 21 calls"),
     "a released schedule below one round": (
-        ["budget=59", "schedule=released"], r"whole rounds of all layers \(60 calls"),
+        ["budget=59", "schedule=released"], r"one round of all layers, which needs 61 calls"),
+    "a budget that is no whole number": (["budget=1e2"], r"budget=100.0 must be a whole number"),
+    "a dim that is a word": (["dim=abc"], r"dim=abc must be a whole number, 1 or more"),
+    "a rank between two": (["rank=2.5"], r"rank=2.5 must be a whole number"),
+    "a negative seed": (["search_seed=-1"], r"search_seed=-1 must be a whole number, 0 or more"),
+    "no targets": (["targets=null"], r"targets=None must be a list"),
+    "half a candidate": (["optimizer.population=20.5"], r"population is 20.5; .* whole number"),
+    "no interval": (["dev_interval=null"], r"dev_interval=None must be a whole number"),
+    "patience that ends before a look": (["patience=50"], r"patience=50 must be .* 100 or more"),
+    "an unknown law": (["subspace.statistics=real"], r"statistics=real; choose one of real_tokens"),
+    "a scaling that is no number": (["scaling=nan"], r"scaling=nan must be a positive number"),
     "an unknown incumbent": (["incumbent=best"], r"Unknown incumbent=best; choose one of"),
     "an unknown objective": (["objective=mse"], r"Unknown objective 'mse'"),
     "an unknown optimizer of nevergrad's": (
@@ -191,3 +205,41 @@ def test_mistake_ends_in_one_line_and_status_2_and_the_sweep_goes_on(tmp_path):
     assert "Traceback" not in ended.stderr + ended.stdout
     assert ended.stderr.startswith("error: dim=42 does not divide")
     assert ended.stdout.count("test 0.") == 1
+
+
+def test_make_reproduces_a_table_by_running_and_reporting():
+    planned = subprocess.run(
+        ["make", "-n", "reproduce-table1", "PROFILE=paper", "MODELS=M", "DATA=D"],
+        cwd=PROJECT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    run = "pipelines.run experiment=table1 profile=paper model.path=M/roberta-large data.root=D"
+    assert planned.index(run) < planned.index("pipelines.report table=table1 profile=paper")
+
+
+def test_run_asked_for_by_another_name_is_found_under_it(in_folder):
+    """The same search, once as a variant of another optimizer's file and then as a table's row."""
+    diagonal = ["optimizer=cma_diagonal", "optimizer.covariance=full"]
+    for overrides in (diagonal, ["row=c_lora", "experiment=table1"]):
+        config, choices = composed("budget=25", "dim=40", *overrides)
+        run_id = execute(config, choices, sweep_id="s")
+    runs = Store(f"sqlite:///{in_folder}/mlflow.db").runs()
+    assert list(runs["run_id"]) == [run_id]
+    assert list(runs["tags.optimizer"]) == ["cma"]
+    assert list(runs["tags.item.table1.mini"]) == ["s"]
+
+
+def test_one_number_spelled_twice_is_one_run_and_another_class_another(in_folder):
+    for overrides in ([], ["optimizer.sigma=1"], ["optimizer=random"]):
+        config, choices = composed("budget=25", "dim=40", *overrides)
+        execute(config, choices, sweep_id="s")
+    assert len(Store(f"sqlite:///{in_folder}/mlflow.db").runs()) == 2
+
+
+def test_nothing_secret_is_recorded(in_folder):
+    config, choices = composed("budget=0", "dim=40")
+    config.tracking.uri += "?timeout=4711"  # where other stores have a password
+    run_id = execute(config, choices, sweep_id="s")
+    client = Store(f"sqlite:///{in_folder}/mlflow.db")._client
+    run = client.get_run(run_id)
+    files = Path(client.download_artifacts(run_id, "")).rglob("*.yaml")
+    assert "4711" not in f"{run.data.params} {run.data.tags} {[f.read_text() for f in files]}"

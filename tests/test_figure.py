@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dfolora.figure import save_fitness_curve
+from dfolora.figure import Curve, save_fitness_curve
 from dfolora.methods import Progress
 from dfolora.select import DevPoint
 from dfolora.tune import Generation
@@ -23,8 +23,16 @@ def step(calls, losses, *, loss=0.5, dev=None):
         solution=np.zeros((2, 3)),
         loss=loss,
         step_size=1.0,
+        last=False,
     )
-    return Progress(generation=shown, dev=look, selected=look)
+    return Progress(generation=shown, looks=[look] if look else [], selected=look)
+
+
+def curve(steps):
+    drawn = Curve()
+    for each in steps:
+        drawn.add(each)
+    return drawn
 
 
 @pytest.mark.parametrize(
@@ -40,7 +48,7 @@ def step(calls, losses, *, loss=0.5, dev=None):
 )
 def test_png_of_the_stated_size_is_written(tmp_path, steps):
     path = tmp_path / "fitness.png"
-    save_fitness_curve(path, steps, "sst2-mini-dfo_lora")
+    save_fitness_curve(path, curve(steps), "sst2-mini-dfo_lora")
     content = path.read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     assert (int.from_bytes(content[16:20]), int.from_bytes(content[20:24])) == (700, 400)
@@ -48,5 +56,5 @@ def test_png_of_the_stated_size_is_written(tmp_path, steps):
 
 def test_other_losses_give_another_picture(tmp_path):
     for name, loss in (("a.png", 0.4), ("b.png", 0.3)):
-        save_fitness_curve(tmp_path / name, [step(1, [0.7]), step(21, [loss])], "title")
+        save_fitness_curve(tmp_path / name, curve([step(1, [0.7]), step(21, [loss])]), "title")
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()

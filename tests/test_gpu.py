@@ -36,10 +36,10 @@ def test_device_gives_the_cpus_losses(family, batch, label_ids):
 
 
 def test_peak_memory_is_told_by_torch_and_the_driver():
-    watch = PeakMemory()
+    watch = PeakMemory(torch.device("cuda"))
     held = torch.empty(64_000_000, dtype=torch.uint8, device="cuda")
     watch.sample()
     del held
     peaks = watch.megabytes()
     assert 64 <= peaks["torch"] < 1000
-    assert peaks["nvml"] > peaks["torch"]
+    assert max(peaks.get("nvml", 0), peaks.get("nvml_device", 0)) > peaks["torch"]

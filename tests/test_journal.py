@@ -24,6 +24,7 @@ def generation(losses, *, block=2, calls=40, candidates=None):
         solution=np.zeros((4, 3)),
         loss=float(losses.min()),
         step_size=1.0,
+        last=False,
     )
 
 

@@ -4,13 +4,15 @@ import os
 from types import SimpleNamespace
 
 import numpy as np
+import pynvml
+import torch
 
 from dfolora import memory
 from dfolora.memory import PeakMemory
 
 
 def test_peak_stays_after_the_memory_is_given_back():
-    watch = PeakMemory()
+    watch = PeakMemory(torch.device("cpu"))
     before = watch.megabytes()["process"]
     held = np.ones(30_000_000)  # 240 MB
     watch.sample()
@@ -23,12 +25,16 @@ def test_driver_counts_this_process_or_else_the_whole_device(monkeypatch):
     mine = SimpleNamespace(pid=os.getpid(), usedGpuMemory=5_000_000)
     other = SimpleNamespace(pid=os.getpid() + 1, usedGpuMemory=9_000_000)
     processes = [other, mine]
-    import pynvml
-
     monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda _handle: processes)
     monkeypatch.setattr(
         pynvml, "nvmlDeviceGetMemoryInfo", lambda _handle: SimpleNamespace(used=14_000_000)
     )
-    assert memory._used_by_this_process(None) == 5_000_000
+    assert memory._driver_bytes(None) == {"nvml": 5_000_000}
     processes.remove(mine)
-    assert memory._used_by_this_process(None) == 14_000_000
+    assert memory._driver_bytes(None) == {"nvml_device": 14_000_000}
+
+    def refuse(_handle):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", refuse)
+    assert memory._driver_bytes(None) == {}

@@ -258,7 +258,7 @@ def test_the_first_generation_holds_no_mirrored_pair(rule, population):
     ("arguments", "message"),
     [
         ({"population": 3}, "population is 3; CMA-ES needs 4 or more"),
-        ({"sigma": 0}, "sigma is 0; it must be above zero"),
+        ({"sigma": 0}, "sigma is 0; it must be a number above zero"),
         ({"step_size_rule": "psr"}, "step_size_rule is 'psr'; choose one of csa, tpa"),
         ({"covariance": "low_rank"}, "covariance is 'low_rank'; choose one of full, diagonal"),
         ({"options": {"CMA_activ": 1}}, "'CMA_activ', which pycma .* does not have; did you mean"),
@@ -316,6 +316,6 @@ def test_random_search_draws_from_a_normal_of_the_given_sigma():
     assert z.std() == pytest.approx(0.3, rel=0.03)
 
 
-def test_the_package_imports_neither_nevergrad_nor_torch():
-    code = "import sys, dfolora.optim; sys.exit(bool({'nevergrad', 'torch'} & {*sys.modules}))"
+def test_nevergrad_is_imported_only_when_asked_for():
+    code = "import sys, dfolora.optim; sys.exit('nevergrad' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

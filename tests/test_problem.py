@@ -90,7 +90,11 @@ def test_scores_stand_beside_what_constants_score(task, root):
     problem = pose(task, root)
     always_yes = problem.data.label_ids.new_tensor([[0.0, 1.0]]).expand(24, 2)
     scores = score_test(always_yes.float(), problem)
-    assert scores == {"score": 0.5, "accuracy": 0.5, "majority": 0.5, "constant_yes": 0.5}
+    assert scores == {
+        f"{predictor}{metric}": 0.5
+        for predictor in ("", "majority_", "constant_yes_")
+        for metric in ("score", "accuracy")
+    }
 
 
 @pytest.mark.parametrize(
@@ -100,8 +104,8 @@ def test_scores_stand_beside_what_constants_score(task, root):
         ({"overlong": "drop"}, "data.overlong=drop; choose one of truncate, released"),
         ({"readout": "first"}, "data.readout=first; choose one of last_token, released"),
         ({"label_words": "x"}, "data.label_words=x; choose one of released, natural"),
-        ({"max_words": 0}, "data.max_words=0 must be positive"),
-        ({"max_length": -1}, "data.max_length=-1 must be positive"),
+        ({"max_words": 0}, "data.max_words=0 must be a whole number, 1 or more"),
+        ({"max_length": -1}, "data.max_length=-1 must be a whole number, 1 or more"),
         ({"root": "/no/such"}, "data.root=/no/such is not a folder; .* sst2/train.jsonl"),
         ({"prompt": "mine"}, "mine"),
         ({"max_length": 4}, "The prompt alone is"),

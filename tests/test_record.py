@@ -19,9 +19,19 @@ def test_digest_ignores_the_order_of_keys():
 
 
 def test_digest_ignores_hydras_keys_wherever_they_are():
-    marked = {**IDENTITY, "_target_": "a.B", "task": {**IDENTITY["task"], "_partial_": True}}
+    marked = {**IDENTITY, "_convert_": "all", "task": {**IDENTITY["task"], "_partial_": True}}
     assert digest(marked) == digest(IDENTITY)
-    assert digest({"steps": [{"_target_": "a.B", "n": 1}]}) == digest({"steps": [{"n": 1}]})
+    assert digest({"steps": [{"_partial_": True, "n": 1}]}) == digest({"steps": [{"n": 1}]})
+
+
+def test_digest_follows_the_class_and_not_its_module():
+    one, moved, other = (digest({"_target_": t, "n": 1}) for t in ("a.B", "a.b.B", "a.C"))
+    assert one == moved != other
+    assert one != digest({"n": 1})
+
+
+def test_whole_floats_are_whole_numbers():
+    assert digest({"sigma": 1.0}) == digest({"sigma": 1}) != digest({"sigma": True})
 
 
 @pytest.mark.parametrize(
@@ -43,7 +53,7 @@ def test_digest_changes_with_any_value(change):
 
 def test_digest_of_an_identity_never_changes():
     """A stored value: another one would make every finished run run again."""
-    stored = "8590334efb8d821a0f7e96820f0a40b74053958ba8e02263c62c911812f602a0"
+    stored = "c4457747b15c54cadc0b91d043833c9d7eb18b648527a5b8709f56fab6be7d6c"
     assert digest(IDENTITY) == stored
 
 

@@ -12,6 +12,7 @@ SPEC = TableSpec(
     name="table1",
     title="A table",
     tasks={"sst2": "SST-2", "mrpc": "MRPC"},
+    accuracy_beside={},
     rows=[
         Row(label="Manual prompt", where={"method": "manual_prompt"}),
         Row(label="C-LoRA", where={"method": "dfo_lora", "optimizer": "cma"}),
@@ -29,8 +30,8 @@ def run(task, seed, score, optimizer="cma", **changes):
     column = {
         "item": "tags.item.table1.mini",
         "searched": "metrics.params/searched",
-        "majority": "metrics.test/majority",
-        "constant_yes": "metrics.test/constant_yes",
+        "majority": "metrics.test/majority_score",
+        "constant_yes": "metrics.test/constant_yes_score",
         "calls": "params.budget",
     }
     return {
@@ -41,6 +42,7 @@ def run(task, seed, score, optimizer="cma", **changes):
         "tags.task": task,
         "tags.seed": str(seed),
         "tags.settings": optimizer or "none",
+        "tags.rows": f"rows of {task}",
         "tags.commit": "abc",
         "tags.model": "mini_roberta",
         "params.data.k": "16",
@@ -50,8 +52,9 @@ def run(task, seed, score, optimizer="cma", **changes):
         "params.subspace.alpha": "1.0",
         "params.optimizer.sigma": "1.0",
         "metrics.test/score": score,
-        "metrics.test/majority": {"sst2": 0.5092, "mrpc": 0.8122}[task],
+        "metrics.test/majority_score": {"sst2": 0.5092, "mrpc": 0.8122}[task],
         "metrics.params/searched": 1500.0 if optimizer else 0.0,
+        "metrics.params/stored": 6000.0 if optimizer else 0.0,
         **{column.get(name, f"tags.{name}"): value for name, value in changes.items()},
     }
 
@@ -101,17 +104,17 @@ def test_markdown_is_as_computed_by_hand():
 def test_csv_keeps_every_score_and_leaves_holes_empty():
     csv = table(*RUNS).frame().to_csv(index=False)
     assert csv.splitlines() == [
-        "table,profile,method,n_params,task,mean,std,runs,missing_seeds,scores",
-        "table1,mini,Majority class,0,SST-2,50.92,,1,,any:50.9200",
-        "table1,mini,Majority class,0,MRPC,81.22,,1,,any:81.2200",
-        "table1,mini,Constant Yes,0,SST-2,,,0,any,",
-        "table1,mini,Constant Yes,0,MRPC,81.22,,1,,any:81.2200",
-        "table1,mini,Manual prompt,0,SST-2,75.0,,1,,any:75.0000",
-        "table1,mini,Manual prompt,0,MRPC,50.0,,1,,any:50.0000",
-        'table1,mini,C-LoRA,"1,500",SST-2,85.0,7.0710678118654755,2,,8:80.0000 13:90.0000',
-        'table1,mini,C-LoRA,"1,500",MRPC,62.0,2.8284271247461903,2,,8:60.0000 13:64.0000',
-        'table1,mini,F-LoRA,"1,500",SST-2,,,1,13,8:70.0000',
-        'table1,mini,F-LoRA,"1,500",MRPC,,,0,8 13,',
+        "table,profile,method,n_params,n_stored,task,metric,mean,std,runs,missing_seeds,scores",
+        "table1,mini,Majority class,0,0,SST-2,score,50.92,,1,,any:50.9200",
+        "table1,mini,Majority class,0,0,MRPC,score,81.22,,1,,any:81.2200",
+        "table1,mini,Constant Yes,0,0,SST-2,score,,,0,any,",
+        "table1,mini,Constant Yes,0,0,MRPC,score,81.22,,1,,any:81.2200",
+        "table1,mini,Manual prompt,0,0,SST-2,score,75.0,,1,,any:75.0000",
+        "table1,mini,Manual prompt,0,0,MRPC,score,50.0,,1,,any:50.0000",
+        "table1,mini,C-LoRA,1500,6000,SST-2,score,85.0,7.0710678118654755,2,,8:80.0000 13:90.0000",
+        "table1,mini,C-LoRA,1500,6000,MRPC,score,62.0,2.8284271247461903,2,,8:60.0000 13:64.0000",
+        "table1,mini,F-LoRA,1500,6000,SST-2,score,,,1,13,8:70.0000",
+        "table1,mini,F-LoRA,1500,6000,MRPC,score,,,0,8 13,",
     ]
     read = pd.read_csv(io.StringIO(csv))
     assert read["mean"].isna().sum() == 3
@@ -200,3 +203,29 @@ def test_every_number_of_searched_parameters_is_named():
     shown = {line.label: line.searched for line in other.lines}
     assert shown["F-LoRA"] == "1,500 / 12,000"
     assert shown["C-LoRA"] == "1,500"
+
+
+def test_rows_of_different_data_never_share_a_mean():
+    elsewhere = run("sst2", 13, 0.95, rows="other rows", item="20260102")
+    built = table(*RUNS, elsewhere)
+    assert cells(built, "C-LoRA") == ["— (1/2)", "62.00 (2.83)", "—"]
+
+
+def test_accuracy_stands_beside_another_metric_and_is_not_averaged():
+    spec = replace(SPEC, accuracy_beside={"mrpc": "MRPC acc."})
+    runs = [
+        given | {"metrics.test/accuracy": 0.4, "metrics.test/majority_accuracy": 0.6838}
+        for given in RUNS
+    ]
+    built = table(*runs, spec=spec)
+    assert "| SST-2        | MRPC         | MRPC acc.    | Avg.  |" in built.markdown()
+    assert cells(built, "C-LoRA") == ["85.00 (7.07)", "62.00 (2.83)", "40.00 (0.00)", "73.50"]
+    assert cells(built, "Majority") == ["50.92", "81.22", "68.38", "66.07"]
+
+
+def test_caption_counts_only_what_the_table_shows():
+    extra = [
+        run("sst2", 99, 0.1, commit="def"),
+        run("sst2", 8, 0.1, commit="def") | {"tags.task": "other"},
+    ]
+    assert table(*RUNS, *extra).caption == table(*RUNS).caption

@@ -39,7 +39,7 @@ def solution(key):
     return whole
 
 
-def generation(calls, key, *, population=20, block=0, candidates=None):
+def generation(calls, key, *, population=20, block=0, candidates=None, last=False):
     if candidates is None:
         candidates = np.zeros((population, DIM))
     return Generation(
@@ -50,6 +50,7 @@ def generation(calls, key, *, population=20, block=0, candidates=None):
         solution=solution(key),
         loss=1.0,
         step_size=1.0,
+        last=last,
     )
 
 
@@ -59,11 +60,7 @@ def selection(dev, *, rule="incumbent", interval=100, patience=None):
 
 def search(selecting, keys_by_calls):
     """Show these generations; the calls at which there was a look."""
-    return [
-        calls
-        for calls, key in keys_by_calls.items()
-        if selecting.see(generation(calls, key)) is not None
-    ]
+    return [calls for calls, key in keys_by_calls.items() if selecting.see(generation(calls, key))]
 
 
 def test_looks_at_the_base_and_then_wherever_an_interval_has_passed():
@@ -87,7 +84,7 @@ def test_look_is_at_all_blocks_of_the_incumbent():
     dev = Dev({})
     shown = generation(1, 5.0)
     shown.solution[1] = 7.0
-    point = selection(dev).see(shown)
+    (point,) = selection(dev).see(shown)
     np.testing.assert_array_equal(dev.seen[0], shown.solution)
     np.testing.assert_array_equal(point.solution, shown.solution)
 
@@ -98,7 +95,7 @@ def test_unchanged_solution_is_not_evaluated_again():
     assert search(selecting, {1: 0.0, 101: 0.0, 201: 0.0}) == [1, 101, 201]  # points for the curve
     assert dev.keys == [0.0]
     assert selecting.best.calls == 1
-    point = selecting.see(generation(301, 0.0))
+    (point,) = selecting.see(generation(301, 0.0))
     assert (point.calls, point.score, point.loss) == (301, 0.5, 0.25)
     search(selecting, {401: 1.0, 501: 0.0})
     assert dev.keys == [0.0, 1.0, 0.0]
@@ -125,21 +122,14 @@ def test_best_is_a_copy():
     assert selecting.best.solution[0, 0] == 5.0
 
 
-def test_close_looks_at_where_the_search_ended():
+def test_last_generation_is_looked_at_whatever_the_interval():
     dev = Dev({1: 0.5, 2: 0.9})
     selecting = selection(dev)
     search(selecting, {1: 1.0, 50: 2.0})
     assert selecting.best.calls == 1
-    selecting.close()
-    assert (selecting.best.calls, dev.keys) == (50, [1.0, 2.0])
-
-
-def test_close_without_a_search_looks_at_nothing():
-    dev = Dev({})
-    selecting = selection(dev)
-    selecting.close()
-    assert selecting.best is None
-    assert dev.seen == []
+    (point,) = selecting.see(generation(70, 2.0, last=True))
+    assert selecting.best is point
+    assert (point.calls, dev.keys) == (70, [1.0, 2.0])
 
 
 def test_patience_runs_out_so_many_calls_after_the_last_higher_score():
@@ -199,14 +189,15 @@ def test_released_keeps_the_first_of_equal_scores_whatever_their_loss():
 def test_released_does_not_look_where_the_search_ended():
     dev = Dev({})
     selecting = released(dev, [(0, 20)] * 6)
-    selecting.close()
+    assert selecting.see(generation(130, 0.0, population=10, last=True)) == []
     assert dev.keys == [100.0]
 
 
-def test_released_shows_the_last_look_of_a_generation():
+def test_released_shows_every_look_of_a_generation():
     dev = Dev({100: 0.9})
     selecting = selection(dev, rule="released")
     candidates = np.zeros((250, DIM))
     candidates[:, 0] = np.arange(1, 251)
-    point = selecting.see(generation(250, 0.0, candidates=candidates))
-    assert (point.calls, selecting.best.calls) == (200, 100)
+    looks = selecting.see(generation(250, 0.0, candidates=candidates))
+    assert [look.calls for look in looks] == [100, 200]
+    assert selecting.best is looks[0]

@@ -128,7 +128,7 @@ def test_same_seed_same_map_and_layers_differ(backbone, batch):
         ({"dim": 502}, r"dim=502 does not divide into 4 .* legal dim is 500 or 504"),
         ({"dim": 2}, r"dim=2 does not divide into 4 .* legal dim is 4\."),
         ({"dim": 500, "targets": ("q", "k", "v")}, r"6 equal parts .* 498 or 504"),
-        ({"rank": 0}, "rank=0 must lie between 1 and 32"),
+        ({"rank": 0}, "rank=0 must be a whole number, 1 or more"),
         ({"rank": 33}, "rank=33 must lie between 1 and 32"),
         ({"alpha": 0.0}, "subspace.alpha=0.0 must be a positive number"),
         ({"sigma": float("inf")}, "optimizer.sigma=inf must be a positive number"),

@@ -68,6 +68,8 @@ def test_budget_is_met_exactly(budget, blocks, name, incumbent):
     spent = [0, *(generation.calls for generation in generations)]
     sizes = [after - before for before, after in pairwise(spent)]
     assert sizes == [len(generation.losses) for generation in generations]
+    assert [generation.last for generation in generations[:-1]] == [False] * len(sizes[:-1])
+    assert generations[-1].last
 
 
 def test_budget_0_searches_nothing():
@@ -95,6 +97,7 @@ def test_released_schedule_runs_whole_rounds_only():
     )
     assert [generation.block for generation in generations] == [0, 1, 2] * 3
     assert evaluate.calls == 45
+    assert [generation.last for generation in generations] == [False] * 8 + [True]
 
 
 @pytest.mark.parametrize("name", sorted(FACTORIES))

@@ -1,6 +1,6 @@
 """dfolora: the bench for tuning language models without gradients."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from dfolora.backbone import Backbone
 from dfolora.errors import UserError
@@ -10,7 +10,10 @@ from dfolora.problem import Problem, ProblemSpec
 from dfolora.subspace import SubspaceSpec
 from dfolora.task import Task
 
-__version__ = version("dfolora")
+try:
+    __version__ = version("dfolora")
+except PackageNotFoundError:  # the source folder alone, on a machine where nothing was installed
+    __version__ = "unknown"
 __all__ = [
     "Backbone",
     "DfoLora",

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -143,9 +142,3 @@ class Architecture:
                 f"Got targets={list(targets)}; choose a non-empty subset of "
                 f"{', '.join(self.family.maps)}, each at most once."
             )
-
-
-def label_rows(weight: Tensor, bias: Tensor | None, hidden: Tensor, ids: Tensor) -> Tensor:
-    """The head's logits for the label words alone: ``(B, H), (C,) -> (B, C)``, float32."""
-    rows_bias = None if bias is None else bias[ids].float()
-    return torch.nn.functional.linear(hidden.float(), weight[ids].float(), rows_bias)

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from dfolora.architecture import Architecture, label_rows
+from dfolora.architecture import Architecture
 from dfolora.lora import LayerLora, LinearMap, adapted
 
 
@@ -16,7 +17,7 @@ class Backbone:
 
     Args:
         model: A ``transformers`` model with a vocabulary head. It is put into evaluation mode and
-            its weights are never written.
+            its parameters are frozen, for good; their values are never written.
     """
 
     def __init__(self, model: Any) -> None:
@@ -70,7 +71,8 @@ class Backbone:
         rows = torch.arange(len(answer), device=hidden.device)
         transformed = self._family.transform(self.model, hidden[rows, answer])
         decoder = self.model.get_submodule(self._family.decoder)
-        return label_rows(decoder.weight, decoder.bias, transformed, label_ids)
+        bias = None if decoder.bias is None else decoder.bias[label_ids].float()
+        return functional.linear(transformed.float(), decoder.weight[label_ids].float(), bias)
 
     @contextmanager
     def with_lora(self, layers: Iterable[LayerLora]) -> Iterator[None]:

@@ -44,8 +44,8 @@ class Checkpoint:
 
     @property
     def label(self) -> str | None:
-        """The name of a local folder; None for the models that ``conf/model`` names."""
-        return Path(self.path).resolve().name if Path(self.path).is_dir() else None
+        """The last part of a folder's or the hub's name; None for the embedded model."""
+        return None if self.path == MINI else Path(self.path).resolve().name
 
     def config(self) -> Any:
         """The model's configuration; no weight is touched.
@@ -119,18 +119,16 @@ class Checkpoint:
 
     def identity(self) -> Mapping[str, Any]:
         """What makes it this model and no other: contents for folders, names for the hub."""
-        sources = {"model": self.path, "tokenizer": self.tokenizer}
-        named = {
-            part: _folder_digest(Path(source)) if Path(source).is_dir() else source
-            for part, source in sources.items()
-            if source
-        }
-        return {
-            **named,
-            "revision": self.revision,
-            "architecture": self.architecture if self._random else None,
-            "dtype": str(self._dtype()),
-        }
+        if self._random:
+            model: Any = {"architecture": self.architecture}
+        elif Path(self.path).is_dir():
+            model = _folder_digest(Path(self.path))
+        else:
+            model = {"name": self.path, "commit": getattr(self.config(), "_commit_hash", None)}
+        tokenizer = self.tokenizer
+        if tokenizer and Path(tokenizer).is_dir():
+            tokenizer = _folder_digest(Path(tokenizer))
+        return {"model": model, "tokenizer": tokenizer, "dtype": str(self._dtype())}
 
     @property
     def _random(self) -> bool:

@@ -1,34 +1,54 @@
 """A picture of one search."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfolora.methods import Progress
+from dfolora.select import DevPoint
 
 
-def save_fitness_curve(path: Path, progress: Sequence[Progress], title: str) -> None:
+@dataclass
+class Curve:
+    """What the picture needs of a search; the generations themselves are large and are not kept."""
+
+    calls: list[int] = field(default_factory=list)
+    """Spent at each generation's end."""
+    best: list[float] = field(default_factory=list)
+    """The lowest loss of each generation."""
+    loss: list[float] = field(default_factory=list)
+    """That of the current solution, nan where it is not known."""
+    looks: list[DevPoint] = field(default_factory=list)
+    """At the dev set, in order."""
+
+    def add(self, step: Progress) -> None:
+        """Go on by one generation."""
+        self.calls.append(step.generation.calls)
+        self.best.append(float(step.generation.losses.min()))
+        self.loss.append(step.generation.loss)
+        self.looks.extend(step.looks)
+
+
+def save_fitness_curve(path: Path, curve: Curve, title: str) -> None:
     """Train losses and dev score against calls, as a PNG.
 
     Args:
         path: The file to write.
-        progress: Every generation of the search, at least one.
+        curve: Of at least one generation.
         title: Over the picture.
     """
     # The object interface: pyplot would keep global state and look for a display.
     from matplotlib.figure import Figure
 
-    generations = [step.generation for step in progress]
-    calls = [generation.calls for generation in generations]
     figure = Figure(figsize=(7, 4))
     axes = figure.add_subplot(xlabel="calls", ylabel="train loss", title=title)
-    best = [generation.losses.min() for generation in generations]
-    axes.plot(calls, best, ".", color="tab:blue", alpha=0.4, label="best of the generation")
-    axes.plot(calls, [g.loss for g in generations], color="tab:blue", label="current solution")
-    looks = [step.dev for step in progress if step.dev is not None]
+    axes.plot(
+        curve.calls, curve.best, ".", color="tab:blue", alpha=0.4, label="best of the generation"
+    )
+    axes.plot(curve.calls, curve.loss, color="tab:blue", label="current solution")
     scores = axes.twinx()
     scores.set(ylabel="dev score", ylim=(0, 1))
     scores.plot(
-        [look.calls for look in looks], [look.score for look in looks],
+        [look.calls for look in curve.looks], [look.score for look in curve.looks],
         color="tab:orange", drawstyle="steps-post", label="dev score",
     )  # fmt: skip
     lines = [*axes.get_lines(), *scores.get_lines()]

@@ -4,6 +4,7 @@ from typing import Any
 
 from dfolora.backbone import Backbone
 from dfolora.methods import DfoLora, Method, Predictor
+from dfolora.plain import whole
 from dfolora.problem import ProblemSpec
 from dfolora.task import Task
 
@@ -20,7 +21,8 @@ def fit(
     """Draw a few-shot split of a task and fit a method to it.
 
     Args:
-        model: A ``transformers`` model with a vocabulary head; its weights are never written.
+        model: A ``transformers`` model with a vocabulary head. It is left frozen, in evaluation
+            mode; its weights are never written.
         tokenizer: Its tokenizer.
         task: The task, for example ``Task.from_file("conf/task/sst2.yaml")``.
         method: What to fit; None is C-LoRA with its defaults.
@@ -33,6 +35,7 @@ def fit(
     Raises:
         UserError: Model, task, data and method do not fit together.
     """
+    whole(seed, "seed", least=0)
     method = method or DfoLora()
     backbone = Backbone(model)
     architecture = backbone.architecture

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
+from typing import TextIO
 
 from dfolora.tune import Generation
 
@@ -20,7 +21,8 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
+        self._path = path
+        self._file: TextIO | None = None
 
     def __enter__(self) -> "Journal":
         """The journal itself."""
@@ -28,7 +30,8 @@ class Journal:
 
     def __exit__(self, *_error: object) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def append(self, generation: Generation) -> None:
         """Write one line and flush it."""
@@ -39,5 +42,7 @@ class Journal:
             "losses": [x if math.isfinite(x) else None for x in generation.losses.tolist()],
             "candidates_sha256": candidates,
         }
+        if self._file is None:  # a method that searches nothing leaves no file
+            self._file = self._path.open("w", encoding="utf-8")
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()

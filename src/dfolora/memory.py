@@ -11,51 +11,62 @@ MEGABYTE = 1e6
 
 
 class PeakMemory:
-    """Watches from its making on; ``sample`` at every generation, then ``megabytes``."""
+    """Watches from its making on; ``sample`` at every generation, then ``megabytes``.
 
-    def __init__(self) -> None:
+    torch counts every moment; what the driver and the process hold is seen at the samples only,
+    which misses little, for neither gives memory back between them.
+
+    Args:
+        device: Where the model is; torch and the driver are asked only about a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
         self._process = psutil.Process()
-        self._resident = 0
-        self._device = 0
-        self._cuda = torch.cuda.is_available()
-        self._nvml = _nvml_handle() if self._cuda else None
-        if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
+        self._cuda = device if device.type == "cuda" else None
+        self._nvml = None if self._cuda is None else _nvml_handle(self._cuda)
+        self._peaks: dict[str, int] = {}
+        if self._cuda is not None:
+            torch.cuda.reset_peak_memory_stats(self._cuda)
         self.sample()
 
     def sample(self) -> None:
         """Take note of what is in use now."""
-        self._resident = max(self._resident, self._process.memory_info().rss)
+        used = {"process": self._process.memory_info().rss}
+        if self._cuda is not None:
+            used["torch"] = torch.cuda.max_memory_allocated(self._cuda)
         if self._nvml is not None:
-            self._device = max(self._device, _used_by_this_process(self._nvml))
+            used |= _driver_bytes(self._nvml)
+        self._peaks |= {name: max(size, self._peaks.get(name, 0)) for name, size in used.items()}
 
     def megabytes(self) -> Mapping[str, float]:
-        """The peaks so far, by what measured them, in 10^6 bytes; no entry where nothing could."""
-        peaks = {"process": self._resident / MEGABYTE}
-        if self._cuda:
-            peaks["torch"] = torch.cuda.max_memory_allocated() / MEGABYTE
-        if self._nvml is not None:
-            peaks["nvml"] = self._device / MEGABYTE
-        return peaks
+        """The peaks so far in 10^6 bytes, by what measured them; no entry where nothing could."""
+        return {name: size / MEGABYTE for name, size in self._peaks.items()}
 
 
-def _nvml_handle() -> Any:
-    """The driver's handle of torch's current GPU, or None where the driver tells nothing."""
+def _nvml_handle(device: torch.device) -> Any:
+    """The driver's handle of a GPU, or None where the driver tells nothing."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
-        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
-        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        return pynvml.nvmlDeviceGetHandleByUUID(
+            f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        )
     except pynvml.NVMLError:
         return None
 
 
-def _used_by_this_process(handle: Any) -> int:
-    """Bytes, the CUDA context included; all of the device's where containers hide processes."""
+def _driver_bytes(handle: Any) -> Mapping[str, int]:
+    """What this process holds, the CUDA context included; else what the whole device holds.
+
+    Containers hide processes from each other, and some drivers tell neither.
+    """
     import pynvml
 
-    for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-        if process.pid == os.getpid() and process.usedGpuMemory:
-            return int(process.usedGpuMemory)
-    return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+    try:
+        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            if process.pid == os.getpid() and process.usedGpuMemory:
+                return {"nvml": int(process.usedGpuMemory)}
+        return {"nvml_device": int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)}
+    except pynvml.NVMLError:
+        return {}

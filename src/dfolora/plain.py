@@ -56,3 +56,10 @@ def flag(value: object, where: str) -> bool:
     if not isinstance(value, bool):
         raise UserError(f"{where} must be true or false, got {value!r}.")
     return value
+
+
+def whole(value: object, where: str, *, least: int) -> int:
+    """The value, a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{where}={value} must be a whole number, {least} or more.")
+    return value

@@ -20,6 +20,7 @@ from dfolora.data import (
 )
 from dfolora.errors import UserError
 from dfolora.methods import FewShotData
+from dfolora.plain import whole
 from dfolora.task import Kind, LabelWordStyle, Task, label_word_ids
 
 if TYPE_CHECKING:
@@ -114,9 +115,9 @@ class ProblemSpec:
         ):
             if value not in choices:
                 raise UserError(f"data.{name}={value}; choose one of {', '.join(choices)}.")
-        for name, number in (("max_words", self.max_words), ("max_length", self.max_length)):
-            if number < 1:
-                raise UserError(f"data.{name}={number} must be positive.")
+        whole(self.k, "data.k", least=1)
+        whole(self.max_words, "data.max_words", least=1)
+        whole(self.max_length, "data.max_length", least=1)
         if self.root is not None and not Path(self.root).is_dir():
             raise UserError(
                 f"data.root={self.root} is not a folder; it needs one folder a task, such as "

@@ -14,12 +14,15 @@ RECORDED_PACKAGES = ("dfolora", "torch", "transformers", "cma", "nevergrad", "nu
 
 
 def digest(identity: Mapping[str, Any]) -> str:
-    """SHA-256 of plain data. Keys that begin with an underscore (Hydra's) do not count.
+    """SHA-256 of plain data, the same however it was spelled.
+
+    Of Hydra's keys, which begin with an underscore, only the class of ``_target_`` counts, so that
+    a class that moves stays the same; and 1.0 is 1.
 
     Args:
         identity: Nested mappings, sequences, strings, numbers.
     """
-    text = json.dumps(_without_private_keys(identity), sort_keys=True)
+    text = json.dumps(_canonical(identity), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -61,9 +64,13 @@ def commit() -> str:
         return f"v{version('dfolora')}"
 
 
-def _without_private_keys(value: Any) -> Any:
+def _canonical(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {k: _without_private_keys(v) for k, v in value.items() if not k.startswith("_")}
+        items = {key: _canonical(v) for key, v in value.items() if not key.startswith("_")}
+        target = value.get("_target_")
+        return items if target is None else {"class": target.rpartition(".")[2], **items}
     if isinstance(value, list | tuple):
-        return [_without_private_keys(item) for item in value]
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return value

@@ -22,6 +22,18 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Column:
+    """A metric of a task."""
+
+    task: str
+    metric: str
+    """``score`` (by the task's own metric) or ``accuracy``."""
+    title: str
+    averaged: bool
+    """Whether it counts in the average."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TableSpec:
     """What a table shows."""
 
@@ -30,12 +42,25 @@ class TableSpec:
     title: str
     tasks: Mapping[str, str]
     """Task name to column title."""
+    accuracy_beside: Mapping[str, str]
+    """Of tasks with another metric: task name to the title of a column for its accuracy."""
     rows: Sequence[Row]
     constants: Mapping[str, str]
     """Constant predictors, metric name to label."""
     profile: str
     seeds: Sequence[int]
     note: str
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        """All columns of numbers, from left to right."""
+        columns = []
+        for task, title in self.tasks.items():
+            columns.append(Column(task=task, metric="score", title=title, averaged=True))
+            if task in self.accuracy_beside:
+                title = self.accuracy_beside[task]
+                columns.append(Column(task=task, metric="accuracy", title=title, averaged=False))
+        return columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +97,14 @@ class Line:
     label: str
     searched: str
     """Numbers that the method searched."""
-    cells: Sequence[Cell]
-    """One a task."""
+    stored: str
+    """Parameters that it adds to the model."""
+    cells: Mapping[Column, Cell]
 
     @property
     def average(self) -> str:
         """Unweighted mean of the tasks' means; a hole if one is missing."""
-        means = pd.Series([cell.mean for cell in self.cells])
+        means = pd.Series([cell.mean for column, cell in self.cells.items() if column.averaged])
         return HOLE if means.isna().any() else f"{means.mean():.2f}"
 
 
@@ -92,9 +118,10 @@ class Table:
 
     def markdown(self) -> str:
         """The table with its caption."""
-        columns = ["Method", "#Params", *self.spec.tasks.values(), "Avg."]
+        columns = ["Method", "#Params", *(column.title for column in self.spec.columns), "Avg."]
         rows = [
-            [line.label, line.searched, *map(str, line.cells), line.average] for line in self.lines
+            [line.label, line.searched, *map(str, line.cells.values()), line.average]
+            for line in self.lines
         ]
         widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
         rule = ["-" * width for width in widths]
@@ -113,8 +140,10 @@ class Table:
                 "table": self.spec.name,
                 "profile": self.spec.profile,
                 "method": line.label,
-                "n_params": line.searched,
-                "task": title,
+                "n_params": line.searched.replace(",", ""),
+                "n_stored": line.stored.replace(",", ""),
+                "task": column.title,
+                "metric": column.metric,
                 "mean": cell.mean,
                 "std": cell.std,
                 "runs": len(cell.scores),
@@ -122,7 +151,7 @@ class Table:
                 "scores": " ".join(f"{seed}:{score:.4f}" for seed, score in cell.scores.items()),
             }
             for line in self.lines
-            for title, cell in zip(self.spec.tasks.values(), line.cells, strict=True)
+            for column, cell in line.cells.items()
         )
 
 
@@ -138,12 +167,13 @@ def build_table(runs: pd.DataFrame, spec: TableSpec) -> Table:
     """
     item = f"tags.item.{spec.name}.{spec.profile}"
     runs = runs[runs[item].notna()].sort_values(item, kind="stable") if item in runs else runs[:0]
-    chosen = [_row_runs(runs, row) for row in spec.rows]
+    chosen = [_row_runs(runs, row, spec) for row in spec.rows]
     lines = [
         Line(
             label=row.label,
-            searched=_searched(mine),
-            cells=[_cell(mine, task, spec.seeds) for task in spec.tasks],
+            searched=_numbers(mine, "metrics.params/searched"),
+            stored=_numbers(mine, "metrics.params/stored"),
+            cells={column: _cell(mine, column, spec.seeds) for column in spec.columns},
         )
         for row, mine in zip(spec.rows, chosen, strict=True)
     ]
@@ -152,29 +182,35 @@ def build_table(runs: pd.DataFrame, spec: TableSpec) -> Table:
         Line(
             label=label,
             searched="0",
-            cells=[_constant_cell(used, task, name) for task in spec.tasks],
+            stored="0",
+            cells={column: _constant_cell(used, column, name) for column in spec.columns},
         )
         for name, label in spec.constants.items()
     ]
     return Table(spec=spec, lines=[*constants, *lines], caption=_caption(used, spec))
 
 
-def _row_runs(runs: pd.DataFrame, row: Row) -> pd.DataFrame:
+def _row_runs(runs: pd.DataFrame, row: Row, spec: TableSpec) -> pd.DataFrame:
+    """A row's runs: of one setting in all, and on the same data within a task."""
     for tag, value in row.where.items():
         column = f"tags.{tag}"
-        runs = runs[runs[column] == value] if column in runs else runs.iloc[:0]
+        runs = runs[runs[column] == value] if column in runs else runs[:0]
     if runs.empty:
         return runs
-    same_settings = runs[runs["tags.settings"] == runs["tags.settings"].iloc[-1]]
-    return same_settings.drop_duplicates(["tags.task", "tags.seed"], keep="last")
+    runs = runs[runs["tags.settings"] == runs["tags.settings"].iloc[-1]]
+    runs = runs[runs["tags.rows"] == runs.groupby("tags.task")["tags.rows"].transform("last")]
+    wanted = {"any", *map(str, spec.seeds)}
+    runs = runs[runs["tags.task"].isin(list(spec.tasks)) & runs["tags.seed"].isin(list(wanted))]
+    return runs.drop_duplicates(["tags.task", "tags.seed"], keep="last")
 
 
-def _cell(runs: pd.DataFrame, task: str, seeds: Sequence[int]) -> Cell:
+def _cell(runs: pd.DataFrame, column: Column, seeds: Sequence[int]) -> Cell:
     """A method that depends on no seed has one run, tagged ``any``."""
     if runs.empty:
         return Cell(scores={}, missing=[str(seed) for seed in seeds])
-    mine = runs[runs["tags.task"] == task]
-    scores = dict(zip(mine["tags.seed"], 100 * mine["metrics.test/score"], strict=True))
+    mine = runs[runs["tags.task"] == column.task]
+    values = 100 * mine[f"metrics.test/{column.metric}"]
+    scores = dict(zip(mine["tags.seed"], values, strict=True))
     unseeded = set(runs["tags.seed"]) == {"any"}
     wanted = ["any"] if unseeded else [str(seed) for seed in seeds]
     return Cell(
@@ -183,20 +219,21 @@ def _cell(runs: pd.DataFrame, task: str, seeds: Sequence[int]) -> Cell:
     )
 
 
-def _constant_cell(runs: pd.DataFrame, task: str, name: str) -> Cell:
-    column = f"metrics.test/{name}"
-    if column not in runs:
+def _constant_cell(runs: pd.DataFrame, column: Column, name: str) -> Cell:
+    """A hole where the predictor does not apply, or where the rows were not tested on the same."""
+    metric = f"metrics.test/{name}_{column.metric}"
+    scores = pd.Series(dtype=float)
+    if metric in runs:
+        scores = runs.loc[runs["tags.task"] == column.task, metric].dropna()
+    if scores.nunique() != 1:
         return Cell(scores={}, missing=["any"])
-    scores = runs.loc[runs["tags.task"] == task, column].dropna()
-    if scores.empty:
-        return Cell(scores={}, missing=["any"])
-    return Cell(scores={"any": 100 * float(scores.iloc[-1])})
+    return Cell(scores={"any": 100 * float(scores.iloc[0])})
 
 
-def _searched(runs: pd.DataFrame) -> str:
+def _numbers(runs: pd.DataFrame, metric: str) -> str:
     if runs.empty:
         return HOLE
-    return " / ".join(f"{int(n):,}" for n in sorted(runs["metrics.params/searched"].unique()))
+    return " / ".join(f"{int(n):,}" for n in sorted(runs[metric].unique()))
 
 
 def _caption(runs: pd.DataFrame, spec: TableSpec) -> str:

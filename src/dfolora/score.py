@@ -16,17 +16,16 @@ def score_test(logits: Tensor, problem: Problem) -> Mapping[str, float]:
         problem: The problem.
 
     Returns:
-        ``score`` (the task's metric) and ``accuracy``; ``majority`` and, where a label word is
-        Yes, ``constant_yes``: what constant predictors score on the same rows.
+        ``score`` (by the task's metric) and ``accuracy``; the same with ``majority_`` and, where a
+        label word is Yes, ``constant_yes_`` before it: what constant predictors score.
     """
-    labels, metric = problem.test.labels.numpy(), METRICS[problem.task.metric]
+    labels = problem.test.labels.numpy()
     predictions = logits.argmax(-1).cpu().numpy()
-    scores = {
-        "score": float(metric(labels, predictions)),
-        "accuracy": float(accuracy(labels, predictions)),
-        "majority": majority_score(labels, metric),
-    }
-    if "Yes" in problem.label_words:
-        yes = problem.label_words.index("Yes")
-        scores["constant_yes"] = constant_score(labels, yes, metric)
+    scores = {}
+    for suffix, metric in (("score", METRICS[problem.task.metric]), ("accuracy", accuracy)):
+        scores[suffix] = float(metric(labels, predictions))
+        scores[f"majority_{suffix}"] = majority_score(labels, metric)
+        if "Yes" in problem.label_words:
+            yes = problem.label_words.index("Yes")
+            scores[f"constant_yes_{suffix}"] = constant_score(labels, yes, metric)
     return scores

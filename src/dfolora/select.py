@@ -1,6 +1,6 @@
 """Which solution of a search is kept: dev-set selection and early stopping."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,7 @@ class DevSelection:
         self._rule = SELECTIONS[rule]
         self._interval = interval
         self._patience = patience
-        self._previous: Generation | None = None
+        self._calls = -1
         self._last: DevPoint | None = None
         self._progress_calls = 0
         self.best: DevPoint | None = None
@@ -49,22 +49,15 @@ class DevSelection:
         self.stalled = False
         """Whether the patience has run out."""
 
-    def see(self, generation: Generation) -> DevPoint | None:
-        """Look at the dev set if this generation calls for it; the last look, if any."""
-        point = None
-        before = -1 if self._previous is None else self._previous.calls
-        for calls, solution in self._rule.looks(generation, before, self._interval):
-            point = self.look(calls, solution)
-        self._previous = generation
+    def see(self, generation: Generation) -> Sequence[DevPoint]:
+        """Look at the dev set as often as the rule asks for this generation: mostly never."""
+        due = self._rule.looks(generation, self._calls, self._interval)
+        points = [self.look(calls, solution) for calls, solution in due]
+        self._calls = generation.calls
         self.stalled = (
             self._patience is not None and generation.calls - self._progress_calls >= self._patience
         )
-        return point
-
-    def close(self) -> None:
-        """The search is over: look at where it ended, if the rule wants that."""
-        if self._previous is not None and self._rule.looks_at_end:
-            self.look(self._previous.calls, self._previous.solution)
+        return points
 
     def look(self, calls: int, solution: Array) -> DevPoint:
         """Score one solution on the dev set and keep it if it is the best so far."""
@@ -85,8 +78,8 @@ class DevSelection:
 def _current_incumbents(
     generation: Generation, previous_calls: int, interval: int
 ) -> Iterator[tuple[int, Array]]:
-    """The incumbents, at the first generation's end and wherever an interval has passed."""
-    if previous_calls // interval < generation.calls // interval:
+    """The incumbents: at first, wherever an interval has passed, and at last."""
+    if previous_calls // interval < generation.calls // interval or generation.last:
         yield generation.calls, generation.solution
 
 
@@ -108,8 +101,6 @@ class SelectionRule:
 
     looks: Callable[[Generation, int, int], Iterator[tuple[int, Array]]]
     """``(generation, calls before it, interval)`` -> the calls and solutions to look at."""
-    looks_at_end: bool
-    """Whether the incumbents are looked at once more when the search is over."""
     rank: Callable[[DevPoint], tuple[float, ...]]
     """Lower is better."""
 
@@ -117,13 +108,11 @@ class SelectionRule:
 SELECTIONS: Mapping[str, SelectionRule] = {
     "incumbent": SelectionRule(
         looks=_current_incumbents,
-        looks_at_end=True,
         rank=lambda point: (-point.score, point.loss),
     ),
     # As in the code of Jin, Liu, Tan 2024.
     "released": SelectionRule(
         looks=_every_nth_candidate,
-        looks_at_end=False,
         rank=lambda point: (-point.score,),
     ),
 }

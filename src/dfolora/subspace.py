@@ -9,7 +9,7 @@ product A B.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,11 @@ from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.errors import UserError
 from dfolora.lora import LayerLora, LoraFactors
+from dfolora.plain import whole
 from dfolora.seeding import stream
+
+BProjection = Literal["hidden_std", "linear_default"]
+Statistics = Literal["real_tokens", "all_positions"]
 
 CLIP_ROUNDS = 5
 CLIP_STDS = 3.0
@@ -42,16 +46,20 @@ class SubspaceSpec:
     """The optimizer's initial step size, which Eq. 6 divides out."""
     scaling: float = 1.0
     """Factor on every product A B."""
-    b_projection: Literal["hidden_std", "linear_default"] = "hidden_std"
+    b_projection: BProjection = "hidden_std"
     """Law of the B projections of layers >= 1: Eq. 6 as for A, or, as in the released code, the
     uniform default of ``nn.Linear``, on +-1 / sqrt(fan-in)."""
-    statistics: Literal["real_tokens", "all_positions"] = "real_tokens"
+    statistics: Statistics = "real_tokens"
     """Which positions the hidden-state statistics see: all_positions has the padding too, as in
     the released code."""
 
     def check(self, architecture: Architecture) -> None:
         """Raise UserError if this cannot be built for a model of that architecture."""
+        if isinstance(self.targets, str) or not isinstance(self.targets, Sequence):
+            raise UserError(f"targets={self.targets} must be a list, such as [q,k].")
         architecture.check_targets(self.targets)
+        whole(self.dim, "dim", least=1)
+        whole(self.rank, "rank", least=1)
         parts = 2 * len(self.targets)
         if self.dim < parts or self.dim % parts:
             below = self.dim // parts * parts
@@ -63,9 +71,20 @@ class SubspaceSpec:
             )
         if not 1 <= self.rank <= architecture.width:
             raise UserError(f"rank={self.rank} must lie between 1 and {architecture.width}.")
-        for name, value in (("subspace.alpha", self.alpha), ("optimizer.sigma", self.sigma)):
-            if not 0 < value < float("inf"):
+        for name, value in (
+            ("subspace.alpha", self.alpha),
+            ("optimizer.sigma", self.sigma),
+            ("scaling", self.scaling),
+        ):
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise UserError(f"{name}={value} must be a positive number.")
+        for name, choice, law in (
+            ("b_projection", self.b_projection, BProjection),
+            ("statistics", self.statistics, Statistics),
+        ):
+            if choice not in get_args(law):
+                choices = ", ".join(get_args(law))
+                raise UserError(f"subspace.{name}={choice}; choose one of {choices}.")
 
     def build(
         self, backbone: Backbone, input_ids: Tensor, attention_mask: Tensor, seed: int
@@ -92,7 +111,8 @@ class SubspaceSpec:
         real = mask.bool() if self.statistics == "real_tokens" else torch.ones_like(mask).bool()
 
         def visit(layer: int, hidden: Tensor) -> None:
-            stds[layer] = clipped_std(hidden[real])
+            if layer > 0:
+                stds[layer] = clipped_std(hidden[real])
 
         backbone.visit_layer_inputs(input_ids.to(backbone.device), mask, visit)
         # Layer 0 takes the whole embedding matrix in place of its input (released code).

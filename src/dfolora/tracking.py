@@ -173,8 +173,12 @@ class RunLog:
         _trace: TracebackType | None,
     ) -> None:
         """Write what is buffered and end the run."""
-        self.flush()
-        self._client.set_terminated(self.run_id, status="FAILED" if kind else "FINISHED")
+        status = "FAILED"
+        try:
+            self.flush()
+            status = "FAILED" if kind else "FINISHED"
+        finally:
+            self._client.set_terminated(self.run_id, status=status)
 
     def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
         """Add one point to each named curve; what is no finite number is left out."""

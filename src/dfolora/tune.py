@@ -31,9 +31,11 @@ class Generation:
     solution: Array
     """The incumbents of all blocks after this turn: ``(L, d)``."""
     loss: float
-    """The loss of ``solution``; under the ``released`` rule as measured in an older context."""
+    """The loss of ``solution``; nan under the ``released`` rule, which never measures it."""
     step_size: float
     """The optimizer's sigma or amplitude; nan where it has none."""
+    last: bool
+    """Whether the search ends here."""
 
 
 def tune(
@@ -62,10 +64,10 @@ def tune(
     search = _Search(evaluate, budget=budget, solution=np.zeros((len(optimizers), dim)))
     if budget and incumbent != "released":
         search.measure_base()
-        yield search.end_turn(0, np.nan)
-    for block in SCHEDULES[schedule](len(optimizers), optimizers[0].population, budget):
-        if search.calls >= budget:
-            return
+        yield search.end_turn(0, np.nan, last=search.calls == budget)
+    turns = SCHEDULES[schedule](len(optimizers), optimizers[0].population, budget)
+    block = next(turns, None)
+    while block is not None and search.calls < budget:
         optimizer = optimizers[block]
         while search.calls < budget:
             candidates = optimizer.ask(search.point(block))
@@ -76,7 +78,10 @@ def tune(
             if optimizer.generation_complete:
                 break
         INCUMBENTS[incumbent](search, block, optimizer)
-        yield search.end_turn(block, optimizer.step_size)
+        following = next(turns, None)
+        last = following is None or search.calls == budget
+        yield search.end_turn(block, optimizer.step_size, last=last)
+        block = following
 
 
 @dataclass
@@ -111,7 +116,7 @@ class _Search:
         """The block's incumbent with the present loss of the whole, where that is known."""
         return None if np.isnan(self.loss) else Point(z=self.solution[block].copy(), loss=self.loss)
 
-    def end_turn(self, block: int, step_size: float) -> Generation:
+    def end_turn(self, block: int, step_size: float, *, last: bool) -> Generation:
         candidates, losses = (np.concatenate(parts) for parts in zip(*self.tried, strict=True))
         self.tried.clear()
         return Generation(
@@ -122,6 +127,7 @@ class _Search:
             solution=self.solution.copy(),
             loss=self.loss,
             step_size=step_size,
+            last=last,
         )
 
 

@@ -13,7 +13,10 @@ from dfolora.seeding import stream
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotSplit:
-    """Row numbers of a task's train part, in the order in which they were drawn."""
+    """Row numbers of a task's train part, in the order in which they were drawn.
+
+    They count the labelled rows from 0: those without a gold label are not in the part.
+    """
 
     k: int
     """Rows per class in train and in dev."""
@@ -24,23 +27,6 @@ class FewShotSplit:
     def to_json(self) -> str:
         """The split as a JSON object."""
         return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "FewShotSplit":
-        """The split that `to_json` wrote.
-
-        Args:
-            text: A JSON object with ``k``, ``seed``, ``train`` and ``dev``.
-
-        Raises:
-            UserError: If the text is not such an object.
-        """
-        try:
-            data = json.loads(text)
-            train, dev = (tuple(map(int, data[part])) for part in ("train", "dev"))
-            return cls(k=int(data["k"]), seed=int(data["seed"]), train=train, dev=dev)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"Not a stored few-shot split: {error!r} in {text[:80]!r}.") from error
 
 
 def eligible_rows(rows: Rows, max_words: int = 340) -> tuple[bool, ...]:

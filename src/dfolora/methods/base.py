@@ -1,6 +1,6 @@
 """What every method, searched or trained or neither, gives the harness."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,12 +27,13 @@ class FewShotData:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """One generation, and the dev set's view of it where one was taken."""
+    """One generation, and what the dev set says."""
 
     generation: Generation
-    dev: DevPoint | None
+    looks: Sequence[DevPoint]
+    """The looks at the dev set that this generation brought, mostly none."""
     selected: DevPoint | None
-    """The best look at the dev set so far."""
+    """The best look so far."""
 
 
 class Predictor(Protocol):

@@ -16,6 +16,7 @@ from dfolora.evaluate import PopulationEvaluator, PopulationForward, batch_logit
 from dfolora.methods.base import FewShotData, Progress
 from dfolora.objective import check_objective
 from dfolora.optim import Cma, Optimizer, OptimizerFactory
+from dfolora.plain import whole
 from dfolora.seeding import stream
 from dfolora.select import SELECTIONS, DevPoint, DevSelection
 from dfolora.subspace import LoraSubspace, SubspaceSpec
@@ -60,10 +61,12 @@ class DfoLora:
         ):
             if value not in choices:
                 raise UserError(f"Unknown {name}={value}; choose one of {', '.join(choices)}.")
-        if self.dev_interval < 1 or (self.patience is not None and self.patience < 1):
-            raise UserError(
-                f"dev_interval={self.dev_interval} and patience={self.patience} must be positive."
-            )
+        whole(self.budget, "budget", least=0)
+        whole(self.dev_interval, "dev_interval", least=1)
+        whole(self.tokens, "engine.tokens", least=1)
+        if self.patience is not None:
+            # With less, the search would stop before it had looked again.
+            whole(self.patience, "patience", least=self.dev_interval)
         self.subspace.check(architecture)
         self._check_budget(architecture)
 
@@ -76,19 +79,21 @@ class DfoLora:
         """The optimizer of one layer, with its own random stream."""
         return self.optimizer(
             dim=self.subspace.dim,
-            budget=self.budget // blocks,
+            budget=max(1, self.budget // blocks),
             rng=stream(seed, f"search/{block}"),
         )
 
     def _check_budget(self, architecture: Architecture) -> None:
         population = self.block_optimizer(0, architecture.layers, 0).population
-        round_calls = population * (architecture.layers if self.schedule == "released" else 1)
-        if self.budget < 0 or 0 < self.budget < round_calls:
-            needed = "whole rounds of all layers" if self.schedule == "released" else "a generation"
+        what, blocks = "one generation", 1
+        if self.schedule == "released":
+            what, blocks = "one round of all layers", architecture.layers
+        needed = blocks * population + {"improving": 1, "mean": 2, "released": 0}[self.incumbent]
+        if 0 < self.budget < needed:
             raise UserError(
-                f"budget={self.budget} is smaller than {needed} ({round_calls} calls with a "
-                f"population of {population}); raise budget, lower optimizer.population, or set "
-                f"budget=0 to search nothing."
+                f"budget={self.budget} is smaller than {what}, which needs {needed} calls with a "
+                f"population of {population}, those for the incumbents included; raise budget, "
+                f"take a smaller population, or set budget=0 to search nothing."
             )
 
 
@@ -125,11 +130,10 @@ class LoraSearch:
             incumbent=method.incumbent,
             schedule=method.schedule,
         ):
-            dev = selection.see(generation)
-            yield Progress(generation=generation, dev=dev, selected=selection.best)
+            looks = selection.see(generation)
+            yield Progress(generation=generation, looks=looks, selected=selection.best)
             if selection.stalled:
                 break
-        selection.close()
 
     def predictor(self) -> "LoraPredictor":
         """The solution that the dev set chose."""

@@ -30,6 +30,10 @@ Losses: TypeAlias = NDArray[np.float64]
 """One number a candidate, ``(P,)``; lower is better."""
 
 
+COUNTS = ("dim", "budget", "population", "fireworks", "sparks")
+"""Parameters of optimizers that are whole numbers."""
+
+
 # Arrays have no single truth value, so points compare by identity.
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Point:
@@ -196,12 +200,14 @@ def _exchange(python: Any, numpy: Any) -> tuple[Any, Any]:
     return former
 
 
-def require_positive(**values: float) -> None:
-    """Check that every named value is above zero.
+def require_positive(**values: object) -> None:
+    """Check that every named value is a number above zero, and a whole one where it counts things.
 
     Raises:
         UserError: One is not; the message names it.
     """
     for name, value in values.items():
-        if not value > 0:
-            raise UserError(f"{name} is {value}; it must be above zero.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise UserError(f"{name} is {value}; it must be a number above zero.")
+        if name in COUNTS and not isinstance(value, int):
+            raise UserError(f"{name} is {value}; it must be a whole number.")

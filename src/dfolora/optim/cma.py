@@ -69,7 +69,7 @@ class Cma:
         covariance: Literal["full", "diagonal"] = "full",
         options: Mapping[str, Any] = {},
     ) -> None:
-        require_positive(dim=dim, sigma=sigma)
+        require_positive(dim=dim, population=population, sigma=sigma)
         if population < 4:
             raise UserError(
                 f"population is {population}; CMA-ES needs 4 or more to recombine from."

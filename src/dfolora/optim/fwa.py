@@ -72,6 +72,7 @@ class Lotfwa:
         require_positive(
             dim=dim,
             fireworks=fireworks,
+            sparks=sparks,
             sigma=sigma,
             guide=guide,
             amplification=amplification,
