@@ -89,36 +89,47 @@ def execute(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> st
     backbone = checkpoint.load_backbone()
     recorded = {key: value for key, value in plain.items() if key not in UNRECORDED}
     params = {**flat(recorded), **provenance(), **_hardware(backbone)}
-    OUTPUTS.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{name.replace('/', '_')}-", dir=OUTPUTS))
-    with store.start(
-        config.tracking.experiment,
-        name,
-        tags={"digest": run_digest, "commit": commit(), **labels},
-        params=params,
-    ) as log:
-        memory = PeakMemory(backbone.device)
-        started = time.perf_counter()
-        fit = method.begin(backbone, problem.data, config.search_seed)
-        curve = _follow(fit, log, memory, folder / "journal.jsonl", name, config.budget)
-        fitted = time.perf_counter()
-        predictor = fit.predictor()
-        scores = score_test(predictor.logits(problem.test), problem)
-        memory.sample()
-        log.metrics(_summary(predictor, problem, scores, curve))
-        log.metrics({f"memory/{name}_mb": peak for name, peak in memory.megabytes().items()})
-        log.metrics({"time/fit_s": fitted - started, "time/test_s": time.perf_counter() - fitted})
-        if curve.calls:
-            log.metrics({"time/calls_per_s": curve.calls[-1] / (fitted - started)})
-            save_fitness_curve(folder / "fitness.png", curve, name)
+    tags = {"digest": run_digest, "commit": commit(), **labels}
+    with store.start(config.tracking.experiment, name, tags=tags, params=params) as log:
+        OUTPUTS.mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{name.replace('/', '_')}-", dir=OUTPUTS))
         OmegaConf.save(OmegaConf.create(recorded), folder / "config.yaml")
         (folder / "split.json").write_text(problem.split.to_json() + "\n")
-        predictor.save(folder / "adapter")
+        told = _fit(method, backbone, problem, config, log, folder, name)
         log.artifacts(folder)
     shutil.rmtree(folder)
-    dev = "" if predictor.dev is None else f", dev {predictor.dev.score:.3f}"
-    print(f"{name}: test {scores['score']:.3f}{dev}, {fitted - started:.1f} s")
+    print(f"{name}: {told}")
     return log.run_id
+
+
+def _fit(
+    method: Method,
+    backbone: Backbone,
+    problem: Problem,
+    config: DictConfig,
+    log: RunLog,
+    folder: Path,
+    name: str,
+) -> str:
+    """Fit and test, with curves and scores to the log and files to the folder; the outcome."""
+    memory = PeakMemory(backbone.device)
+    started = time.perf_counter()
+    fit = method.begin(backbone, problem.data, config.search_seed)
+    curve = _follow(fit, log, memory, folder / "journal.jsonl", name, config.budget)
+    fitted = time.perf_counter()
+    predictor = fit.predictor()
+    scores = score_test(predictor.logits(problem.test), problem)
+    tested = time.perf_counter()
+    memory.sample()
+    log.metrics(_summary(predictor, problem, scores, curve))
+    log.metrics({f"memory/{part}_mb": peak for part, peak in memory.megabytes().items()})
+    log.metrics({"time/fit_s": fitted - started, "time/test_s": tested - fitted})
+    if curve.calls:
+        log.metrics({"time/calls_per_s": curve.calls[-1] / (fitted - started)})
+        save_fitness_curve(folder / "fitness.png", curve, name)
+    predictor.save(folder / "adapter")
+    dev = "" if predictor.dev is None else f", dev {predictor.dev.score:.3f}"
+    return f"test {scores['score']:.3f}{dev}, {fitted - started:.1f} s"
 
 
 @lru_cache
