@@ -248,7 +248,7 @@ def test_coordinates_out_of_bounds_are_drawn_anew():
     ("arguments", "message"),
     [
         ({"fireworks": 5, "sparks": 9}, "sparks is 9 for 5 fireworks; it must be 10 or more"),
-        ({"sigma": 0.0}, "sigma is 0.0; it must be above zero"),
+        ({"sigma": 0.0}, "sigma is 0.0; it must be a number above zero"),
         ({"alpha": -1}, "alpha is -1; it must be 0 or more"),
         ({"guide": 0.6}, "guide is 0.6; it must be at most 0.5"),
         ({"start": "here"}, "start is 'here'; choose zero or uniform"),
