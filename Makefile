@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PIP_OPTIONS ?= -c constraints.txt
 PROFILE ?= mini
+PORT ?= 5000
 # Local folders in place of the hub: MODELS holds one folder a model, DATA one a task.
 MODELS ?=
 DATA ?=
@@ -28,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 reproduce-table1: ## Run what the table still lacks, then write reports/table1.md (PROFILE=mini or paper)
 $(TABLES:%=reproduce-%): reproduce-%: $(READY)
 	@# The table is written also when a run failed, with a hole in its place.
-	$(RUN) -m pipelines.run experiment=$* profile=$(PROFILE) $(LOCAL); status=$$?; \
+	@$(RUN) -m pipelines.run experiment=$* profile=$(PROFILE) $(LOCAL); status=$$?; \
 	$(RUN) -m pipelines.report table=$* profile=$(PROFILE) && exit $$status
 
 test: $(READY) ## Run the tests
@@ -42,7 +43,7 @@ check: $(READY) ## Lint, format check, types, import directions
 
 mlflow-ui: $(READY) ## Compare runs in the browser, on this machine only
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-	$(VENV)/bin/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
+	$(VENV)/bin/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 	--backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
 
 clean: ## Remove the environment and caches; results stay

@@ -78,7 +78,7 @@ def execute(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> st
     }
     if "experiment" in choices:
         labels[f"item.{choices['experiment']}.{choices['profile']}"] = sweep_id
-    name = _name(labels)
+    name = _name(plain, choices, labels)
     store = _store(config.tracking.uri)
     if (run_id := store.finished_run(run_digest)) is not None:
         # Asked for by another name it is still this run, and a table looks for the name.
@@ -98,7 +98,7 @@ def execute(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> st
         told = _fit(method, backbone, problem, config, log, folder, name)
         log.artifacts(folder)
     shutil.rmtree(folder)
-    print(f"{name}: {told}")
+    print(f"{name}: {told}, run {log.run_id}")
     return log.run_id
 
 
@@ -128,8 +128,12 @@ def _fit(
         log.metrics({"time/calls_per_s": curve.calls[-1] / (fitted - started)})
         save_fitness_curve(folder / "fitness.png", curve, name)
     predictor.save(folder / "adapter")
-    dev = "" if predictor.dev is None else f", dev {predictor.dev.score:.3f}"
-    return f"test {scores['score']:.3f}{dev}, {fitted - started:.1f} s"
+    told = f"test {scores['score']:.3f}"
+    if predictor.dev is not None:
+        told += f", dev {predictor.dev.score:.3f}"
+        if not predictor.dev.solution.any():
+            told += " (nothing beat the unadapted model there, so it is kept)"
+    return f"{told}, {fitted - started:.1f} s"
 
 
 @lru_cache
@@ -225,10 +229,11 @@ def _labels(
     return labels
 
 
-def _name(labels: Mapping[str, str]) -> str:
-    parts = [labels[key] for key in ("task", "model", "method")]
+def _name(plain: Any, choices: Mapping[str, str], labels: Mapping[str, str]) -> str:
+    parts = [choices["task"], labels["model"], labels["method"]]
     if "optimizer" in labels:
-        parts += [labels["optimizer"], f"r{labels['rank']}", f"seed{labels['seed']}"]
+        optimizer = plain["optimizer"].get("name", labels["optimizer"])  # one of nevergrad's
+        parts += [optimizer, f"r{labels['rank']}", f"seed{labels['seed']}"]
     return "-".join(parts)
 
 

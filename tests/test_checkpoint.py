@@ -87,6 +87,13 @@ def test_what_cannot_be_loaded_is_told(path, options, message):
         checkpoint(path, **options).config()
 
 
+def test_folder_without_a_tokenizer_is_told(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"holds no tokenizer|Cannot load the tokenizer"):
+        checkpoint(folder).load_tokenizer()
+
+
 def test_tokenizer_of_another_model_is_refused(folder, tmp_path):
     tiny_model("roberta").save_pretrained(tmp_path / "small")
     other = checkpoint(tmp_path / "small", tokenizer=str(folder))

@@ -75,6 +75,11 @@ class Checkpoint:
                 tokenizer = transformers.AutoTokenizer.from_pretrained(
                     source, revision=self.revision
                 )
+        if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+            raise UserError(
+                f"{source} holds no tokenizer (tokenizer.json or its like); copy one there or set "
+                f"model.tokenizer to a folder that has one."
+            )
         if len(tokenizer) > config.vocab_size:
             raise UserError(
                 f"The tokenizer {source} holds {len(tokenizer)} tokens, the model embeds "

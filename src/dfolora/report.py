@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 HOLE = "—"
+NOT_APPLICABLE = "n/a"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ class Cell:
     """In percent, by the run's seed."""
     missing: Sequence[str] = ()
     """Seeds without a finished run."""
+    applies: bool = True
+    """Whether the method can have a score here at all."""
 
     @property
     def mean(self) -> float:
@@ -83,6 +86,8 @@ class Cell:
         return float("nan") if self.missing else float(pd.Series(self.scores).std(ddof=1))
 
     def __str__(self) -> str:
+        if not self.applies:
+            return NOT_APPLICABLE
         if self.missing:
             wanted = len(self.scores) + len(self.missing)
             return f"{HOLE} ({len(self.scores)}/{wanted})" if self.scores else HOLE
@@ -220,13 +225,12 @@ def _cell(runs: pd.DataFrame, column: Column, seeds: Sequence[int]) -> Cell:
 
 
 def _constant_cell(runs: pd.DataFrame, column: Column, name: str) -> Cell:
-    """A hole where the predictor does not apply, or where the rows were not tested on the same."""
+    """A hole where no run tells, or where the table's rows were not tested on the same data."""
     metric = f"metrics.test/{name}_{column.metric}"
-    scores = pd.Series(dtype=float)
-    if metric in runs:
-        scores = runs.loc[runs["tags.task"] == column.task, metric].dropna()
+    mine = runs[runs["tags.task"] == column.task] if len(runs) else runs
+    scores = mine[metric].dropna() if metric in mine else pd.Series(dtype=float)
     if scores.nunique() != 1:
-        return Cell(scores={}, missing=["any"])
+        return Cell(scores={}, missing=["any"], applies=mine.empty or not scores.empty)
     return Cell(scores={"any": 100 * float(scores.iloc[0])})
 
 
@@ -253,8 +257,10 @@ def _caption(runs: pd.DataFrame, spec: TableSpec) -> str:
     facts = "; ".join(f"{name}: {value}" for name, value in said.items())
     return (
         f"Test score in %, mean (sample standard deviation) over seeds; {HOLE} where runs are "
-        f"missing (finished/wanted) or the predictor does not apply; Avg. is the mean of the "
-        f"tasks. {facts}. {spec.note}"
+        f"missing (finished/wanted), {NOT_APPLICABLE} where the predictor does not apply; Avg. is "
+        f"the mean of the tasks. #Params counts the numbers searched. Majority class always gives "
+        f"the test set's most frequent class (of equals the first), Constant Yes always the label "
+        f"word Yes. {facts}. {spec.note}"
     )
 
 

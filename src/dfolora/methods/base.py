@@ -50,7 +50,7 @@ class Predictor(Protocol):
         """Label-word logits, ``(N, C)``, float32."""
         ...
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write what was fitted; nothing for a method that fits nothing."""
         ...
 

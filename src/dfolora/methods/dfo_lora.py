@@ -186,6 +186,6 @@ class LoraPredictor:
         with self._backbone.with_lora(self._layers):
             return batch_logits(self._backbone, batch, self._label_ids, tokens=self._tokens)[0]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write a PEFT adapter folder."""
-        save_adapter(folder, self._backbone, self._layers)
+        save_adapter(Path(folder), self._backbone, self._layers)

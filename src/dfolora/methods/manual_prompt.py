@@ -58,5 +58,5 @@ class ZeroShot:
         """See ``Predictor``."""
         return batch_logits(self._backbone, batch, self._label_ids, tokens=self._tokens)[0]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Nothing was fitted."""

@@ -1,0 +1,49 @@
+"""The library in one call, as the README shows it."""
+
+import json
+
+import pytest
+from peft import PeftModel
+
+import dfolora
+from dfolora.mini.tokenizer import mini_tokenizer
+from tests.conftest import tiny_model
+
+PATTERN = {"pattern": "{sentence} . It was {mask} .", "label_words": ["bad", "great"]}
+TASK = {
+    "name": "sst2",
+    "title": "Opinions",
+    "dataset": {"path": "mini", "train": "train", "test": "test"},
+    "fields": ["sentence"],
+    "label": "label",
+    "classes": ["negative", "positive"],
+    "metric": "accuracy",
+    "prompts": {"released": {"masked": PATTERN}},
+}
+
+
+def model():
+    resized = tiny_model("roberta")
+    resized.resize_token_embeddings(len(mini_tokenizer("masked")))
+    return resized
+
+
+def test_one_call_gives_a_predictor_that_saves_and_loads(tmp_path):
+    predictor = dfolora.fit(
+        model(),
+        mini_tokenizer("masked"),
+        dfolora.Task.from_mapping(TASK),
+        method=dfolora.DfoLora(subspace=dfolora.SubspaceSpec(dim=40), budget=45),
+        problem=dfolora.ProblemSpec(k=4),
+    )
+    assert predictor.searched == 3 * 40
+    predictor.save(str(tmp_path / "adapter"))
+    PeftModel.from_pretrained(model(), tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert predictor.stored == 3 * 2 * (2 * 32 + 2 * 32)  # layers, q and k, A and B of rank 2
+    assert config["r"] == 2
+
+
+def test_wrong_seed_is_told_before_anything_else():
+    with pytest.raises(dfolora.UserError, match="seed=-1 must be a whole number, 0 or more"):
+        dfolora.fit(None, None, dfolora.Task.from_mapping(TASK), seed=-1)
