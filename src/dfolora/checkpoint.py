@@ -185,8 +185,6 @@ def _explained(what: str, key: str) -> Iterator[None]:
     """Turn the loaders' many errors into one that says what can be done."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(
