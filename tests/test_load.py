@@ -5,12 +5,9 @@ import datasets
 import huggingface_hub
 import pandas as pd
 import pytest
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
 
 from dfolora.data import Rows, fingerprint, load_rows
 from dfolora.errors import UserError
-from dfolora.mini import world
 from dfolora.task import Dataset, Prompt, Task
 from tests.shared import shared
 
@@ -198,23 +195,6 @@ def test_mini_world_knows_its_tasks():
     task = Task(**{**vars(TASK), "dataset": Dataset(path="mini")})
     with pytest.raises(UserError, match=r"mini world has no task 'toy'; it has sst2, yelpp"):
         load_rows(task, "train")
-
-
-@pytest.mark.parametrize("name", world.WORDS)
-def test_mini_labels_follow_from_the_words(name):
-    (train, labels), (test, expected) = world.rows(name, "train"), world.rows(name, "test")
-    words = CountVectorizer(token_pattern=r"\w+")
-    model = LogisticRegression(max_iter=1000)
-    model.fit(words.fit_transform(" ".join(text.values()) for text in train), labels)
-    assert model.score(words.transform(" ".join(text.values()) for text in test), expected) > 0.95
-
-
-def test_mini_corpus_holds_every_label_word(request):
-    lines = set(world.corpus())
-    for path in (request.config.rootpath / "conf" / "task").glob("*.yaml"):
-        for by_kind in Task.from_file(path).prompts.values():
-            for prompt in by_kind.values():
-                assert lines.issuperset(prompt.label_words)
 
 
 def test_select_keeps_the_order_asked_for():

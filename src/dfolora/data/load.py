@@ -140,8 +140,9 @@ def _label(value: object, classes: Sequence[str]) -> int | None:
 
 
 def _from_mini_world(task: Task, part: Part) -> Columns:
-    texts, labels = world.rows(task.name, part)
-    return {task.label: labels, **{field: [text[field] for text in texts] for field in texts[0]}}
+    mini = world.rows(task.name, part)
+    fields = {field: [text[field] for text in mini.texts] for field in task.fields}
+    return {task.label: mini.labels, **fields}
 
 
 def _from_hub(task: Task, part: Part) -> tuple[Columns, str]:
