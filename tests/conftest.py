@@ -7,12 +7,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from functools import lru_cache
+
 import pytest
 import torch
 import transformers
 
 from dfolora.backbone import Backbone
 from dfolora.data import Batch
+from dfolora.mini import BUNDLED
 
 VOCABULARY = 120
 SIZES = {
@@ -36,6 +39,13 @@ SIZES = {
 }
 MASKED = transformers.AutoModelForMaskedLM
 LOADERS = {"roberta": MASKED, "bert": MASKED, "gpt2": transformers.AutoModelForCausalLM}
+
+
+@lru_cache
+def mini_tokenizer(kind: str):
+    """The bundled tokenizer of a masked or a causal model."""
+    name = {"masked": "mini-roberta", "causal": "mini-gpt2"}[kind]
+    return transformers.AutoTokenizer.from_pretrained(BUNDLED[name])
 
 
 def tiny_model(family: str):

@@ -7,8 +7,7 @@ import torch
 
 from dfolora.checkpoint import Checkpoint
 from dfolora.errors import UserError
-from dfolora.mini.tokenizer import mini_tokenizer
-from tests.conftest import LOADERS, SIZES, tiny_model
+from tests.conftest import LOADERS, SIZES, mini_tokenizer, tiny_model
 
 
 def checkpoint(path, **options):

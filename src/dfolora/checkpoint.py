@@ -15,12 +15,11 @@ import transformers
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.errors import UserError
-from dfolora.mini.tokenizer import mini_tokenizer
+from dfolora.mini import BUNDLED
 from dfolora.task import Kind
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RANDOM_WEIGHTS_SEED = 0
-MINI = "mini"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ class Checkpoint:
     """A model to load, in steps from cheap to dear: configuration, tokenizer, weights."""
 
     path: str
-    """A local folder, a hub name, or ``mini`` for the embedded model."""
+    """A local folder, a hub name, or a bundled model: ``mini-roberta``, ``mini-gpt2``."""
     revision: str
     """The hub's revision; unused for folders."""
     tokenizer: str | None
@@ -43,9 +42,9 @@ class Checkpoint:
     """``auto`` (bf16 on a GPU, fp32 elsewhere) or a name in ``PRECISIONS``."""
 
     @property
-    def label(self) -> str | None:
-        """The last part of a folder's or the hub's name; None for the embedded model."""
-        return None if self.path == MINI else Path(self.path).resolve().name
+    def label(self) -> str:
+        """The last part of the folder's or the hub's name."""
+        return Path(self._source).resolve().name
 
     def config(self) -> Any:
         """The model's configuration; no weight is touched.
@@ -57,7 +56,7 @@ class Checkpoint:
         if self._random:
             return transformers.AutoConfig.for_model(**self.architecture or {})
         with _explained(f"model.path={self.path}", "model.path"):
-            return transformers.AutoConfig.from_pretrained(self.path, revision=self.revision)
+            return transformers.AutoConfig.from_pretrained(self._source, revision=self.revision)
 
     def load_tokenizer(self) -> Any:
         """The tokenizer.
@@ -66,15 +65,10 @@ class Checkpoint:
             UserError: It cannot be had, or holds more tokens than the model.
         """
         config = self.config()
-        source = str(self.tokenizer or self.path)
-        if source == MINI:
-            tokenizer = mini_tokenizer(Architecture.of(config).family.kind)
-        else:
-            _check_folder(source, "model.tokenizer" if self.tokenizer else "model.path")
-            with _explained(f"the tokenizer of {source}", "model.tokenizer"):
-                tokenizer = transformers.AutoTokenizer.from_pretrained(
-                    source, revision=self.revision
-                )
+        source = str(self.tokenizer or self._source)
+        _check_folder(source, "model.tokenizer" if self.tokenizer else "model.path")
+        with _explained(f"the tokenizer of {source}", "model.tokenizer"):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=self.revision)
         if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
             raise UserError(
                 f"{source} holds no tokenizer (tokenizer.json or its like); copy one there or set "
@@ -108,7 +102,7 @@ class Checkpoint:
         transformers.utils.logging.disable_progress_bar()
         with _explained(f"the weights of {self.path}", "model.path"):
             model, info = loader.from_pretrained(
-                self.path,
+                self._source,
                 revision=self.revision,
                 dtype=dtype,
                 use_safetensors=True,
@@ -126,8 +120,8 @@ class Checkpoint:
         """What makes it this model and no other: contents for folders, names for the hub."""
         if self._random:
             model: Any = {"architecture": self.architecture}
-        elif Path(self.path).is_dir():
-            model = _folder_digest(Path(self.path))
+        elif Path(self._source).is_dir():
+            model = _folder_digest(Path(self._source))
         else:
             model = {"name": self.path, "commit": getattr(self.config(), "_commit_hash", None)}
         tokenizer = self.tokenizer
@@ -137,7 +131,11 @@ class Checkpoint:
 
     @property
     def _random(self) -> bool:
-        return self.weights == "random" or self.path == MINI
+        return self.weights == "random"
+
+    @property
+    def _source(self) -> str:
+        return str(BUNDLED.get(self.path, self.path))
 
     def _check(self) -> None:
         if self.weights not in ("pretrained", "random"):
@@ -147,7 +145,7 @@ class Checkpoint:
         if self._random and self.architecture is None:
             raise UserError("model.weights=random needs model.architecture; see conf/model/.")
         if not self._random:
-            _check_folder(self.path, "model.path")
+            _check_folder(self._source, "model.path")
         self._dtype()
         self._device()
 
