@@ -4,7 +4,8 @@ import gc
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ from dfolora.journal import Journal
 from dfolora.memory import PeakMemory
 from dfolora.methods import Fit, Method, Predictor
 from dfolora.plain import whole
-from dfolora.problem import Problem, ProblemSpec
+from dfolora.problem import Problem, ProblemSpec, TaskRows
 from dfolora.record import commit, digest, flat, provenance
 from dfolora.score import score_test
 from dfolora.task import Task
 from dfolora.tracking import RunLog, Store
 from dfolora.tune import Generation
-from pipelines.progress import ProgressBar
+from pipelines.progress import RunBar
 
 OUTPUTS = Path("outputs")
 SEEDS = ("split_seed", "search_seed")
@@ -36,16 +37,34 @@ UNRECORDED = ("tracking", "sweep")
 """The store's address, which may hold a password, and what only sweeps need."""
 
 
-def execute(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a job."""
+
+    run_id: str
+    """Of the run in the store."""
+    new: bool
+    """Whether the run was not there already."""
+    line: str
+    """What to tell."""
+
+
+def execute(
+    config: DictConfig,
+    choices: Mapping[str, str],
+    sweep_id: str,
+    *,
+    show: Callable[[str, int], RunBar] = RunBar,
+) -> Outcome:
     """Check everything cheap, then load the weights, fit, test and record.
+
+    The store is asked before anything is tokenized; a run that it has is the outcome.
 
     Args:
         config: What ``conf/run.yaml`` composes.
         choices: The option chosen for each config group.
         sweep_id: Shared by the runs of one command.
-
-    Returns:
-        The id of the run in the store, which may have been there already.
+        show: Makes the progress bar, from the run's name and budget.
 
     Raises:
         UserError: Something given is wrong; but for the weights themselves, this is told before
@@ -59,16 +78,11 @@ def execute(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> st
     spec: ProblemSpec = instantiate(config.data)
     architecture = Architecture.of(checkpoint.config())
     method.check(architecture)
-    problem = spec.pose(
-        task,
-        checkpoint.load_tokenizer(),
-        kind=architecture.family.kind,
-        max_length=architecture.max_length,
-        seed=config.split_seed,
-    )
+    spec.check(task, architecture.family.kind)
+    task_rows = _task_rows(task, spec.root)
     plain = OmegaConf.to_container(config, resolve=True)
     settings = _settings(plain, checkpoint, method)
-    rows = {"task": plain["task"], "rows": problem.fingerprint}
+    rows = {"task": plain["task"], "rows": task_rows.fingerprint}
     seeds = {key: plain[key] for key in SEEDS if method.seeded}
     run_digest = digest({"settings": settings, **rows, **seeds})
     labels = _labels(plain, choices, checkpoint, method) | {
@@ -83,39 +97,45 @@ def execute(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> st
     if (run_id := store.finished_run(run_digest)) is not None:
         # Asked for by another name it is still this run, and a table looks for the name.
         store.tag(run_id, labels)
-        print(f"{name}: in the store already")
-        return run_id
+        return Outcome(run_id=run_id, new=False, line=f"{name}: in the store already")
+    problem = spec.pose(
+        task_rows,
+        checkpoint.load_tokenizer(),
+        kind=architecture.family.kind,
+        max_length=architecture.max_length,
+        seed=config.split_seed,
+    )
     _free_memory()
-    backbone = checkpoint.load_backbone()
-    recorded = {key: value for key, value in plain.items() if key not in UNRECORDED}
-    params = {**flat(recorded), **provenance(), **_hardware(backbone)}
-    tags = {"digest": run_digest, "commit": commit(), **labels}
-    with store.start(config.tracking.experiment, name, tags=tags, params=params) as log:
-        OUTPUTS.mkdir(exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{name.replace('/', '_')}-", dir=OUTPUTS))
-        OmegaConf.save(OmegaConf.create(recorded), folder / "config.yaml")
-        (folder / "split.json").write_text(problem.split.to_json() + "\n")
-        told = _fit(method, backbone, problem, config, log, folder, name)
-        log.artifacts(folder)
-    shutil.rmtree(folder)
-    print(f"{name}: {told}, run {log.run_id}")
-    return log.run_id
+    with show(name, config.budget if method.seeded else 0) as bar:
+        backbone = checkpoint.load_backbone()
+        recorded = {key: value for key, value in plain.items() if key not in UNRECORDED}
+        params = {**flat(recorded), **provenance(), **_hardware(backbone)}
+        tags = {"digest": run_digest, "commit": commit(), **labels}
+        with store.start(config.tracking.experiment, name, tags=tags, params=params) as log:
+            OUTPUTS.mkdir(exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f"{name.replace('/', '_')}-", dir=OUTPUTS))
+            OmegaConf.save(OmegaConf.create(recorded), folder / "config.yaml")
+            (folder / "split.json").write_text(problem.split.to_json() + "\n")
+            told = _fit(method, backbone, problem, config.search_seed, log, folder, bar)
+            log.artifacts(folder)
+        shutil.rmtree(folder)
+    return Outcome(run_id=log.run_id, new=True, line=f"{name}: {told}, run {log.run_id}")
 
 
 def _fit(
     method: Method,
     backbone: Backbone,
     problem: Problem,
-    config: DictConfig,
+    seed: int,
     log: RunLog,
     folder: Path,
-    name: str,
+    bar: RunBar,
 ) -> str:
     """Fit and test, with curves and scores to the log and files to the folder; the outcome."""
     memory = PeakMemory(backbone.device)
     started = time.perf_counter()
-    fit = method.begin(backbone, problem.data, config.search_seed)
-    curve = _follow(fit, log, memory, folder / "journal.jsonl", name, config.budget)
+    fit = method.begin(backbone, problem.data, seed)
+    curve = _follow(fit, log, memory, folder / "journal.jsonl", bar)
     fitted = time.perf_counter()
     predictor = fit.predictor()
     scores = score_test(predictor.logits(problem.test), problem)
@@ -126,7 +146,7 @@ def _fit(
     log.metrics({"time/fit_s": fitted - started, "time/test_s": tested - fitted})
     if curve.calls:
         log.metrics({"time/calls_per_s": curve.calls[-1] / (fitted - started)})
-        save_fitness_curve(folder / "fitness.png", curve, name)
+        save_fitness_curve(folder / "fitness.png", curve, bar.name)
     predictor.save(folder / "adapter")
     told = f"test {scores['score']:.3f}"
     if predictor.dev is not None:
@@ -142,6 +162,12 @@ def _store(uri: str) -> Store:
     return Store(uri)
 
 
+@lru_cache(maxsize=1)
+def _task_rows(task: Task, root: str | None) -> TaskRows:
+    """Read once for the jobs that share them; of the last task only, for some are large."""
+    return TaskRows.load(task, root)
+
+
 def _free_memory() -> None:
     """Nothing of an earlier run of this process may count towards the next one's peak."""
     gc.collect()
@@ -149,12 +175,10 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _follow(
-    fit: Fit, log: RunLog, memory: PeakMemory, journal_path: Path, name: str, budget: int
-) -> Curve:
+def _follow(fit: Fit, log: RunLog, memory: PeakMemory, journal_path: Path, bar: RunBar) -> Curve:
     """Let the fit work to its end; journal, curves and progress bar look on."""
     curve = Curve()
-    with Journal(journal_path) as journal, ProgressBar(name, budget) as bar:
+    with Journal(journal_path) as journal:
         for step in fit:
             journal.append(step.generation)
             log.metrics(_train_points(step.generation), step=step.generation.calls)

@@ -21,9 +21,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from pipelines.progress import Jobs
+
 SWEEP_ID = "DFOLORA_SWEEP_ID"
 MISTAKE, DEFECT = 2, 1
 _statuses: list[int] = []
+_jobs = Jobs()
 
 
 def _as_choices(values: ListConfig) -> str:
@@ -41,23 +44,28 @@ def job(config: DictConfig) -> None:
     from dfolora.errors import UserError
     from pipelines.execute import execute
 
-    chosen = HydraConfig.get().runtime.choices
+    hydra_config = HydraConfig.get()
+    chosen = hydra_config.runtime.choices
     choices = {group: option for group, option in chosen.items() if option is not None}
+    _jobs.begin(getattr(hydra_config.job, "total", 1))
     try:
-        execute(config, choices, sweep_id=os.environ[SWEEP_ID])
+        outcome = execute(config, choices, sweep_id=os.environ[SWEEP_ID], show=_jobs.run)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _jobs.end("failed", f"error: {error}", sys.stderr)
         _statuses.append(MISTAKE)
     except Exception:  # Hydra would keep it, and with it the model, until the sweep is over
-        traceback.print_exc()
+        _jobs.end("failed", traceback.format_exc(), sys.stderr)
         _statuses.append(DEFECT)
+    else:
+        _jobs.end("done" if outcome.new else "in the store already", outcome.line)
 
 
 def main() -> None:
     """Run; exit status 0 if all is well, 2 if something given was wrong, 1 for a defect of ours."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     os.environ.setdefault(SWEEP_ID, f"{now}-{uuid.uuid4().hex[:6]}")
-    job()
+    with _jobs:
+        job()
     sys.exit(min(_statuses, default=0))
 
 

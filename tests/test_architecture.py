@@ -15,7 +15,8 @@ LEVELS = (  # a module imports only from lines above its own, and from within it
     ("errors", "lora", "memory", "metric", "record", "report", "seeding"),
     ("objective", "optim", "plain", "tracking"),
     ("task",),
-    ("architecture", "mini"),
+    ("architecture",),
+    ("mini",),
     ("backbone", "data"),
     ("adapter", "checkpoint", "subspace"),
     ("evaluate",),
@@ -47,9 +48,12 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "tokenizers": {"mini.tokenizer"},
     "torch": {
         "adapter", "architecture", "backbone", "checkpoint", "data.encode", "evaluate", "lora",
-        "memory", "methods", "objective", "problem", "score", "subspace",
+        "memory", "methods", "mini.pretrain", "objective", "problem", "score", "subspace",
     },
-    "transformers": {"adapter", "checkpoint", "data.encode", "mini.tokenizer", "problem"},
+    "transformers": {
+        "adapter", "checkpoint", "data.encode", "mini.pretrain",
+        "mini.tokenizer", "problem",
+    },
     "yaml": {"task"},
 }  # fmt: skip
 LAZY = {"datasets", "matplotlib", "mlflow", "nevergrad", "pynvml", "sqlalchemy"}
@@ -165,11 +169,11 @@ for name in ("mlflow", "sqlalchemy", "hydra", "omegaconf", "datasets", "pyarrow"
 
 import dataclasses, pathlib, torch, transformers
 import dfolora
-from dfolora.mini.tokenizer import mini_tokenizer
+from dfolora.mini import BUNDLED
 
 task = dfolora.Task.from_file(sys.argv[1])
 task = dataclasses.replace(task, dataset=dataclasses.replace(task.dataset, path="mini"))
-tokenizer = mini_tokenizer("masked")
+tokenizer = transformers.AutoTokenizer.from_pretrained(BUNDLED["mini-roberta"])
 model = transformers.AutoModelForMaskedLM.from_config(
     transformers.RobertaConfig(
         vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 import pipelines.run  # noqa: F401  registers the resolver ``choices``
 from dfolora.architecture import Architecture
 from dfolora.methods import DfoLora, ManualPrompt
+from dfolora.mini.pretrain import Recipe
 from dfolora.optim import Cma, Lotfwa, Nevergrad, RandomSearch
 from dfolora.problem import ProblemSpec
 from dfolora.report import Row
@@ -62,7 +63,7 @@ def built(optimizer, dim=12):
 
 def test_every_file_is_an_option_or_an_entry_points():
     roots = {path.stem for path in CONF.glob("*.yaml")}
-    assert roots == {"run", "report"}
+    assert roots == {"run", "report", "pretrain"}
     assert len(OPTIONS) + len(roots) == len(list(CONF.rglob("*.yaml")))
     assert len(OPTIONS) > 30
 
@@ -223,3 +224,8 @@ def test_model_names_every_parameter(option):
     given = with_what_is_missing(composed(f"model={option}")).model
     fields = {field.name for field in dataclasses.fields(get_class(given._target_))}
     assert {name for name in given if not name.startswith("_")} == fields
+
+
+def test_pretraining_has_the_recipes_own_values():
+    recipe = instantiate(composed(config="pretrain").recipe)
+    assert recipe == Recipe(documents=recipe.documents)

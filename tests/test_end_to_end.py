@@ -1,5 +1,6 @@
 """The user's commands, from configuration to store and table; and what they say to mistakes."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -11,9 +12,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from peft import PeftModel
 
+from dfolora import problem
 from dfolora.checkpoint import Checkpoint
+from dfolora.data import load_rows
 from dfolora.errors import UserError
 from dfolora.tracking import Store
+from pipelines import execute as pipeline
 from pipelines import run as _run  # registers the resolvers of conf/
 from pipelines.execute import execute
 
@@ -56,8 +60,12 @@ def test_sweep_command_runs_each_job_once_and_repeats_none(tmp_path):
     assert settings == {("cma", "2"), ("cma", "4"), ("fwa", "2"), ("fwa", "4")}
     assert runs["tags.sweep_id"].nunique() == 1
     assert (runs["metrics.calls"] == 45).all()
+    *lines, summary = first.stdout.splitlines()
+    assert [line[:5] for line in lines] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    assert summary == "4 runs: 4 done"
     again = command(tmp_path, "run", *arguments)
-    assert again.stdout.count("in the store already") == 4
+    assert again.stdout.count(": in the store already") == 4
+    assert again.stdout.endswith("4 runs: 4 in the store already\n")
     assert len(Store(f"sqlite:///{tmp_path}/mlflow.db").runs()) == 4
 
 
@@ -67,6 +75,7 @@ def test_experiment_then_report_fill_the_table(tmp_path):
     ran = command(tmp_path, "run", "experiment=table1", *sweep, tasks, "budget=25", "dim=40")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("test 0.") == 10  # 2 tasks x (manual prompt + 2 methods x 2 seeds)
+    assert "12 runs: 10 done, 2 in the store already" in ran.stdout  # the prompt knows no seed
     reported = command(tmp_path, "report", *sweep, f"folder={tmp_path}")
     assert reported.returncode == 0, reported.stderr
     table = (tmp_path / "table1.md").read_text()
@@ -81,7 +90,7 @@ def test_experiment_then_report_fill_the_table(tmp_path):
 
 def test_record_holds_curves_artifacts_and_an_adapter_that_peft_loads(in_folder):
     config, choices = composed("budget=120", "dim=40", "task=mini/mrpc", "optimizer=fwa")
-    run_id = execute(config, choices, sweep_id="s")
+    run_id = execute(config, choices, sweep_id="s").run_id
     store = Store(f"sqlite:///{in_folder}/mlflow.db")
     client = store._client
     history = {
@@ -92,7 +101,7 @@ def test_record_holds_curves_artifacts_and_an_adapter_that_peft_loads(in_folder)
     losses = [point.value for point in history["train/loss"]]
     assert losses[-1] < losses[0]
     assert len(history["train/step_size"]) == 24  # the base model has none
-    assert [p.step for p in client.get_metric_history(run_id, "dev/score")] == [1, 101, 120]
+    assert [p.step for p in client.get_metric_history(run_id, "dev/score")] == [1, 51, 101, 120]
     metrics = client.get_run(run_id).data.metrics
     assert {"time/fit_s", "time/calls_per_s", "memory/process_mb", "test/majority_score",
             "test/accuracy", "params/searched", "params/stored"} <= set(metrics)  # fmt: skip
@@ -106,8 +115,8 @@ def test_record_holds_curves_artifacts_and_an_adapter_that_peft_loads(in_folder)
     assert (folder / "journal.jsonl").read_text().count("\n") == 25
     assert not list((in_folder / "outputs").iterdir())  # moved into the store
     checkpoint = Checkpoint(
-        path="mini", revision="main", tokenizer=None, weights="pretrained",
-        architecture=dict(config.model.architecture), device="cpu", precision="fp32",
+        path="mini-roberta", revision="main", tokenizer=None, weights="pretrained",
+        architecture=None, device="cpu", precision="fp32",
     )  # fmt: skip
     ids = torch.arange(5, 25)[None]
     plain = checkpoint.load_backbone().model(input_ids=ids).logits
@@ -120,7 +129,7 @@ def test_same_seed_gives_the_same_run_and_chunks_do_not_matter(in_folder):
     for tokens in (2048, 300):
         config, choices = composed("budget=45", "dim=40", f"engine.tokens={tokens}")
         config.tracking.uri = f"sqlite:///{in_folder}/{tokens}.db"
-        run_id = execute(config, choices, sweep_id="s")
+        run_id = execute(config, choices, sweep_id="s").run_id
         client = Store(config.tracking.uri)._client
         curves.append([p.value for p in client.get_metric_history(run_id, "train/loss")])
     np.testing.assert_allclose(*curves, rtol=0, atol=1e-5)  # float32, other padding
@@ -134,14 +143,14 @@ def test_budget_0_is_the_manual_prompt(in_folder):
         ["method=manual_prompt"],
     ):
         config, choices = composed("task=mini/agnews", "dim=40", *overrides)
-        run_id = execute(config, choices, sweep_id="s")
+        run_id = execute(config, choices, sweep_id="s").run_id
         client = Store(f"sqlite:///{in_folder}/mlflow.db")._client
         scores.append(client.get_run(run_id).data.metrics["test/score"])
     assert scores[0] == scores[1] == scores[2]
 
 
 MISTAKES = {
-    "a class with fewer than 2k rows": (["data.k=300"], r"300-shot split needs 600 rows"),
+    "a class with fewer than 2k rows": (["data.k=700"], r"700-shot split needs 1400 rows"),
     "a missing folder": (["task=sst2", "data.root=/no"], r"data.root=/no is not a folder"),
     "a missing file": (["task=sst2", "data.root=."], r"sst2"),
     "colliding label words": (
@@ -162,7 +171,7 @@ MISTAKES = {
     "no targets": (["targets=null"], r"targets=None must be a list"),
     "half a candidate": (["optimizer.population=20.5"], r"population is 20.5; .* whole number"),
     "no interval": (["dev_interval=null"], r"dev_interval=None must be a whole number"),
-    "patience that ends before a look": (["patience=50"], r"patience=50 must be .* 100 or more"),
+    "patience that ends before a look": (["patience=30"], r"patience=30 must be .* 50 or more"),
     "an unknown law": (["subspace.statistics=real"], r"statistics=real; choose one of real_tokens"),
     "a scaling that is no number": (["scaling=nan"], r"scaling=nan must be a positive number"),
     "an unknown incumbent": (["incumbent=best"], r"Unknown incumbent=best; choose one of"),
@@ -191,7 +200,7 @@ def test_mistakes_are_told_before_any_weight_is_loaded(name, in_folder, monkeypa
 
 
 def test_masked_prompt_needs_a_tokenizer_with_a_mask(in_folder, monkeypatch):
-    from dfolora.mini.tokenizer import mini_tokenizer
+    from tests.conftest import mini_tokenizer
 
     monkeypatch.setattr(Checkpoint, "load_tokenizer", lambda _self: mini_tokenizer("causal"))
     config, choices = composed()
@@ -203,8 +212,9 @@ def test_mistake_ends_in_one_line_and_status_2_and_the_sweep_goes_on(tmp_path):
     ended = command(tmp_path, "run", "-m", "dim=42,40", "budget=25")
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr + ended.stdout
-    assert ended.stderr.startswith("error: dim=42 does not divide")
+    assert ended.stderr.startswith("[1/2] error: dim=42 does not divide")
     assert ended.stdout.count("test 0.") == 1
+    assert ended.stdout.endswith("2 runs: 1 done, 1 failed\n")
 
 
 def test_make_reproduces_a_table_by_running_and_reporting():
@@ -221,11 +231,43 @@ def test_run_asked_for_by_another_name_is_found_under_it(in_folder):
     diagonal = ["optimizer=cma_diagonal", "optimizer.covariance=full"]
     for overrides in (diagonal, ["row=c_lora", "experiment=table1"]):
         config, choices = composed("budget=25", "dim=40", *overrides)
-        run_id = execute(config, choices, sweep_id="s")
+        run_id = execute(config, choices, sweep_id="s").run_id
     runs = Store(f"sqlite:///{in_folder}/mlflow.db").runs()
     assert list(runs["run_id"]) == [run_id]
     assert list(runs["tags.optimizer"]) == ["cma"]
     assert list(runs["tags.item.table1.mini"]) == ["s"]
+
+
+def test_run_in_the_store_is_found_before_anything_is_tokenized(in_folder, monkeypatch):
+    config, choices = composed("budget=25", "dim=40")
+    first = execute(config, choices, sweep_id="s")
+
+    def refuse(_checkpoint):
+        raise AssertionError("a tokenizer was loaded")
+
+    monkeypatch.setattr(Checkpoint, "load_tokenizer", refuse)
+    second = execute(config, choices, sweep_id="s")
+    assert second.run_id == first.run_id
+    assert (first.new, second.new) == (True, False)
+    with pytest.raises(AssertionError, match="a tokenizer was loaded"):
+        execute(*composed("budget=25", "dim=40", "seed=1"), sweep_id="s")
+
+
+def test_rows_are_read_once_for_jobs_that_share_them_and_kept_of_one_task(in_folder, monkeypatch):
+    monkeypatch.setattr(Checkpoint, "load_backbone", lambda _checkpoint: 1 / 0)
+    pipeline._task_rows.cache_clear()
+    read = []
+
+    def counted(task, part, *, root):
+        read.append((task.name, part))
+        return load_rows(task, part, root=root)
+
+    monkeypatch.setattr(problem, "load_rows", counted)
+    for task, row, seed in itertools.product(("sst2", "rte"), ("c_lora", "f_lora"), (1, 2)):
+        with pytest.raises(ZeroDivisionError):
+            execute(*composed(f"task=mini/{task}", f"row={row}", f"seed={seed}"), sweep_id="s")
+    assert read == [(task, part) for task in ("sst2", "rte") for part in ("train", "test")]
+    assert pipeline._task_rows.cache_info().currsize == 1
 
 
 def test_one_number_spelled_twice_is_one_run_and_another_class_another(in_folder):
@@ -238,7 +280,7 @@ def test_one_number_spelled_twice_is_one_run_and_another_class_another(in_folder
 def test_nothing_secret_is_recorded(in_folder):
     config, choices = composed("budget=0", "dim=40")
     config.tracking.uri += "?timeout=4711"  # where other stores have a password
-    run_id = execute(config, choices, sweep_id="s")
+    run_id = execute(config, choices, sweep_id="s").run_id
     client = Store(f"sqlite:///{in_folder}/mlflow.db")._client
     run = client.get_run(run_id)
     files = Path(client.download_artifacts(run_id, "")).rglob("*.yaml")

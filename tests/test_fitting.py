@@ -6,8 +6,7 @@ import pytest
 from peft import PeftModel
 
 import dfolora
-from dfolora.mini.tokenizer import mini_tokenizer
-from tests.conftest import tiny_model
+from tests.conftest import mini_tokenizer, tiny_model
 
 PATTERN = {"pattern": "{sentence} . It was {mask} .", "label_words": ["bad", "great"]}
 TASK = {

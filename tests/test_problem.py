@@ -5,10 +5,10 @@ import json
 import pytest
 
 from dfolora.errors import UserError
-from dfolora.mini.tokenizer import mini_tokenizer
-from dfolora.problem import ProblemSpec
+from dfolora.problem import ProblemSpec, TaskRows
 from dfolora.score import score_test
 from dfolora.task import Task
+from tests.conftest import mini_tokenizer
 
 TASK = {
     "name": "colors",
@@ -49,7 +49,8 @@ def root(tmp_path):
 
 def pose(task, root, kind="masked", *, seed=0, limit=512, **options):
     spec = ProblemSpec(**{"k": 4, "root": root, "max_words": 20} | options)
-    return spec.pose(task, mini_tokenizer(kind), kind=kind, max_length=limit, seed=seed)
+    rows = TaskRows.load(task, spec.root)
+    return spec.pose(rows, mini_tokenizer(kind), kind=kind, max_length=limit, seed=seed)
 
 
 def test_split_is_the_same_for_every_kind_of_model_and_length(task, root):
@@ -80,10 +81,11 @@ def test_released_length_rule_drops_tests_too(task, root):
 
 
 def test_fingerprint_changes_with_any_row(task, root, tmp_path):
-    before = pose(task, root).fingerprint
+    before = TaskRows.load(task, root).fingerprint
+    assert TaskRows.load(task, root).fingerprint == before
     file = tmp_path / "data" / "colors" / "test.jsonl"
     file.write_text(file.read_text().replace("row 3 ", "row three "))
-    assert pose(task, root).fingerprint != before
+    assert TaskRows.load(task, root).fingerprint != before
 
 
 def test_scores_stand_beside_what_constants_score(task, root):

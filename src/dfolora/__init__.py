@@ -6,7 +6,7 @@ from dfolora.backbone import Backbone
 from dfolora.errors import UserError
 from dfolora.fitting import fit
 from dfolora.methods import DfoLora, ManualPrompt
-from dfolora.problem import Problem, ProblemSpec
+from dfolora.problem import Problem, ProblemSpec, TaskRows
 from dfolora.subspace import SubspaceSpec
 from dfolora.task import Task
 
@@ -22,6 +22,7 @@ __all__ = [
     "ProblemSpec",
     "SubspaceSpec",
     "Task",
+    "TaskRows",
     "UserError",
     "fit",
 ]

@@ -5,7 +5,7 @@ from typing import Any
 from dfolora.backbone import Backbone
 from dfolora.methods import DfoLora, Method, Predictor
 from dfolora.plain import whole
-from dfolora.problem import ProblemSpec
+from dfolora.problem import ProblemSpec, TaskRows
 from dfolora.task import Task
 
 
@@ -40,8 +40,9 @@ def fit(
     backbone = Backbone(model)
     architecture = backbone.architecture
     method.check(architecture)
-    posed = (problem or ProblemSpec()).pose(
-        task,
+    spec = problem or ProblemSpec()
+    posed = spec.pose(
+        TaskRows.load(task, spec.root),
         tokenizer,
         kind=architecture.family.kind,
         max_length=architecture.max_length,

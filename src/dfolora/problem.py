@@ -1,6 +1,7 @@
 """A task made ready for one model and seed: split, batches, label words. No weights needed."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,40 @@ RELEASED_TEST_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskRows:
+    """A task with all its rows."""
+
+    task: Task
+    train: Rows
+    """What few-shot train and dev rows are drawn from."""
+    test: Rows
+
+    @classmethod
+    def load(cls, task: Task, root: str | None = None) -> "TaskRows":
+        """Read and clean the rows.
+
+        Args:
+            task: Whose rows.
+            root: A folder of local files; None for the task's own source.
+
+        Raises:
+            UserError: They cannot be had or do not fit the task.
+        """
+        if root is not None and not Path(root).is_dir():
+            raise UserError(
+                f"data.root={root} is not a folder; it needs one folder a task, such as "
+                f"sst2/train.jsonl and sst2/test.jsonl."
+            )
+        train, test = load_rows(task, "train", root=root), load_rows(task, "test", root=root)
+        return cls(task=task, train=train, test=test)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of every text and label."""
+        return f"{fingerprint(self.train)}:{fingerprint(self.test)}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProblemSpec:
     """How few-shot problems are drawn from tasks and put to models."""
 
@@ -52,62 +87,8 @@ class ProblemSpec:
     max_length: int = 512
     """Token limit of every input; a model's own limit may be lower."""
 
-    def pose(
-        self,
-        task: Task,
-        tokenizer: "PreTrainedTokenizerBase",
-        *,
-        kind: Kind,
-        max_length: int,
-        seed: int,
-    ) -> "Problem":
-        """Load the rows, draw the split and encode all of it.
-
-        Args:
-            task: The task.
-            tokenizer: The model's tokenizer.
-            kind: How the model answers.
-            max_length: The model's own limit in tokens.
-            seed: The split's seed.
-
-        Raises:
-            UserError: Anything about the data, the prompt or the label words is wrong.
-        """
-        self._check()
-        prompt = task.prompt(self.prompt, kind)
-        label_ids = label_word_ids(prompt, tokenizer, self.label_words)
-        limit = min(self.max_length, max_length)
-        pool = load_rows(task, "train", root=self.root)
-        tests = load_rows(task, "test", root=self.root)
-        if self.overlong == "released":
-            eligible = fits(pool, prompt, tokenizer, max_length=limit)
-            short = fits(tests, prompt, tokenizer, max_length=limit)
-            kept = tests.select(row for row, fit in enumerate(short) if fit)
-        else:
-            eligible, kept = eligible_rows(pool, self.max_words), tests
-        split = sample_few_shot(pool.labels, eligible, k=self.k, seed=seed, names=task.classes)
-
-        def batch(rows: Rows, group: int | None = None) -> Batch:
-            return encode(
-                rows, prompt, tokenizer, max_length=limit, readout=self.readout, group=group
-            )
-
-        return Problem(
-            task=task,
-            split=split,
-            data=FewShotData(
-                train=batch(pool.select(split.train)),
-                dev=batch(pool.select(split.dev)),
-                label_ids=torch.tensor(label_ids),
-                metric=task.metric,
-            ),
-            test=batch(kept, RELEASED_TEST_BATCH),
-            label_words=prompt.label_words,
-            dropped_tests=len(tests) - len(kept),
-            fingerprint=f"{fingerprint(pool)}:{fingerprint(tests)}",
-        )
-
-    def _check(self) -> None:
+    def check(self, task: Task, kind: Kind) -> None:
+        """Raise UserError if a value makes no sense, or the task has no such prompt."""
         for name, value, choices in (
             ("readout", self.readout, ("last_token", "released")),
             ("overlong", self.overlong, ("truncate", "released")),
@@ -118,11 +99,62 @@ class ProblemSpec:
         whole(self.k, "data.k", least=1)
         whole(self.max_words, "data.max_words", least=1)
         whole(self.max_length, "data.max_length", least=1)
-        if self.root is not None and not Path(self.root).is_dir():
-            raise UserError(
-                f"data.root={self.root} is not a folder; it needs one folder a task, such as "
-                f"sst2/train.jsonl and sst2/test.jsonl."
+        task.prompt(self.prompt, kind)
+
+    def pose(
+        self,
+        rows: TaskRows,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        kind: Kind,
+        max_length: int,
+        seed: int,
+    ) -> "Problem":
+        """Draw the split and encode all of it.
+
+        Args:
+            rows: The task's.
+            tokenizer: The model's tokenizer.
+            kind: How the model answers.
+            max_length: The model's own limit in tokens.
+            seed: The split's seed.
+
+        Raises:
+            UserError: Anything about the data, the prompt or the label words is wrong.
+        """
+        task = rows.task
+        self.check(task, kind)
+        prompt = task.prompt(self.prompt, kind)
+        label_ids = label_word_ids(prompt, tokenizer, self.label_words)
+        limit = min(self.max_length, max_length)
+        if self.overlong == "released":
+            eligible = fits(rows.train, prompt, tokenizer, max_length=limit)
+            short = fits(rows.test, prompt, tokenizer, max_length=limit)
+            tests = rows.test.select(row for row, fit in enumerate(short) if fit)
+        else:
+            eligible, tests = eligible_rows(rows.train, self.max_words), rows.test
+        split = sample_few_shot(
+            rows.train.labels, eligible, k=self.k, seed=seed, names=task.classes
+        )
+
+        def batch(part: Rows, group: int | None = None) -> Batch:
+            return encode(
+                part, prompt, tokenizer, max_length=limit, readout=self.readout, group=group
             )
+
+        return Problem(
+            task=task,
+            split=split,
+            data=FewShotData(
+                train=batch(rows.train.select(split.train)),
+                dev=batch(rows.train.select(split.dev)),
+                label_ids=torch.tensor(label_ids),
+                metric=task.metric,
+            ),
+            test=batch(tests, RELEASED_TEST_BATCH),
+            label_words=prompt.label_words,
+            dropped_tests=len(rows.test) - len(tests),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,5 +169,3 @@ class Problem:
     label_words: tuple[str, ...]
     dropped_tests: int
     """Test rows left out for their length; 0 unless ``overlong`` is ``released``."""
-    fingerprint: str
-    """Of all rows, train pool and test."""

@@ -110,9 +110,9 @@ class Task:
     """Class names; their positions are the labels."""
     metric: str
     """A name in `dfolora.metric.METRICS`."""
-    prompts: Mapping[str, Mapping[str, Prompt]]
+    prompts: Mapping[str, Mapping[str, Prompt]] = field(hash=False)  # no mapping has a hash
     """Prompts by variant (``released``, ``published``, ...) and kind."""
-    replace: Mapping[str, str] = field(default_factory=dict)
+    replace: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Literal replacements made in every field."""
     strip: bool = False
     """Whether fields lose the white space around them."""

@@ -77,8 +77,10 @@ class Store:
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Add tags to a run."""
-        for key, value in tags.items():
-            self._client.set_tag(run_id, key, value)
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(key, value) for key, value in tags.items()]
+        self._client.log_batch(run_id, tags=entries, synchronous=True)
 
     def start(
         self, experiment: str, name: str, *, tags: Mapping[str, str], params: Mapping[str, Any]

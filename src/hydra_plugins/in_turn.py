@@ -1,0 +1,70 @@
+"""The sweeper ``in_turn``: as Hydra's basic one, but jobs are composed once and told their number.
+
+Hydra looks for plugins in the package of this folder's name, and nowhere else.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import run_job
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+
+@dataclass
+class InTurnConf:
+    """Its node of the configuration."""
+
+    _target_: str = "hydra_plugins.in_turn.InTurn"
+    params: dict[str, Any] | None = None
+
+
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="in_turn", node=InTurnConf, provider="dfolora"
+)
+
+
+class InTurn(Sweeper):
+    """Runs all combinations of the swept values in this process, one after another.
+
+    Args:
+        params: What to sweep over besides what the command line says.
+    """
+
+    def __init__(self, params: dict[str, Any] | None) -> None:
+        self._params = [f"{key}={values}" for key, values in (params or {}).items()]
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """What Hydra gives every sweeper."""
+        self._context = hydra_context
+        self._config = config
+        self._task_function = task_function
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the jobs; each has their number in ``hydra.job.total``.
+
+        Args:
+            arguments: The command line's overrides.
+        """
+        loader = self._context.config_loader
+        overrides = OverridesParser.create(loader).parse_overrides([*self._params, *arguments])
+        (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+        # All before the first one runs, so that a mistake in the last is told at once.
+        configs = [loader.load_sweep_config(self._config, job) for job in jobs]
+        for number, config in enumerate(configs):
+            with open_dict(config.hydra.job):
+                config.hydra.job.update(id=str(number), num=number, total=len(jobs))
+            done = run_job(
+                task_function=self._task_function,
+                config=config,
+                job_dir_key="hydra.run.dir",
+                job_subdir_key=None,
+                hydra_context=self._context,
+            )
+            _ = done.return_value  # raises what the job raised
