@@ -17,12 +17,10 @@ def sphere(points, center=0.0):
 
 def generation(optimizer, loss, incumbent=None):
     """Run one generation; the populations it asked for."""
-    asked = [optimizer.ask(incumbent)]
-    optimizer.tell(loss(asked[0]))
-    assert not optimizer.generation_complete
-    asked.append(optimizer.ask(incumbent))
-    optimizer.tell(loss(asked[1]))
-    assert optimizer.generation_complete
+    asked = []
+    for _ in range(optimizer.asks):
+        asked.append(optimizer.ask(incumbent))
+        optimizer.tell(loss(asked[-1]))
     return asked
 
 

@@ -33,7 +33,7 @@ class Generation:
     loss: float
     """The loss of ``solution``; nan under the ``released`` rule, which never measures it."""
     step_size: float
-    """The optimizer's sigma or amplitude; nan where it has none."""
+    """The optimizer's sigma or amplitude as the turn began; nan where it has none."""
     last: bool
     """Whether the search ends here."""
 
@@ -69,18 +69,18 @@ def tune(
     block = next(turns, None)
     while block is not None and search.calls < budget:
         optimizer = optimizers[block]
-        while search.calls < budget:
+        step_size = optimizer.step_size  # before telling, for it may take a while to learn
+        for _ in range(optimizer.asks):
             candidates = optimizer.ask(search.point(block))
             losses = search.measure(block, candidates)
-            if len(losses) < len(candidates):
-                break
-            optimizer.tell(losses)
-            if optimizer.generation_complete:
+            if len(losses) == len(candidates):
+                optimizer.tell(losses)
+            if search.calls == budget:
                 break
         INCUMBENTS[incumbent](search, block, optimizer)
         following = next(turns, None)
         last = following is None or search.calls == budget
-        yield search.end_turn(block, optimizer.step_size, last=last)
+        yield search.end_turn(block, step_size, last=last)
         block = following
 
 

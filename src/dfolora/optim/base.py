@@ -4,7 +4,8 @@ An optimizer searches one block. It knows nothing of models or data, draws from 
 only, and is a function of that generator and of the losses it was told. The loop is the caller's:
 
     while budget lasts:
-        optimizer.tell(evaluate(optimizer.ask(incumbent)))
+        for _ in range(optimizer.asks):
+            optimizer.tell(evaluate(optimizer.ask(incumbent)))
 
 Letters: P candidates, d search dimension.
 """
@@ -54,12 +55,8 @@ class Optimizer(Protocol):
         ...
 
     @property
-    def generation_complete(self) -> bool:
-        """Whether no generation is under way: the last ``tell`` ended one, or none has begun.
-
-        The loop stays with this optimizer until it is true. Most need one ask and tell a
-        generation, fireworks two.
-        """
+    def asks(self) -> int:
+        """How often a generation asks and tells: mostly once, fireworks twice."""
         ...
 
     @property

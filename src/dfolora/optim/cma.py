@@ -4,6 +4,7 @@ Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772, 2016.
 """
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from difflib import get_close_matches
 from typing import Any, Literal, final
 
@@ -34,12 +35,17 @@ SET_BY_PARAMETERS = {
 }
 """pycma's options that have a parameter of their own here, and its name."""
 
+_LEARNERS = ThreadPoolExecutor(max_workers=8, thread_name_prefix="cma")
+"""Where blocks learn while the caller evaluates other blocks' candidates."""
+
 
 @final
 class Cma:
     """CMA-ES from mean 0, on a private random stream.
 
-    pycma's termination criteria are not read: the caller's budget ends the search.
+    pycma's termination criteria are not read: the caller's budget ends the search. What is told is
+    learned, and the next population drawn, on another thread (with TPA at once: it draws from
+    process-wide generators); reading waits for it.
 
     Args:
         dim: Search dimension d.
@@ -95,7 +101,10 @@ class Cma:
                     "seed": np.nan,  # pycma's word for: leave the global generator alone
                 },
             )
-        self._solutions: list[Vector] = []
+            # pycma recognises its own solutions by identity of content; TPA by their order too.
+            self._solutions: list[Vector] = self._strategy.ask()
+        self._learning: Future[None] | None = None
+        self._draws_globally = step_size_rule == "tpa"  # in a check of its own code
 
     @property
     def population(self) -> int:
@@ -103,13 +112,14 @@ class Cma:
         return int(self._strategy.popsize)
 
     @property
-    def generation_complete(self) -> bool:
-        """Always: a generation is one ask and one tell."""
-        return True
+    def asks(self) -> int:
+        """1."""
+        return 1
 
     @property
     def step_size(self) -> float:
         """Sigma."""
+        self._wait()
         return float(self._strategy.sigma)
 
     @property
@@ -120,6 +130,7 @@ class Cma:
     @property
     def center(self) -> Vector:
         """``(d,)``: the mean of the search distribution."""
+        self._wait()
         return np.array(self._strategy.mean, dtype=np.float64)
 
     def ask(self, incumbent: Point | None = None) -> Population:
@@ -130,13 +141,23 @@ class Cma:
         """Adapt mean, covariance and step size to the ranks of ``losses``, ``(P,)``."""
         _, told = self._ledger.tell(losses)
         finite = self._ledger.finite(told).tolist()  # pycma's penalties of bounds compute with them
-        with self._randomness.lent():  # TPA's self-check draws from numpy's global generator
-            self._strategy.tell(self._solutions, finite)
+        if self._draws_globally:
+            with self._randomness.lent():
+                self._learn(finite)
+        else:
+            self._learning = _LEARNERS.submit(self._learn, finite)
+
+    def _learn(self, losses: list[float]) -> None:
+        self._strategy.tell(self._solutions, losses)
+        self._solutions = self._strategy.ask()
+
+    def _wait(self) -> None:
+        if self._learning is not None:
+            learning, self._learning = self._learning, None
+            learning.result()
 
     def _sample(self) -> Population:
-        with self._randomness.lent():
-            # pycma recognises its own solutions by identity of content; TPA by their order too.
-            self._solutions = self._strategy.ask()
+        self._wait()
         return np.array(self._solutions, dtype=np.float64)
 
 

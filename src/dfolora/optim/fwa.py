@@ -121,9 +121,9 @@ class Lotfwa:
         return self._lambda + self._mu
 
     @property
-    def generation_complete(self) -> bool:
-        """Whether the guiding sparks, a generation's last, have been told of."""
-        return self._guiding is None
+    def asks(self) -> int:
+        """2: the explosions, then the guiding sparks."""
+        return 2
 
     @property
     def step_size(self) -> float:

@@ -85,9 +85,9 @@ class Nevergrad:
         return self._population
 
     @property
-    def generation_complete(self) -> bool:
-        """Always: a generation is one ask and one tell."""
-        return True
+    def asks(self) -> int:
+        """1."""
+        return 1
 
     @property
     def step_size(self) -> float:
