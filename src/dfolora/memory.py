@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,8 +14,9 @@ MEGABYTE = 1e6
 class PeakMemory:
     """Watches from its making on; ``sample`` at every generation, then ``megabytes``.
 
-    torch counts every moment; what the driver and the process hold is seen at the samples only,
-    which misses little, for neither gives memory back between them.
+    torch counts every moment, and so does Linux for the process; elsewhere the process, and
+    everywhere the driver, is seen at the samples only. The driver's misses little, for torch gives
+    nothing back between them.
 
     Args:
         device: Where the model is; torch and the driver are asked only about a CUDA device.
@@ -25,6 +27,7 @@ class PeakMemory:
         self._cuda = device if device.type == "cuda" else None
         self._nvml = None if self._cuda is None else _nvml_handle(self._cuda)
         self._peaks: dict[str, int] = {}
+        self._marked = _forget_high_water_mark()
         if self._cuda is not None:
             torch.cuda.reset_peak_memory_stats(self._cuda)
         self.sample()
@@ -32,6 +35,8 @@ class PeakMemory:
     def sample(self) -> None:
         """Take note of what is in use now."""
         used = {"process": self._process.memory_info().rss}
+        if self._marked:
+            used["process"] = max(used["process"], _high_water_mark())
         if self._cuda is not None:
             used["torch"] = torch.cuda.max_memory_allocated(self._cuda)
         if self._nvml is not None:
@@ -41,6 +46,22 @@ class PeakMemory:
     def megabytes(self) -> Mapping[str, float]:
         """The peaks so far in 10^6 bytes, by what measured them; no entry where nothing could."""
         return {name: size / MEGABYTE for name, size in self._peaks.items()}
+
+
+def _forget_high_water_mark() -> bool:
+    """Let Linux count the process's peak anew (proc(5)); whether it does."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _high_water_mark() -> int:
+    """The most that was resident since then, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kilobytes = next(line for line in lines if line.startswith("VmHWM")).split()[1]
+    return 1024 * int(kilobytes)
 
 
 def _nvml_handle(device: torch.device) -> Any:
