@@ -15,6 +15,7 @@ import transformers
 
 from dfolora.backbone import Backbone
 from dfolora.data import Batch
+from dfolora.engine import COARSE
 from dfolora.mini import BUNDLED
 
 VOCABULARY = 120
@@ -48,11 +49,10 @@ def mini_tokenizer(kind: str):
     return transformers.AutoTokenizer.from_pretrained(BUNDLED[name])
 
 
-def tiny_model(family: str):
+def tiny_model(family: str, **changes):
     """Weights and biases of a spread at which candidates do differ (0.02 would hide them)."""
-    config = transformers.AutoConfig.for_model(
-        family, vocab_size=VOCABULARY, initializer_range=0.2, **SIZES[family]
-    )
+    sizes = {"vocab_size": VOCABULARY, "initializer_range": 0.2} | SIZES[family] | changes
+    config = transformers.AutoConfig.for_model(family, **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LOADERS[family].from_config(config).eval()
@@ -72,17 +72,27 @@ def backbone(family):
     return Backbone(tiny_model(family))
 
 
+def random_batch(lengths, answers, seed=1):
+    """Rows of random tokens, padded with 1, of three classes."""
+    rows, longest = len(lengths), max(max(lengths), max(answers) + 1)
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, VOCABULARY, (rows, longest), generator=generator)
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    ids[mask == 0] = 1
+    answer, labels = torch.tensor(answers), torch.arange(rows) % 3
+    return Batch(input_ids=ids, attention_mask=mask, answer=answer, labels=labels, truncated=0)
+
+
+@pytest.fixture(params=["fine", "coarse"])
+def grouping(request, monkeypatch):
+    """How the engine groups lengths for attention: as on a CPU, or as on a GPU."""
+    monkeypatch.setitem(COARSE, "cpu", request.param == "coarse")
+
+
 @pytest.fixture
 def batch():
     """Eight rows of 4 to 19 tokens; answers at the first, a middle and the last position."""
-    generator = torch.Generator().manual_seed(1)
-    lengths = torch.tensor([19, 4, 11, 7, 19, 5, 13, 4])
-    ids = torch.randint(5, VOCABULARY, (8, 19), generator=generator)
-    mask = (torch.arange(19) < lengths[:, None]).long()
-    ids[mask == 0] = 1
-    answer = torch.tensor([0, 3, 5, 6, 18, 2, 12, 1])
-    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
-    return Batch(input_ids=ids, attention_mask=mask, answer=answer, labels=labels, truncated=0)
+    return random_batch([19, 4, 11, 7, 19, 5, 13, 4], [0, 3, 5, 6, 18, 2, 12, 1])
 
 
 @pytest.fixture

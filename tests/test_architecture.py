@@ -12,13 +12,13 @@ SRC = ROOT / "src" / "dfolora"
 FILES = sorted(SRC.rglob("*.py"))
 
 LEVELS = (  # a module imports only from lines above its own, and from within its package
-    ("errors", "lora", "memory", "metric", "record", "report", "seeding"),
-    ("objective", "optim", "plain", "tracking"),
+    ("cost", "errors", "lora", "memory", "metric", "packing", "record", "report", "seeding"),
+    ("intervention", "objective", "optim", "plain", "tracking"),
     ("task",),
     ("architecture",),
-    ("mini",),
-    ("backbone", "data"),
-    ("adapter", "checkpoint", "subspace"),
+    ("layer", "mini"),
+    ("backbone", "data", "quantize"),
+    ("adapter", "checkpoint", "engine", "subspace"),
     ("evaluate",),
     ("tune",),
     ("journal", "select"),
@@ -47,16 +47,17 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "sqlalchemy": {"tracking"},
     "tokenizers": {"mini.tokenizer"},
     "torch": {
-        "adapter", "architecture", "backbone", "checkpoint", "data.encode", "evaluate", "lora",
-        "memory", "methods", "mini.pretrain", "objective", "problem", "score", "subspace",
+        "adapter", "architecture", "backbone", "checkpoint", "data.encode", "engine", "evaluate",
+        "intervention", "layer", "lora", "memory", "methods", "mini.pretrain", "objective",
+        "packing", "problem", "quantize", "score", "subspace",
     },
+    "torchao": {"quantize"},
     "transformers": {
-        "adapter", "checkpoint", "data.encode", "mini.pretrain",
-        "mini.tokenizer", "problem",
+        "checkpoint", "data.encode", "mini.pretrain", "mini.tokenizer", "problem", "quantize",
     },
     "yaml": {"task"},
 }  # fmt: skip
-LAZY = {"datasets", "matplotlib", "mlflow", "nevergrad", "pynvml", "sqlalchemy"}
+LAZY = {"datasets", "matplotlib", "mlflow", "nevergrad", "pynvml", "sqlalchemy", "torchao"}
 """Slow to import or not needed by all: only inside of functions."""
 
 

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 import pipelines.run  # noqa: F401  registers the resolver ``choices``
 from dfolora.architecture import Architecture
+from dfolora.engine import Limits
 from dfolora.methods import DfoLora, ManualPrompt
 from dfolora.mini.pretrain import Recipe
 from dfolora.optim import Cma, Lotfwa, Nevergrad, RandomSearch
@@ -28,6 +29,7 @@ OPTIONS = [
 ]
 SIGNATURES = {
     ("data", None): ProblemSpec,
+    ("engine", None): Limits,
     ("method", "dfo_lora"): DfoLora,
     ("method", "manual_prompt"): ManualPrompt,
     ("optimizer", "cma"): Cma,
@@ -63,7 +65,7 @@ def built(optimizer, dim=12):
 
 def test_every_file_is_an_option_or_an_entry_points():
     roots = {path.stem for path in CONF.glob("*.yaml")}
-    assert roots == {"run", "report", "pretrain"}
+    assert roots == {"benchmark", "pretrain", "report", "run"}
     assert len(OPTIONS) + len(roots) == len(list(CONF.rglob("*.yaml")))
     assert len(OPTIONS) > 30
 
@@ -195,7 +197,7 @@ def test_option_names_every_parameter_and_agrees_with_its_default(group, option)
         for name, default in parameters.items()
         if default is not inspect.Parameter.empty and not _nested(values[name])
     }
-    assert len(defaults) >= len(values) - 2  # the rest are nested or have no default
+    assert len(defaults) >= len(values) - 3  # the rest are nested or have no default
     assert {name: values[name] for name in defaults} == defaults
     # 1 and 1.0 are equal, but a count is no factor.
     assert all(type(values[name]) is type(defaults[name]) for name in defaults)

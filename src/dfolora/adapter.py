@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from dfolora.backbone import Backbone
-from dfolora.lora import LayerLora, LinearMap, LoraFactors
+from dfolora.intervention import LayerLora
+from dfolora.lora import LinearMap, LoraFactors
 
 PEFT_PREFIX = "base_model.model."
 
@@ -30,7 +30,7 @@ def save_adapter(folder: Path, backbone: Backbone, layers: Iterable[LayerLora]) 
     modules: dict[str, list[tuple[LinearMap, LoraFactors]]] = defaultdict(list)
     for lora in layers:
         for name, factors in lora.factors.items():
-            linear = backbone.linear_map(lora.layer, name)
+            linear = backbone.layers[lora.layer].maps[name]
             modules[linear.path].append((linear, factors))
     tensors = {}
     ranks = {}
@@ -52,9 +52,7 @@ def save_adapter(folder: Path, backbone: Backbone, layers: Iterable[LayerLora]) 
         "alpha_pattern": others,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": any(
-            isinstance(linear.module, Conv1D) for parts in modules.values() for linear, _ in parts
-        ),
+        "fan_in_fan_out": backbone.architecture.family.input_first,
         "target_modules": sorted(modules),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,8 +62,7 @@ def save_adapter(folder: Path, backbone: Backbone, layers: Iterable[LayerLora]) 
 
 def _fused(parts: list[tuple[LinearMap, LoraFactors]]) -> tuple[Tensor, Tensor]:
     """PEFT's A ``(r, d_in)`` and B ``(d_out, r)`` of one module, r summed over its maps."""
-    weight = parts[0][0].module.get_parameter("weight")
-    d_out = weight.shape[1] if isinstance(parts[0][0].module, Conv1D) else weight.shape[0]
+    d_out = parts[0][0].d_module
     downs, ups = [], []
     for linear, factors in parts:
         downs.append(factors.down[0].T)

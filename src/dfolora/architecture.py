@@ -26,6 +26,21 @@ class MapPlace:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerParts:
+    """Dotted names, inside a layer, of what surrounds its attention maps."""
+
+    attention: str
+    """The module with the ``scaling`` of scores and ``is_causal``."""
+    attention_norm: str
+    up: str
+    activation: str
+    down: str
+    ffn_norm: str
+    norm_first: bool
+    """Whether norms come before attention and FFN, as in GPT-2, or after their residual sums."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """The names by which one ``model_type`` of transformers calls its parts."""
 
@@ -38,9 +53,27 @@ class Family:
     decoder: str
     """The vocabulary head's last module, one row of weights a token."""
     maps: Mapping[str, MapPlace]
+    parts: LayerParts
+    input_first: bool
+    """Whether weights are stored (input, output), as in GPT-2, and not the other way round."""
+    embed: Callable[[Any, Tensor], Tensor]
+    """``(model, input_ids (B, T)) -> (B, T, H)``: what enters layer 0."""
     transform: Callable[[Any, Tensor], Tensor]
-    """``(model, hidden (B, H)) -> (B, H)``: what the head does before ``decoder``."""
+    """``(model, hidden (B, H)) -> (B, H)``: what lies between the last layer and ``decoder``."""
     forward_options: Mapping[str, Any]
+
+
+def _roberta_embed(model: Any, input_ids: Tensor) -> Tensor:
+    return model.roberta.embeddings(input_ids=input_ids)
+
+
+def _bert_embed(model: Any, input_ids: Tensor) -> Tensor:
+    return model.bert.embeddings(input_ids=input_ids)
+
+
+def _gpt2_embed(model: Any, input_ids: Tensor) -> Tensor:
+    body = model.transformer
+    return body.wte(input_ids) + body.wpe.weight[: input_ids.shape[1]]
 
 
 def _roberta_transform(model: Any, hidden: Tensor) -> Tensor:
@@ -52,8 +85,8 @@ def _bert_transform(model: Any, hidden: Tensor) -> Tensor:
     return model.cls.predictions.transform(hidden)
 
 
-def _no_transform(_model: Any, hidden: Tensor) -> Tensor:
-    return hidden
+def _gpt2_transform(model: Any, hidden: Tensor) -> Tensor:
+    return model.transformer.ln_f(hidden)
 
 
 _ENCODER_MAPS = {
@@ -62,6 +95,24 @@ _ENCODER_MAPS = {
     "v": MapPlace(module="attention.self.value"),
     "o": MapPlace(module="attention.output.dense"),
 }
+_ENCODER_PARTS = LayerParts(
+    attention="attention.self",
+    attention_norm="attention.output.LayerNorm",
+    up="intermediate.dense",
+    activation="intermediate.intermediate_act_fn",
+    down="output.dense",
+    ffn_norm="output.LayerNorm",
+    norm_first=False,
+)
+_GPT2_PARTS = LayerParts(
+    attention="attn",
+    attention_norm="ln_1",
+    up="mlp.c_fc",
+    activation="mlp.act",
+    down="mlp.c_proj",
+    ffn_norm="ln_2",
+    norm_first=True,
+)
 FAMILIES: Mapping[str, Family] = {
     "roberta": Family(
         kind="masked",
@@ -70,6 +121,9 @@ FAMILIES: Mapping[str, Family] = {
         embedding="roberta.embeddings.word_embeddings",
         decoder="lm_head.decoder",
         maps=_ENCODER_MAPS,
+        parts=_ENCODER_PARTS,
+        input_first=False,
+        embed=_roberta_embed,
         transform=_roberta_transform,
         forward_options={},
     ),
@@ -80,6 +134,9 @@ FAMILIES: Mapping[str, Family] = {
         embedding="bert.embeddings.word_embeddings",
         decoder="cls.predictions.decoder",
         maps=_ENCODER_MAPS,
+        parts=_ENCODER_PARTS,
+        input_first=False,
+        embed=_bert_embed,
         transform=_bert_transform,
         forward_options={},
     ),
@@ -95,10 +152,19 @@ FAMILIES: Mapping[str, Family] = {
             "v": MapPlace(module="attn.c_attn", block=2, blocks=3),
             "o": MapPlace(module="attn.c_proj"),
         },
-        transform=_no_transform,
+        parts=_GPT2_PARTS,
+        input_first=True,
+        embed=_gpt2_embed,
+        transform=_gpt2_transform,
         forward_options={"use_cache": False},
     ),
 }
+
+
+def _ffn_width(config: Any) -> int:
+    """GPT-2's may be None, which stands for four times the width."""
+    width = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    return width or 4 * config.hidden_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +175,8 @@ class Architecture:
     layers: int
     width: int
     """H, the hidden size; every attention map is H x H."""
+    heads: int
+    ffn_width: int
     max_length: int
     """Longest input in tokens, special tokens included."""
 
@@ -131,8 +199,19 @@ class Architecture:
             family=family,
             layers=config.num_hidden_layers,
             width=config.hidden_size,
+            heads=config.num_attention_heads,
+            ffn_width=_ffn_width(config),
             max_length=config.max_position_embeddings - offset,
         )
+
+    @property
+    def live_numbers(self) -> int:
+        """At most so many numbers a token are held at once while a layer works.
+
+        Input, its norm, q, k, v and their context, output; then what the FFN is wide, twice where
+        its activation is not done in place.
+        """
+        return 8 * self.width + 2 * self.ffn_width
 
     def check_targets(self, targets: Sequence[str]) -> None:
         """Raise UserError unless every target names an attention map, each once."""

@@ -16,9 +16,16 @@ from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.errors import UserError
 from dfolora.mini import BUNDLED
+from dfolora.quantize import quantize_layers
 from dfolora.task import Kind
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.bfloat16,
+}
+"""What hidden states are made of; int8 is about the layers' weights alone."""
 RANDOM_WEIGHTS_SEED = 0
 
 
@@ -87,18 +94,23 @@ class Checkpoint:
         Raises:
             UserError: The weights cannot be had, or are not those of a language model.
         """
+        precision, device = self._resolved_precision(), self._resolved_device()
+        model = self._load_model(PRECISIONS[precision]).to(device)
+        if precision == "int8":
+            quantize_layers(model)
+        return Backbone(model)
+
+    def _load_model(self, dtype: torch.dtype) -> Any:
         config = self.config()
         loaders: Mapping[Kind, Any] = {
             "masked": transformers.AutoModelForMaskedLM,
             "causal": transformers.AutoModelForCausalLM,
         }
         loader = loaders[Architecture.of(config).family.kind]
-        dtype, device = self._dtype(), self._device()
         if self._random:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(RANDOM_WEIGHTS_SEED)
-                model = loader.from_config(config, dtype=dtype)
-            return Backbone(model.to(device))
+                return loader.from_config(config, dtype=dtype)
         transformers.utils.logging.disable_progress_bar()
         with _explained(f"the weights of {self.path}", "model.path"):
             model, info = loader.from_pretrained(
@@ -114,7 +126,7 @@ class Checkpoint:
                 f"The weights of {self.path} lack {len(info['missing_keys'])} tensors ({missing}, "
                 f"...): it is no {loader.__name__} checkpoint. Give one with its vocabulary head."
             )
-        return Backbone(model.to(device))
+        return model
 
     def identity(self) -> Mapping[str, Any]:
         """What makes it this model and no other: contents for folders, names for the hub."""
@@ -127,7 +139,7 @@ class Checkpoint:
         tokenizer = self.tokenizer
         if tokenizer and Path(tokenizer).is_dir():
             tokenizer = _folder_digest(Path(tokenizer))
-        return {"model": model, "tokenizer": tokenizer, "dtype": str(self._dtype())}
+        return {"model": model, "tokenizer": tokenizer, "precision": self._resolved_precision()}
 
     @property
     def _random(self) -> bool:
@@ -146,10 +158,10 @@ class Checkpoint:
             raise UserError("model.weights=random needs model.architecture; see conf/model/.")
         if not self._random:
             _check_folder(self._source, "model.path")
-        self._dtype()
-        self._device()
+        self._resolved_precision()
+        self._resolved_device()
 
-    def _device(self) -> torch.device:
+    def _resolved_device(self) -> torch.device:
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
@@ -162,14 +174,14 @@ class Checkpoint:
             )
         return device
 
-    def _dtype(self) -> torch.dtype:
+    def _resolved_precision(self) -> str:
         if self.precision == "auto":
-            return torch.bfloat16 if self._device().type == "cuda" else torch.float32
+            return "bf16" if self._resolved_device().type == "cuda" else "fp32"
         if self.precision not in PRECISIONS:
             raise UserError(
                 f"precision={self.precision}; choose auto or one of {', '.join(PRECISIONS)}."
             )
-        return PRECISIONS[self.precision]
+        return self.precision
 
 
 def _check_folder(source: str, key: str) -> None:

@@ -1,17 +1,15 @@
-"""LoRA factors of one layer, and the context in which a frozen model uses them.
+"""Linear maps of the model, and the LoRA factors that join their output.
 
 Low-rank adaptation (Hu et al. 2021) in the row-vector convention of Jin, Liu, Tan 2024, Eq. 4:
-``x W + s (x A) B`` with ``A = down`` and ``B = up``. Letters: P candidates, B sequences, T tokens,
-r rank.
+``x W + s (x A) B`` with ``A = down`` and ``B = up``. Letters: P candidates, M tokens, r rank.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +17,34 @@ class LinearMap:
     """One linear map of the model, possibly a block of columns of a fused module."""
 
     module: nn.Module
-    """The module whose output holds the map's output."""
+    """The module whose output holds the map's output: ``nn.Linear`` or transformers' ``Conv1D``."""
     path: str
     """Its dotted name in the whole model."""
     columns: slice
     """Where in the last axis of that output this map's own output lies."""
     d_in: int
     d_out: int
+    d_module: int
+    """The whole module's outputs."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``(..., d_in) -> (..., d_out)``; nothing of a fused module's other maps is computed."""
+        if self.d_module == self.d_out:
+            return self.module(x)
+        weight, bias = self._own
+        if isinstance(self.module, nn.Linear):
+            return functional.linear(x, weight, bias)
+        rows = x.reshape(-1, self.d_in)
+        return torch.addmm(bias, rows, weight).view(*x.shape[:-1], self.d_out)
+
+    @cached_property
+    def _own(self) -> tuple[Tensor, Tensor]:
+        """Views of this map's part of the module's weight and bias."""
+        weight, bias = self.module.get_parameter("weight"), self.module.get_parameter("bias")
+        with torch.inference_mode(mode=False):  # int8 tensors cannot be sliced in it
+            if isinstance(self.module, nn.Linear):
+                return weight[self.columns], bias[self.columns]
+            return weight[:, self.columns], bias[self.columns]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,42 +52,36 @@ class LoraFactors:
     """The low-rank update of one map, for P candidates at once."""
 
     down: Tensor
-    """A: ``(P, d_in, r)``, float32."""
+    """A: ``(P, d_in, r)``."""
     up: Tensor
-    """B: ``(P, r, d_out)``, float32, the scaling included."""
+    """B: ``(P, r, d_out)``, the scaling included."""
 
-    def delta(self, x: Tensor) -> Tensor:
-        """``(x A) B`` per candidate: ``(P * B, T, d_in) -> (P * B, T, d_out)``, candidate-major."""
-        candidates = x.float().reshape(len(self.down), -1, x.shape[-1])
-        update = torch.bmm(torch.bmm(candidates, self.down), self.up)
-        return update.to(x.dtype).reshape(*x.shape[:-1], -1)
+    def added(self, output: Tensor, x: Tensor) -> Tensor:
+        """``output + (x A) B``.
 
+        Args:
+            output: What the map made of ``x``, ``(Px, M, d_out)``; overwritten if Px > 1.
+            x: ``(Px, M, d_in)``: an input of each candidate, or one for all (Px = 1), or many that
+                meet one candidate's factors (P = 1).
 
-@dataclass(frozen=True, kw_only=True)
-class LayerLora:
-    """An intervention: the LoRA factors of one layer's maps, by map name (q, k, v, o)."""
+        Returns:
+            ``(max(Px, P), M, d_out)``.
+        """
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        candidates, d_in, rank = down.shape
+        if 1 == candidates < len(x):
+            rows, flat = x.reshape(-1, d_in), output.view(-1, output.shape[-1])
+            return flat.addmm_(rows @ down[0], up[0]).view(output.shape)
+        if len(x) > 1:
+            return output.baddbmm_(torch.bmm(x, down), up)
+        beside = down.transpose(0, 1).reshape(d_in, -1)  # all candidates' A in one product
+        reduced = (x[0] @ beside).view(-1, candidates, rank).transpose(0, 1)
+        return torch.baddbmm(output.expand(candidates, -1, -1), reduced, up)
 
-    layer: int
-    factors: Mapping[str, LoraFactors]
+    def part(self, candidates: slice) -> "LoraFactors":
+        """Those of some of the candidates."""
+        return LoraFactors(down=self.down[candidates], up=self.up[candidates])
 
-
-@contextmanager
-def adapted(updates: Iterable[tuple[LinearMap, LoraFactors]]) -> Iterator[None]:
-    """Inside, each map adds its factors' ``delta``; on leaving, even by an error, none does.
-
-    The model's weights are never written. Several updates of one module, as in GPT-2's fused
-    query-key-value map, add up in their own columns.
-    """
-    with ExitStack() as stack:
-        for linear, factors in updates:
-            handle = linear.module.register_forward_hook(_adder(linear, factors))
-            stack.callback(handle.remove)
-        yield
-
-
-def _adder(linear: LinearMap, factors: LoraFactors) -> Any:
-    def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        output[..., linear.columns] += factors.delta(args[0])
-        return output
-
-    return add
+    def to(self, dtype: torch.dtype) -> "LoraFactors":
+        """The same, rounded to another type."""
+        return LoraFactors(down=self.down.to(dtype), up=self.up.to(dtype))

@@ -7,7 +7,7 @@ z and -z give the same model when all other layers are as they were, since every
 product A B.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,7 +19,9 @@ from torch import Tensor
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.errors import UserError
-from dfolora.lora import LayerLora, LoraFactors
+from dfolora.intervention import LayerLora
+from dfolora.lora import LoraFactors
+from dfolora.packing import Sequences
 from dfolora.plain import whole
 from dfolora.seeding import stream
 
@@ -28,6 +30,8 @@ Statistics = Literal["real_tokens", "all_positions"]
 
 CLIP_ROUNDS = 5
 CLIP_STDS = 3.0
+STATISTICS_TOKENS = 2048
+"""At once, whatever the engine's limits: the statistics decide about the whole search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,24 +104,28 @@ class SubspaceSpec:
         self.check(backbone.architecture)
         stds = self._layer_stds(backbone, input_ids, attention_mask)
         projections = [self._draw(layer, std, backbone, seed) for layer, std in enumerate(stds)]
-        return LoraSubspace(self, projections)
+        return LoraSubspace(self, projections, device=backbone.device, dtype=backbone.dtype)
 
+    @torch.inference_mode()
     def _layer_stds(
         self, backbone: Backbone, input_ids: Tensor, attention_mask: Tensor
-    ) -> NDArray[np.float64]:
-        """Per layer, the standard deviation that scales its projections: ``(L,)``."""
-        stds = np.empty(backbone.architecture.layers)
-        mask = attention_mask.to(backbone.device)
-        real = mask.bool() if self.statistics == "real_tokens" else torch.ones_like(mask).bool()
-
-        def visit(layer: int, hidden: Tensor) -> None:
-            if layer > 0:
-                stds[layer] = clipped_std(hidden[real])
-
-        backbone.visit_layer_inputs(input_ids.to(backbone.device), mask, visit)
+    ) -> Iterator[float]:
+        """Per layer, the standard deviation that scales its projections."""
+        real = attention_mask.sum(-1)
+        counted = torch.full_like(real, input_ids.shape[1])
+        sequences = Sequences(
+            input_ids=input_ids,
+            lengths=real if self.statistics == "real_tokens" else counted,
+            real=real,
+            answer=torch.zeros_like(real),
+        )
+        packs = list(sequences.packs(STATISTICS_TOKENS, backbone.device))
+        hidden = [backbone.embed(pack) for pack in packs]
         # Layer 0 takes the whole embedding matrix in place of its input (released code).
-        stds[0] = backbone.embedding.float().std().item()
-        return stds
+        yield backbone.embedding.float().std().item()
+        for layer in backbone.layers[:-1]:
+            hidden = [layer(*entering) for entering in zip(hidden, packs, strict=True)]
+            yield clipped_std(torch.cat(hidden, dim=1))
 
     def _draw(self, layer: int, std: float, backbone: Backbone, seed: int) -> "Projections":
         fan_in = self.dim // (2 * len(self.targets))
@@ -125,7 +133,7 @@ class SubspaceSpec:
         uniform_b = layer > 0 and self.b_projection == "linear_default"
         down, up = [], []
         for name in self.targets:
-            linear = backbone.linear_map(layer, name)
+            linear = backbone.layers[layer].maps[name]
             rng = stream(seed, f"projection/{layer}/{name}")
             down.append(_normal(rng, (fan_in, linear.d_in * self.rank), normal_std))
             shape = (fan_in, self.rank * linear.d_out)
@@ -134,9 +142,8 @@ class SubspaceSpec:
                 if uniform_b
                 else _normal(rng, shape, normal_std)
             )
-        return Projections(
-            down=torch.stack(down).to(backbone.device), up=torch.stack(up).to(backbone.device)
-        )
+        stacked = Projections(down=torch.stack(down), up=torch.stack(up))
+        return stacked.pinned() if backbone.device.type == "cuda" else stacked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,33 +155,81 @@ class Projections:
     up: Tensor
     """``(M, d / 2M, r * d_out)``."""
 
+    def pinned(self) -> "Projections":
+        """In host memory that a GPU reads fast: there is one layer's at a time on it."""
+        return Projections(down=self.down.pin_memory(), up=self.up.pin_memory())
+
 
 class LoraSubspace:
-    """z -> LoRA factors, a block a layer. Built by ``SubspaceSpec.build``."""
+    """z -> LoRA factors, a block a layer. Built by ``SubspaceSpec.build``.
 
-    def __init__(self, spec: SubspaceSpec, projections: Sequence[Projections]) -> None:
+    Args:
+        spec: What it was built from.
+        projections: A layer each.
+        device: Where the factors are wanted.
+        dtype: What the incumbents' factors are rounded to: the model's.
+    """
+
+    def __init__(
+        self,
+        spec: SubspaceSpec,
+        projections: Sequence[Projections],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
         self.spec = spec
         self.blocks = len(projections)
         self._projections = projections
+        self._device = device
+        self._dtype = dtype
+        self._incumbents: dict[int, tuple[bytes, LayerLora]] = {}
 
     def intervention(self, block: int, candidates: NDArray[np.float64]) -> LayerLora:
-        """The LoRA factors of P candidates for one layer: ``(P, d) -> LayerLora``."""
+        """The LoRA factors of P candidates for one layer: ``(P, d) -> LayerLora``, float32."""
         spec, projections = self.spec, self._projections[block]
-        z = torch.from_numpy(candidates).to(projections.down)
+        down, up = (
+            part.to(self._device, non_blocking=True) for part in (projections.down, projections.up)
+        )
+        z = torch.from_numpy(candidates).to(down)
         # Parts are ordered A_1, B_1, A_2, B_2, ... over the targets.
         parts = z.reshape(len(z), len(spec.targets), 2, -1)
-        down = torch.einsum("pmf,mfo->mpo", parts[:, :, 0], projections.down)
-        up = torch.einsum("pmf,mfo->mpo", parts[:, :, 1], projections.up) * spec.scaling
+        downs = torch.einsum("pmf,mfo->mpo", parts[:, :, 0], down)
+        ups = torch.einsum("pmf,mfo->mpo", parts[:, :, 1], up) * spec.scaling
         return LayerLora(
             layer=block,
             factors={
                 name: LoraFactors(
-                    down=down[index].reshape(len(z), -1, spec.rank),
-                    up=up[index].reshape(len(z), spec.rank, -1),
+                    down=downs[index].reshape(len(z), -1, spec.rank),
+                    up=ups[index].reshape(len(z), spec.rank, -1),
                 )
                 for index, name in enumerate(spec.targets)
             },
         )
+
+    def incumbents(
+        self, solution: NDArray[np.float64], *, without: int | None = None
+    ) -> dict[int, LayerLora]:
+        """What a solution ``(L, d)`` changes, by layer: nothing where z is 0.
+
+        A block whose vector is the same as last time gets the same object as then.
+
+        Args:
+            solution: One vector a block.
+            without: A block to leave out.
+        """
+        return {
+            block: self._incumbent(block, z)
+            for block, z in enumerate(solution)
+            if block != without and z.any()
+        }
+
+    def _incumbent(self, block: int, z: NDArray[np.float64]) -> LayerLora:
+        known = self._incumbents.get(block)
+        if known is None or known[0] != z.tobytes():
+            known = z.tobytes(), self.intervention(block, z[None]).to(self._dtype)
+            self._incumbents[block] = known
+        return known[1]
 
 
 def clipped_std(values: Tensor) -> float:

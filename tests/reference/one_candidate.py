@@ -13,7 +13,7 @@ def merged_model(backbone: Backbone, layers):
     model = copy.deepcopy(backbone.model)
     for lora in layers:
         for name, factors in lora.factors.items():
-            linear = backbone.linear_map(lora.layer, name)
+            linear = backbone.layers[lora.layer].maps[name]
             weight = model.get_parameter(f"{linear.path}.weight")
             update = factors.down[0] @ factors.up[0]
             if isinstance(linear.module, torch.nn.Linear):

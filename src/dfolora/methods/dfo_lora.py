@@ -11,8 +11,9 @@ from dfolora.adapter import save_adapter
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.data.encode import Batch
+from dfolora.engine import Engine, Limits
 from dfolora.errors import UserError
-from dfolora.evaluate import PopulationEvaluator, PopulationForward, batch_logits
+from dfolora.evaluate import PopulationEvaluator
 from dfolora.methods.base import FewShotData, Progress
 from dfolora.objective import check_objective
 from dfolora.optim import Cma, Optimizer, OptimizerFactory
@@ -43,8 +44,8 @@ class DfoLora:
     """Calls between two looks at the dev set."""
     patience: int | None = None
     """Stop after so many calls without a higher dev score; None never."""
-    tokens: int = 1024
-    """At most so many tokens, padding included, go through the model at once."""
+    limits: Limits = field(default_factory=Limits)
+    """How much goes through the model at once."""
 
     @property
     def seeded(self) -> bool:
@@ -63,7 +64,7 @@ class DfoLora:
                 raise UserError(f"Unknown {name}={value}; choose one of {', '.join(choices)}.")
         whole(self.budget, "budget", least=0)
         whole(self.dev_interval, "dev_interval", least=1)
-        whole(self.tokens, "engine.tokens", least=1)
+        self.limits.check()
         if self.patience is not None:
             # With less, the search would stop before it had looked again.
             whole(self.patience, "patience", least=self.dev_interval)
@@ -142,15 +143,16 @@ class LoraSearch:
             zero = np.zeros((self._subspace.blocks, self._subspace.spec.dim))
             chosen = self._selection.look(0, zero)
         return LoraPredictor(
-            self._backbone, self._subspace, chosen, self._label_ids, tokens=self._method.tokens
+            self._backbone, self._subspace, chosen, self._label_ids, self._method.limits
         )
 
     def _evaluator(self, batch: Batch, metric: str) -> PopulationEvaluator:
-        forward = PopulationForward(
-            self._backbone, self._subspace, batch, self._label_ids, tokens=self._method.tokens
-        )
         return PopulationEvaluator(
-            forward, batch.labels, objective=self._method.objective, metric=metric
+            Engine(self._backbone, batch, self._label_ids, self._method.limits),
+            self._subspace,
+            batch.labels,
+            objective=self._method.objective,
+            metric=metric,
         )
 
 
@@ -163,13 +165,13 @@ class LoraPredictor:
         subspace: LoraSubspace,
         chosen: DevPoint,
         label_ids: Tensor,
-        *,
-        tokens: int,
+        limits: Limits,
     ) -> None:
         self.dev: DevPoint | None = chosen
         self._backbone = backbone
         self._label_ids = label_ids
-        self._tokens = tokens
+        self._limits = limits
+        self._incumbents = subspace.incumbents(chosen.solution)
         self._layers = [
             subspace.intervention(block, chosen.solution[block : block + 1])
             for block in range(subspace.blocks)
@@ -183,8 +185,8 @@ class LoraPredictor:
 
     def logits(self, batch: Batch) -> Tensor:
         """See ``Predictor``."""
-        with self._backbone.with_lora(self._layers):
-            return batch_logits(self._backbone, batch, self._label_ids, tokens=self._tokens)[0]
+        engine = Engine(self._backbone, batch, self._label_ids, self._limits, carry=False)
+        return engine(self._incumbents)[0]
 
     def save(self, folder: str | Path) -> None:
         """Write a PEFT adapter folder."""

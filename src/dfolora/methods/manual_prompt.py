@@ -1,7 +1,7 @@
 """The zero-shot prompt: the frozen model as it is."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.data.encode import Batch
-from dfolora.evaluate import batch_logits
+from dfolora.engine import Engine, Limits
 from dfolora.methods.base import FewShotData, Progress
 from dfolora.select import DevPoint
 
@@ -18,8 +18,8 @@ from dfolora.select import DevPoint
 class ManualPrompt:
     """A method that fits nothing; it sees neither train nor dev."""
 
-    tokens: int = 1024
-    """At most so many tokens, padding included, go through the model at once."""
+    limits: Limits = field(default_factory=Limits)
+    """How much goes through the model at once."""
 
     @property
     def seeded(self) -> bool:
@@ -28,10 +28,11 @@ class ManualPrompt:
 
     def check(self, architecture: Architecture) -> None:
         """Every supported model will do."""
+        self.limits.check()
 
     def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> "ZeroShot":
         """See ``Method``."""
-        return ZeroShot(backbone, data.label_ids, tokens=self.tokens)
+        return ZeroShot(backbone, data.label_ids, self.limits)
 
 
 class ZeroShot:
@@ -41,10 +42,10 @@ class ZeroShot:
     searched = 0
     stored = 0
 
-    def __init__(self, backbone: Backbone, label_ids: Tensor, *, tokens: int) -> None:
+    def __init__(self, backbone: Backbone, label_ids: Tensor, limits: Limits) -> None:
         self._backbone = backbone
         self._label_ids = label_ids
-        self._tokens = tokens
+        self._limits = limits
 
     def __iter__(self) -> Iterator[Progress]:
         """See ``Fit``."""
@@ -56,7 +57,8 @@ class ZeroShot:
 
     def logits(self, batch: Batch) -> Tensor:
         """See ``Predictor``."""
-        return batch_logits(self._backbone, batch, self._label_ids, tokens=self._tokens)[0]
+        engine = Engine(self._backbone, batch, self._label_ids, self._limits, carry=False)
+        return engine({})[0]
 
     def save(self, folder: str | Path) -> None:
         """Nothing was fitted."""

@@ -1,0 +1,47 @@
+"""A search's parts on a toy batch: subspace, evaluator, solution and candidates."""
+
+import numpy as np
+
+from dfolora.engine import Engine, Limits
+from dfolora.evaluate import PopulationEvaluator
+from dfolora.subspace import SubspaceSpec
+
+DIM = 96
+
+
+def subspace_of(backbone, batch, **spec):
+    """With a stretch of 2, so that candidates differ by far more than rounding."""
+    built = SubspaceSpec(**{"dim": DIM, "alpha": 2.0} | spec)
+    return built.build(backbone, batch.input_ids, batch.attention_mask, 0)
+
+
+def evaluator_of(
+    backbone,
+    batch,
+    label_ids,
+    *,
+    limits=None,
+    carry=True,
+    objective="ce",
+    metric="accuracy",
+    **spec,
+):
+    """An evaluator, and the subspace it searches."""
+    subspace = subspace_of(backbone, batch, **spec)
+    engine = Engine(backbone, batch, label_ids, limits or Limits(), carry=carry)
+    return (
+        PopulationEvaluator(engine, subspace, batch.labels, objective=objective, metric=metric),
+        subspace,
+    )
+
+
+def some_solution(candidates=5, *, layers=3, seed=2):
+    """``(L, d)`` and ``(P, d)``, standard normal."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(layers, DIM)), rng.normal(size=(candidates, DIM))
+
+
+def logits_of(engine, subspace, solution, block, candidates):
+    """``(P, N, C)`` of a solution whose row ``block`` is each candidate in turn."""
+    incumbents = subspace.incumbents(solution, without=block)
+    return engine(incumbents, subspace.intervention(block, candidates))
