@@ -32,6 +32,9 @@ $(TABLES:%=reproduce-%): reproduce-%: $(READY)
 	@$(RUN) -m pipelines.run experiment=$* profile=$(PROFILE) $(LOCAL); status=$$?; \
 	$(RUN) -m pipelines.report table=$* profile=$(PROFILE) && exit $$status
 
+benchmark: $(READY) ## Time the engine beside the authors' way, then write reports/benchmark.md
+	$(RUN) -m pipelines.benchmark
+
 test: $(READY) ## Run the tests
 	$(RUN) -m pytest
 
@@ -49,4 +52,4 @@ mlflow-ui: $(READY) ## Compare runs in the browser, on this machine only
 clean: ## Remove the environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis outputs
 
-.PHONY: help setup test check mlflow-ui clean $(TABLES:%=reproduce-%)
+.PHONY: help setup benchmark test check mlflow-ui clean $(TABLES:%=reproduce-%)

@@ -4,7 +4,7 @@ import gc
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from dfolora.checkpoint import Checkpoint
 from dfolora.figure import Curve, save_fitness_curve
 from dfolora.journal import Journal
 from dfolora.memory import PeakMemory
-from dfolora.methods import Fit, Method, Predictor
+from dfolora.methods import Method, Predictor, Progress
 from dfolora.plain import whole
 from dfolora.problem import Problem, ProblemSpec, TaskRows
 from dfolora.record import commit, digest, flat, provenance
@@ -135,7 +135,7 @@ def _fit(
     memory = PeakMemory(backbone.device)
     started = time.perf_counter()
     fit = method.begin(backbone, problem.data, seed)
-    curve = _follow(fit, log, memory, folder / "journal.jsonl", bar)
+    curve = follow(fit, log, memory, folder / "journal.jsonl", bar)
     fitted = time.perf_counter()
     predictor = fit.predictor()
     scores = score_test(predictor.logits(problem.test), problem)
@@ -175,7 +175,9 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _follow(fit: Fit, log: RunLog, memory: PeakMemory, journal_path: Path, bar: RunBar) -> Curve:
+def follow(
+    fit: Iterable[Progress], log: RunLog, memory: PeakMemory, journal_path: Path, bar: RunBar
+) -> Curve:
     """Let the fit work to its end; journal, curves and progress bar look on."""
     curve = Curve()
     with Journal(journal_path) as journal:
@@ -230,7 +232,7 @@ def _settings(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[str
     return {
         "data": {key: value for key, value in plain["data"].items() if key not in ignored},
         "model": checkpoint.identity(),
-        "method": {key: value for key, value in plain["method"].items() if key != "tokens"},
+        "method": {key: value for key, value in plain["method"].items() if key != "limits"},
     }
 
 

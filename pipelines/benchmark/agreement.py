@@ -1,0 +1,98 @@
+"""Whether a lower precision ranks a generation's candidates as float32 does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hydra import compose
+from hydra.utils import instantiate
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from scipy.stats import kendalltau
+
+from dfolora.architecture import Architecture
+from dfolora.backbone import Backbone
+from dfolora.engine import Engine
+from dfolora.evaluate import Evaluation, Evaluator, PopulationEvaluator
+from dfolora.problem import Problem, TaskRows
+from dfolora.task import Task
+from dfolora.tune import tune
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Of one precision with float32, over the generations of a search."""
+
+    precision: str
+    taus: list[float] = field(default_factory=list)
+    """Kendall's tau of each generation's losses."""
+    gaps: list[float] = field(default_factory=list)
+    """The largest difference between two losses of one candidate, by generation."""
+
+
+def agreements(task: str, precisions: Sequence[str], budget: int) -> list[Agreement]:
+    """Search one embedded task in float32 and let each precision judge the same candidates.
+
+    Args:
+        task: Its name in ``conf/task/mini``.
+        precisions: To compare.
+        budget: Calls of the search.
+    """
+    config = compose("run", [f"task=mini/{task}", f"budget={budget}"])
+    method = instantiate(config.method)
+    backbone = _backbone(config, "fp32")
+    problem = _problem(config, backbone.architecture)
+    train = problem.data.train
+    subspace = method.subspace.build(backbone, train.input_ids, train.attention_mask, config.seed)
+
+    def judge(by: Backbone) -> PopulationEvaluator:
+        engine = Engine(by, train, problem.data.label_ids, method.limits)
+        return PopulationEvaluator(
+            engine, subspace, train.labels, objective="ce", metric=problem.data.metric
+        )
+
+    others = {name: judge(_backbone(config, name)) for name in precisions}
+    compared = _Compared(judge(backbone), others)
+    optimizers = [
+        method.block_optimizer(block, subspace.blocks, config.seed)
+        for block in range(subspace.blocks)
+    ]
+    for _generation in tune(compared, optimizers, dim=method.subspace.dim, budget=budget):
+        pass
+    return list(compared.agreements.values())
+
+
+class _Compared:
+    """An ``Evaluator`` that asks others too, and takes note of how they differ."""
+
+    def __init__(self, exact: Evaluator, others: dict[str, PopulationEvaluator]) -> None:
+        self._exact = exact
+        self._others = others
+        self.agreements = {name: Agreement(precision=name) for name in others}
+
+    def __call__(self, solution: Array, block: int, candidates: Array) -> Evaluation:
+        evaluation = self._exact(solution, block, candidates)
+        for name, other in self._others.items():
+            losses = other(solution, block, candidates).losses
+            self.agreements[name].gaps.append(float(abs(losses - evaluation.losses).max()))
+            if len(candidates) > 1:
+                tau = kendalltau(losses, evaluation.losses).statistic
+                self.agreements[name].taus.append(float(tau))
+        return evaluation
+
+
+def _backbone(config: Any, precision: str) -> Backbone:
+    return instantiate(config.model, precision=precision, _convert_="all").load_backbone()
+
+
+def _problem(config: Any, architecture: Architecture) -> Problem:
+    return instantiate(config.data).pose(
+        TaskRows.load(Task.from_mapping(OmegaConf.to_container(config.task, resolve=True))),
+        instantiate(config.model, _convert_="all").load_tokenizer(),
+        kind=architecture.family.kind,
+        max_length=architecture.max_length,
+        seed=config.seed,
+    )

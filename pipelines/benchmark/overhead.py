@@ -1,0 +1,67 @@
+"""What a generation costs outside of the forward: asking, projecting, telling, recording."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dfolora.backbone import Backbone
+from dfolora.engine import Engine, Interventions, Limits
+from dfolora.evaluate import PopulationEvaluator
+from dfolora.intervention import Intervention
+from dfolora.memory import PeakMemory
+from dfolora.methods import DfoLora, FewShotData, Progress
+from dfolora.subspace import SubspaceSpec
+from dfolora.tracking import Store
+from dfolora.tune import tune
+from pipelines.execute import follow
+from pipelines.progress import RunBar
+
+
+class _Timed:
+    """An engine, and the seconds that it worked."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.seconds = 0.0
+
+    def __call__(self, incumbents: Interventions, searched: Intervention) -> Tensor:
+        started = time.perf_counter()
+        logits = self._engine(incumbents, searched)
+        if logits.is_cuda:
+            torch.cuda.synchronize(logits.device)
+        self.seconds += time.perf_counter() - started
+        return logits
+
+
+def share_outside(backbone: Backbone, data: FewShotData, *, dim: int, generations: int) -> float:
+    """The share of a search's time that is not the engine's, journal and MLflow included."""
+    blocks = backbone.architecture.layers
+    method = DfoLora(subspace=SubspaceSpec(dim=dim))
+    optimizers = [method.block_optimizer(block, blocks, seed=0) for block in range(blocks)]
+    budget = 1 + generations * optimizers[0].population
+    train = data.train
+    subspace = method.subspace.build(backbone, train.input_ids, train.attention_mask, 0)
+    engine = _Timed(Engine(backbone, train, data.label_ids, Limits()))
+    evaluate = PopulationEvaluator(
+        engine, subspace, train.labels, objective="ce", metric=data.metric
+    )
+
+    def search() -> Iterator[Progress]:
+        for generation in tune(evaluate, optimizers, dim=dim, budget=budget):
+            yield Progress(generation=generation, looks=(), selected=None)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store = Store(f"sqlite:///{folder / 'overhead.db'}")
+        with store.start("overhead", "overhead", tags={}, params={}) as log:
+            memory = PeakMemory(backbone.device)
+            with RunBar("overhead", budget) as bar:
+                started = time.perf_counter()
+                follow(search(), log, memory, folder / "journal.jsonl", bar)
+                log.flush()
+                total = time.perf_counter() - started
+    return 1 - engine.seconds / total

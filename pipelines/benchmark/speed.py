@@ -1,0 +1,235 @@
+"""Seconds of a candidate, the authors' way and the engine's, alternating on the same sequences."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dfolora.backbone import Backbone
+from dfolora.cost import Shape, flops_authors, flops_engine
+from dfolora.data import Batch
+from dfolora.engine import TOKENS, Engine, Limits
+from dfolora.memory import PeakMemory
+from dfolora.methods import FewShotData
+from dfolora.subspace import LoraSubspace
+from pipelines.benchmark.authors_way import label_logits
+
+CLASSES = 2
+FIRST_TOKEN = 5
+"""The ids below it are special in some vocabulary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """One task's figures, of a candidate on its sequences, averaged over layers."""
+
+    sequences: int
+    tokens: int
+    longest: int
+    authors_s: float
+    engine_s: float
+    engine_flops: float
+    less_work: float
+    """The formulae's ratio of the two ways' operations."""
+    gemm: float
+    """FLOP/s of torch's own linear on the layer's shapes, measured before and after the engine."""
+    authors_mb: float
+    engine_mb: float
+    """Peak memory, weights included: the driver's figure on a GPU, else the process's."""
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster the engine is."""
+        return self.authors_s / self.engine_s
+
+    @property
+    def rate(self) -> float:
+        """The engine's FLOP/s."""
+        return self.engine_flops / self.engine_s
+
+
+def shape_of(backbone: Backbone, rank: int) -> Shape:
+    """What the formulae of cost need to know."""
+    architecture = backbone.architecture
+    return Shape(
+        width=architecture.width,
+        layers=architecture.layers,
+        vocabulary=backbone.model.config.vocab_size,
+        rank=rank,
+        classes=CLASSES,
+        causal=architecture.family.kind == "causal",
+    )
+
+
+def seconds(work: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
+    """The fastest of some repeats, to the end of what was put on the device."""
+    fastest = float("inf")
+    for _ in range(repeats):
+        _wait(device)
+        started = time.perf_counter()
+        work()
+        _wait(device)
+        fastest = min(fastest, time.perf_counter() - started)
+    return fastest
+
+
+def batch_of(lengths: Sequence[int], vocabulary: int, rng: np.random.Generator) -> Batch:
+    """Random tokens of these lengths, answered before the last one."""
+    longest, sizes = max(lengths), torch.tensor(lengths)
+    ids = torch.from_numpy(rng.integers(FIRST_TOKEN, vocabulary, (len(lengths), longest)))
+    mask = (torch.arange(longest) < sizes[:, None]).long()
+    ids[mask == 0] = 1
+    labels = torch.arange(len(lengths)) % CLASSES
+    return Batch(input_ids=ids, attention_mask=mask, answer=sizes - 2, labels=labels, truncated=0)
+
+
+def few_shot(lengths: Sequence[int], vocabulary: int, rng: np.random.Generator) -> FewShotData:
+    """Such a batch as train and dev set."""
+    batch = batch_of(lengths, vocabulary, rng)
+    label_ids = torch.arange(CLASSES) + FIRST_TOKEN
+    return FewShotData(train=batch, dev=batch, label_ids=label_ids, metric="accuracy")
+
+
+def evenly(lengths: Sequence[int], most: int | None) -> list[int]:
+    """At most so many of the lengths, evenly chosen by rank, the longest among them."""
+    ordered = sorted(lengths)
+    if most is None or len(ordered) <= most:
+        return ordered
+    return [ordered[round(index)] for index in np.linspace(0, len(ordered) - 1, most)]
+
+
+def spread(layers: int, count: int) -> list[int]:
+    """The first and the last layer, the last but one, and others evenly between."""
+    inner = np.linspace(0, layers - 2, count - 1)
+    return sorted({*(round(index) for index in inner), layers - 1})
+
+
+def mean_over_layers(known: dict[int, float], layers: int) -> float:
+    """Cost falls linearly from layer to layer up to the last but one; the last is known."""
+    indices = sorted(known)[:-1]
+    inner = np.interp(range(layers - 1), indices, [known[index] for index in indices])
+    return float((inner.sum() + known[layers - 1]) / layers)
+
+
+def engine_seconds(
+    backbone: Backbone,
+    subspace: LoraSubspace,
+    batch: Batch,
+    label_ids: Tensor,
+    *,
+    population: int,
+    layers: Sequence[int],
+    limits: Limits,
+    rng: np.random.Generator,
+) -> dict[int, float]:
+    """Seconds of a candidate in a generation at each layer, all others being adapted."""
+    engine = Engine(backbone, batch, label_ids, limits)
+    dim = subspace.spec.dim
+    incumbents = subspace.incumbents(rng.normal(size=(subspace.blocks, dim)))
+    taken = {}
+    for layer in layers:
+        candidates = rng.normal(size=(population, dim))
+        # As in a round: what enters the layer before is there already.
+        before = max(layer - 1, 0)
+        engine(incumbents, subspace.intervention(before, candidates[:1]))
+
+        def generation(layer: int = layer, candidates: np.ndarray = candidates) -> None:
+            engine(incumbents, subspace.intervention(layer, candidates)).cpu()
+
+        taken[layer] = seconds(generation, backbone.device) / population
+    return taken
+
+
+def gemm_rate(backbone: Backbone) -> float:
+    """FLOP/s of plain ``torch.nn.functional.linear`` on a layer's shapes."""
+    architecture, device = backbone.architecture, backbone.device
+    wide, narrow = architecture.ffn_width, architecture.width
+    rows = TOKENS[device.type]
+    total = flops = 0.0
+    with torch.inference_mode():
+        for d_in, d_out, count in ((narrow, narrow, 4), (narrow, wide, 1), (wide, narrow, 1)):
+            x, weight = (
+                torch.randn(size, d_in, device=device, dtype=backbone.dtype)
+                for size in (rows, d_out)
+            )
+            functional.linear(x, weight)
+            total += count * seconds(lambda x=x, w=weight: functional.linear(x, w), device, 5)
+            flops += count * 2.0 * rows * d_in * d_out
+    return flops / total
+
+
+def compare(
+    authors: Backbone,
+    ours: Backbone,
+    subspace: LoraSubspace,
+    lengths: Sequence[int],
+    *,
+    population: int,
+    sampled: int,
+    limits: Limits,
+    repeats: int,
+    rng: np.random.Generator,
+) -> Speed:
+    """Both ways on one task's lengths: authors, engine, authors again.
+
+    Args:
+        authors: The model that runs their way.
+        ours: The one that runs the engine's, perhaps in another precision.
+        subspace: Of the latter.
+        lengths: Tokens of each sequence.
+        population: Candidates a generation.
+        sampled: How many layers are timed.
+        limits: The engine's.
+        repeats: Of the authors' forward, half of them before the engine's turn.
+        rng: Of tokens and candidates.
+    """
+    shape = shape_of(authors, subspace.spec.rank)
+    batch = batch_of(lengths, shape.vocabulary, rng)
+    label_ids = torch.arange(CLASSES) + FIRST_TOKEN
+    layers = spread(shape.layers, sampled)
+    factors = subspace.incumbents(rng.normal(size=(shape.layers, subspace.spec.dim)))
+
+    def their_way() -> None:
+        label_logits(authors, batch, label_ids, factors).cpu()
+
+    authors_memory = PeakMemory(authors.device)
+    theirs = seconds(their_way, authors.device, -(-repeats // 2))
+    authors_memory.sample()
+    gemm = gemm_rate(ours)
+    engine_memory = PeakMemory(ours.device)
+    taken = engine_seconds(
+        ours, subspace, batch, label_ids,
+        population=population, layers=layers, limits=limits, rng=rng,
+    )  # fmt: skip
+    engine_memory.sample()
+    gemm = (gemm + gemm_rate(ours)) / 2
+    theirs = min(theirs, seconds(their_way, authors.device, max(1, repeats // 2)))
+    work = np.mean(
+        [flops_engine(shape, layer, lengths, population) for layer in range(shape.layers)]
+    )
+    return Speed(
+        sequences=len(lengths),
+        tokens=sum(lengths),
+        longest=max(lengths),
+        authors_s=theirs,
+        engine_s=mean_over_layers(taken, shape.layers),
+        engine_flops=float(work),
+        less_work=flops_authors(shape, lengths) / float(work),
+        gemm=gemm,
+        authors_mb=_told(authors_memory),
+        engine_mb=_told(engine_memory),
+    )
+
+
+def _told(memory: PeakMemory) -> float:
+    peaks = memory.megabytes()
+    return next(peaks[name] for name in ("nvml", "torch", "process") if name in peaks)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
