@@ -1,5 +1,6 @@
 """Whether a lower precision ranks a generation's candidates as float32 does."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,8 +28,8 @@ class Agreement:
     """Of one precision with float32, over the generations of a search."""
 
     precision: str
-    taus: list[float] = field(default_factory=list)
-    """Kendall's tau of each generation's losses."""
+    taus: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Kendall's tau of each generation's losses, by layer."""
     gaps: list[float] = field(default_factory=list)
     """The largest difference between two losses of one candidate, by generation."""
 
@@ -80,7 +81,7 @@ class _Compared:
             self.agreements[name].gaps.append(float(abs(losses - evaluation.losses).max()))
             if len(candidates) > 1:
                 tau = kendalltau(losses, evaluation.losses).statistic
-                self.agreements[name].taus.append(float(tau))
+                self.agreements[name].taus[block].append(float(tau))
         return evaluation
 
 

@@ -163,7 +163,7 @@ def gemm_rate(backbone: Backbone) -> float:
 
 
 def compare(
-    authors: Backbone,
+    authors: Backbone | None,
     ours: Backbone,
     subspace: LoraSubspace,
     lengths: Sequence[int],
@@ -177,7 +177,7 @@ def compare(
     """Both ways on one task's lengths: authors, engine, authors again.
 
     Args:
-        authors: The model that runs their way.
+        authors: The model that runs their way; None to leave it out.
         ours: The one that runs the engine's, perhaps in another precision.
         subspace: Of the latter.
         lengths: Tokens of each sequence.
@@ -187,17 +187,21 @@ def compare(
         repeats: Of the authors' forward, half of them before the engine's turn.
         rng: Of tokens and candidates.
     """
-    shape = shape_of(authors, subspace.spec.rank)
+    shape = shape_of(ours, subspace.spec.rank)
     batch = batch_of(lengths, shape.vocabulary, rng)
     label_ids = torch.arange(CLASSES) + FIRST_TOKEN
     layers = spread(shape.layers, sampled)
     factors = subspace.incumbents(rng.normal(size=(shape.layers, subspace.spec.dim)))
 
-    def their_way() -> None:
-        label_logits(authors, batch, label_ids, factors).cpu()
+    def their_way(times: int) -> float:
+        if authors is None:
+            return np.nan
+        return seconds(
+            lambda: label_logits(authors, batch, label_ids, factors).cpu(), authors.device, times
+        )
 
-    authors_memory = PeakMemory(authors.device)
-    theirs = seconds(their_way, authors.device, -(-repeats // 2))
+    authors_memory = PeakMemory(ours.device)
+    theirs = their_way(-(-repeats // 2))
     authors_memory.sample()
     gemm = gemm_rate(ours)
     engine_memory = PeakMemory(ours.device)
@@ -207,7 +211,7 @@ def compare(
     )  # fmt: skip
     engine_memory.sample()
     gemm = (gemm + gemm_rate(ours)) / 2
-    theirs = min(theirs, seconds(their_way, authors.device, max(1, repeats // 2)))
+    theirs = min(theirs, their_way(max(1, repeats // 2)))
     work = np.mean(
         [flops_engine(shape, layer, lengths, population) for layer in range(shape.layers)]
     )
