@@ -141,6 +141,22 @@ def test_what_is_not_carried_is_not_charged(family, batch):
     assert with_carry - without == pytest.approx(carried, rel=0.02)
 
 
+def test_without_carrying_nothing_stays_between_calls(family, batch):
+    backbone = Backbone(tiny_model(family))
+    subspace = subspace_of(backbone, batch)
+    incumbents = subspace.incumbents(some_solution()[0], without=2)
+    searched = subspace.intervention(2, some_solution()[1])
+    held = {}
+    for carry in (True, False):
+        with LiveBytes() as live:
+            engine = Engine(backbone, batch, LABELS, Limits(tokens=40), carry=carry)
+            before = live.now
+            engine(incumbents, searched)
+            held[carry] = live.now - before
+    tokens = batch.answer + 1 if family == "gpt2" else batch.attention_mask.sum(-1)
+    assert held == {True: int(tokens.sum()) * 32 * 4, False: 0}
+
+
 def test_megabytes_named_are_enough_and_less_is_refused(family):
     sizes = {"gpt2": {"n_embd": 128}}.get(family, {"hidden_size": 128, "intermediate_size": 512})
     backbone = Backbone(tiny_model(family, **sizes))

@@ -17,7 +17,8 @@ class Backbone:
 
     Args:
         model: A ``transformers`` model with a vocabulary head. It is put into evaluation mode and
-            its parameters are frozen, for good; their values are never written.
+            its parameters are frozen, for good; their values are never written. It must not move to
+            another device or type afterwards.
     """
 
     def __init__(self, model: Any) -> None:

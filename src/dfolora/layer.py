@@ -70,7 +70,10 @@ class Layer:
         *,
         answers_only: bool = False,
     ) -> Tensor:
-        """``(P, M, H) -> (P, M, H)``, or ``(P, N, H)`` if only the answers' output is needed."""
+        """``(P, M, H) -> (P, M, H)``, or ``(P, N, H)`` if only the answers' output is needed.
+
+        In a causal model the latter asks for sequences that end at their answers.
+        """
         if intervention is None:
             return self.attend(self.project(hidden, pack, answers_only=answers_only), pack, {})
         entered = intervention.enter(hidden, pack)
