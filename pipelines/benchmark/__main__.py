@@ -145,8 +145,9 @@ def _first_task(config: DictConfig, speeds: _Speeds) -> str:
         f"{config.population}, {speed.sequences} sequences of {speed.tokens} tokens, the longest "
         f"{speed.longest}. The authors' way is one padded forward a candidate with the vocabulary "
         f"head at all positions, in fp32 throughout. Less work: the ratio of the formulae. GEMM: "
-        f"torch's linear on the layer's shapes, same precision, measured before and after. MB: "
-        f"peak of the whole process, all models that are loaded included.\n\n" + _table(head, rows)
+        f"torch's linear on the layer's shapes, same precision. All three are measured in turn. "
+        f"MB: peak of the whole process, all models that are loaded included.\n\n"
+        + _table(head, rows)
     )
 
 

@@ -58,9 +58,11 @@ def _measured(
     batch = batch_of(lengths, shape.vocabulary, rng)
     subspace = SubspaceSpec().build(backbone, batch.input_ids, batch.attention_mask, 0)
     population, layers = setting["population"], setting["layers"]
-    taken = engine_seconds(
-        backbone, subspace, batch, torch.arange(CLASSES) + FIRST_TOKEN,
-        population=population, layers=spread(layers, 4), limits=Limits(), rng=rng,
+    taken = dict(
+        engine_seconds(
+            backbone, subspace, batch, torch.arange(CLASSES) + FIRST_TOKEN,
+            population=population, layers=spread(layers, 4), limits=Limits(), rng=rng,
+        )
     )  # fmt: skip
     flops = [flops_engine(shape, layer, lengths, population) for layer in range(layers)]
     return Point(

@@ -1,7 +1,7 @@
 """Seconds of a candidate, the authors' way and the engine's, alternating on the same sequences."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,7 @@ class Speed:
     less_work: float
     """The formulae's ratio of the two ways' operations."""
     gemm: float
-    """FLOP/s of torch's own linear on the layer's shapes, measured before and after the engine."""
+    """FLOP/s of torch's own linear on the layer's shapes, measured in turn too."""
     authors_mb: float
     engine_mb: float
     """Peak memory, weights included: the driver's figure on a GPU, else the process's."""
@@ -123,12 +123,11 @@ def engine_seconds(
     layers: Sequence[int],
     limits: Limits,
     rng: np.random.Generator,
-) -> dict[int, float]:
-    """Seconds of a candidate in a generation at each layer, all others being adapted."""
+) -> Iterator[tuple[int, float]]:
+    """Seconds of a candidate in a generation at each layer in turn, all others being adapted."""
     engine = Engine(backbone, batch, label_ids, limits)
     dim = subspace.spec.dim
     incumbents = subspace.incumbents(rng.normal(size=(subspace.blocks, dim)))
-    taken = {}
     for layer in layers:
         candidates = rng.normal(size=(population, dim))
         # As in a round: what enters the layer before is there already.
@@ -138,8 +137,7 @@ def engine_seconds(
         def generation(layer: int = layer, candidates: np.ndarray = candidates) -> None:
             engine(incumbents, subspace.intervention(layer, candidates)).cpu()
 
-        taken[layer] = seconds(generation, backbone.device) / population
-    return taken
+        yield layer, seconds(generation, backbone.device) / population
 
 
 def gemm_rate(backbone: Backbone) -> float:
@@ -172,7 +170,7 @@ def compare(
     repeats: int,
     rng: np.random.Generator,
 ) -> Speed:
-    """Both ways on one task's lengths: authors, engine, authors again.
+    """Both ways on one task's lengths, in turn, layer by layer.
 
     Args:
         authors: The model that runs their way; None to leave it out.
@@ -182,7 +180,7 @@ def compare(
         population: Candidates a generation.
         sampled: How many layers are timed.
         limits: The engine's.
-        repeats: Of the authors' forward, before the engine's turn and again after it.
+        repeats: Of the authors' forward after each layer's generation.
         rng: Of tokens and candidates.
     """
     shape = shape_of(ours, subspace.spec.rank)
@@ -191,7 +189,7 @@ def compare(
     layers = spread(shape.layers, sampled)
     factors = subspace.incumbents(rng.normal(size=(shape.layers, subspace.spec.dim)))
 
-    def their_way(times: int) -> float:
+    def their_way(times: int = 1) -> float:
         if authors is None:
             return np.nan
         return seconds(
@@ -199,18 +197,19 @@ def compare(
         )
 
     authors_memory = PeakMemory(ours.device)
-    their_way(1)  # the first time is no measurement
-    theirs = their_way(repeats)
+    their_way()  # the first time is no measurement
     authors_memory.sample()
-    gemm = gemm_rate(ours)
     engine_memory = PeakMemory(ours.device)
-    taken = engine_seconds(
+    taken, theirs, gemm = {}, [], []
+    for layer, time_taken in engine_seconds(
         ours, subspace, batch, label_ids,
         population=population, layers=layers, limits=limits, rng=rng,
-    )  # fmt: skip
-    engine_memory.sample()
-    gemm = (gemm + gemm_rate(ours)) / 2
-    theirs = (theirs + their_way(repeats)) / 2
+    ):  # fmt: skip
+        taken[layer] = time_taken
+        if not theirs:  # later peaks would be those of both ways
+            engine_memory.sample()
+        theirs.append(their_way(repeats))
+        gemm.append(gemm_rate(ours))
     work = np.mean(
         [flops_engine(shape, layer, lengths, population) for layer in range(shape.layers)]
     )
@@ -218,11 +217,11 @@ def compare(
         sequences=len(lengths),
         tokens=sum(lengths),
         longest=max(lengths),
-        authors_s=theirs,
+        authors_s=float(np.mean(theirs)),
         engine_s=mean_over_layers(taken, shape.layers),
         engine_flops=float(work),
         less_work=flops_authors(shape, lengths) / float(work),
-        gemm=gemm,
+        gemm=float(np.mean(gemm)),
         authors_mb=_told(authors_memory),
         engine_mb=_told(engine_memory),
     )
