@@ -7,7 +7,6 @@ import os
 
 # One thread adds in one order, and is fastest for matrices this small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import dataclasses
 import json

@@ -5,13 +5,6 @@ python -m pipelines.run -m optimizer=cma,fwa rank=2,4
 """
 
 import os
-
-# Before torch and numpy are imported. Threads that spin while they wait are ten times slower on a
-# machine that others use too, and pycma's matrices are too small for more than one.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 import sys
 import traceback
 import uuid

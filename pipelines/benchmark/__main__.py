@@ -12,8 +12,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-# Before torch starts its threads: those that spin while they wait slow others down.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import hydra
@@ -98,9 +96,11 @@ class _Speeds:
     """Times both ways; each model is made once."""
 
     def __init__(self, config: DictConfig, rng: Any) -> None:
+        from pipelines.benchmark.speed import load
+
         self._config = config
         self._rng = rng
-        self.model = cache(partial(_backbone, config))
+        self.model = cache(partial(load, config.model))
 
     def of(self, task: str, precision: str, population: int, layers: int) -> Any:
         from dfolora.engine import Limits
@@ -231,12 +231,6 @@ def _scaling(config: DictConfig, rng: Any) -> str:
         f"length over six widths.\n\n"
         + _table(("varied", "value", "GFLOP by formula", "seconds", "GFLOP/s"), rows)
     )
-
-
-def _backbone(config: DictConfig, precision: str) -> Any:
-    from hydra.utils import instantiate
-
-    return instantiate(config.model, precision=precision, _convert_="all").load_backbone()
 
 
 def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:

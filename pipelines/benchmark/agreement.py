@@ -19,6 +19,7 @@ from dfolora.evaluate import Evaluation, Evaluator, PopulationEvaluator
 from dfolora.problem import Problem, TaskRows
 from dfolora.task import Task
 from dfolora.tune import tune
+from pipelines.benchmark.speed import load
 
 Array = NDArray[np.float64]
 
@@ -44,7 +45,7 @@ def agreements(task: str, precisions: Sequence[str], budget: int) -> list[Agreem
     """
     config = compose("run", [f"task=mini/{task}", f"budget={budget}"])
     method = instantiate(config.method)
-    backbone = _backbone(config, "fp32")
+    backbone = load(config.model, "fp32")
     problem = _problem(config, backbone.architecture)
     train = problem.data.train
     subspace = method.subspace.build(backbone, train.input_ids, train.attention_mask, config.seed)
@@ -55,7 +56,7 @@ def agreements(task: str, precisions: Sequence[str], budget: int) -> list[Agreem
             engine, subspace, train.labels, objective="ce", metric=problem.data.metric
         )
 
-    others = {name: judge(_backbone(config, name)) for name in precisions}
+    others = {name: judge(load(config.model, name)) for name in precisions}
     compared = _Compared(judge(backbone), others)
     optimizers = [
         method.block_optimizer(block, subspace.blocks, config.seed)
@@ -83,10 +84,6 @@ class _Compared:
                 tau = kendalltau(losses, evaluation.losses).statistic
                 self.agreements[name].taus[block].append(float(tau))
         return evaluation
-
-
-def _backbone(config: Any, precision: str) -> Backbone:
-    return instantiate(config.model, precision=precision, _convert_="all").load_backbone()
 
 
 def _problem(config: Any, architecture: Architecture) -> Problem:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional
 
@@ -50,6 +52,11 @@ class Speed:
     def rate(self) -> float:
         """The engine's FLOP/s."""
         return self.engine_flops / self.engine_s
+
+
+def load(model: DictConfig, precision: str) -> Backbone:
+    """The model of a configuration's ``model`` node, in another precision."""
+    return instantiate(model, precision=precision, _convert_="all").load_backbone()
 
 
 def shape_of(backbone: Backbone, rank: int) -> Shape:
