@@ -21,14 +21,13 @@ from dfolora.checkpoint import Checkpoint
 from dfolora.figure import Curve, save_fitness_curve
 from dfolora.journal import Journal
 from dfolora.memory import PeakMemory
-from dfolora.methods import Method, Predictor, Progress
+from dfolora.methods import Method, Predictor, Progress, Step
 from dfolora.plain import whole
 from dfolora.problem import Problem, ProblemSpec, TaskRows
 from dfolora.record import commit, digest, flat, provenance
 from dfolora.score import score_test
 from dfolora.task import Task
 from dfolora.tracking import RunLog, Store
-from dfolora.tune import Generation
 from pipelines.progress import RunBar
 
 OUTPUTS = Path("outputs")
@@ -101,12 +100,13 @@ def execute(
     problem = spec.pose(
         task_rows,
         checkpoint.load_tokenizer(),
+        method,
         kind=architecture.family.kind,
         max_length=architecture.max_length,
         seed=config.split_seed,
     )
     _free_memory()
-    with show(name, config.budget if method.seeded else 0) as bar:
+    with show(name, method.budget) as bar:
         backbone = checkpoint.load_backbone()
         recorded = {key: value for key, value in plain.items() if key not in UNRECORDED}
         params = {**flat(recorded), **provenance(), **_hardware(backbone)}
@@ -151,8 +151,8 @@ def _fit(
     told = f"test {scores['score']:.3f}"
     if predictor.dev is not None:
         told += f", dev {predictor.dev.score:.3f}"
-        if not predictor.dev.solution.any():
-            told += " (nothing beat the unadapted model there, so it is kept)"
+        if predictor.dev.calls <= 1:
+            told += " (nothing beat the start there, so it is kept)"
     return f"{told}, {fitted - started:.1f} s"
 
 
@@ -181,20 +181,20 @@ def follow(
     """Let the fit work to its end; journal, curves and progress bar look on."""
     curve = Curve()
     with Journal(journal_path) as journal:
-        for step in fit:
-            journal.append(step.generation)
-            log.metrics(_train_points(step.generation), step=step.generation.calls)
-            for look in step.looks:
+        for progress in fit:
+            journal.append(progress.step)
+            log.metrics(_train_points(progress.step), step=progress.step.calls)
+            for look in progress.looks:
                 log.metrics({"dev/score": look.score, "dev/loss": look.loss}, step=look.calls)
             memory.sample()
-            bar.show(step)
-            curve.add(step)
+            bar.show(progress)
+            curve.add(progress)
     return curve
 
 
-def _train_points(generation: Generation) -> Mapping[str, float]:
-    points = {"train/loss": generation.loss, "train/step_size": generation.step_size}
-    losses = generation.losses[np.isfinite(generation.losses)]
+def _train_points(step: Step) -> Mapping[str, float]:
+    points = {"train/loss": step.loss, "train/step_size": step.step_size}
+    losses = step.losses[np.isfinite(step.losses)]
     if len(losses):
         points["train/best"] = float(losses.min())
         points["train/mean"] = float(losses.mean())
@@ -216,6 +216,7 @@ def _summary(
         "params/stored": predictor.stored,
         "calls": curve.calls[-1] if curve.calls else 0,
     }
+    summary |= {f"fitted/{name}": value for name, value in predictor.found.items()}
     if predictor.dev is not None:
         summary["dev/selected_score"] = predictor.dev.score
         summary["dev/selected_at"] = predictor.dev.calls

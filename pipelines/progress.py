@@ -45,14 +45,15 @@ class RunBar:
         """Take the bar away."""
         self._bar.close()
 
-    def show(self, step: "Progress") -> None:
-        """Move on to this generation."""
-        self._best = min(self._best, float(step.generation.losses.min()))
-        dev = "-" if step.selected is None else f"{step.selected.score:.3f}"
+    def show(self, progress: "Progress") -> None:
+        """Move on to this step."""
+        step = progress.step
+        self._best = min(self._best, float(step.losses.min()))
+        dev = "-" if progress.selected is None else f"{progress.selected.score:.3f}"
         self._bar.set_postfix_str(f"loss {self._best:.4f}, dev {dev}", refresh=False)
-        self._bar.update(step.generation.calls - self._bar.n)
+        self._bar.update(step.calls - self._bar.n)
         if self._jobs is not None:
-            self._jobs.move(step.generation.calls / self._budget)
+            self._jobs.move(step.calls / self._budget)
 
 
 class Jobs:

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from dfolora.backbone import Backbone
-from dfolora.data import Batch
+from dfolora.data import Batch, Rows
 from dfolora.engine import COARSE
 from dfolora.mini import BUNDLED
 
@@ -80,7 +80,10 @@ def random_batch(lengths, answers, seed=1):
     mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
     ids[mask == 0] = 1
     answer, labels = torch.tensor(answers), torch.arange(rows) % 3
-    return Batch(input_ids=ids, attention_mask=mask, answer=answer, labels=labels, truncated=0)
+    return Batch(
+        input_ids=ids, attention_mask=mask, answer=answer, labels=labels,
+        rows=Rows(texts=({},) * rows, labels=tuple(labels.tolist())), truncated=0,
+    )  # fmt: skip
 
 
 @pytest.fixture(params=["fine", "coarse"])

@@ -4,14 +4,14 @@ import numpy as np
 
 from dfolora.engine import Engine, Limits
 from dfolora.evaluate import PopulationEvaluator
-from dfolora.subspace import SubspaceSpec
+from dfolora.subspace import LoraSubspaceSpec
 
 DIM = 96
 
 
 def subspace_of(backbone, batch, **spec):
     """With a stretch of 2, so that candidates differ by far more than rounding."""
-    built = SubspaceSpec(**{"dim": DIM, "alpha": 2.0} | spec)
+    built = LoraSubspaceSpec(**{"dim": DIM, "alpha": 2.0} | spec)
     return built.build(backbone, batch.input_ids, batch.attention_mask, 0)
 
 

@@ -10,9 +10,9 @@ from peft import PeftModel
 
 from dfolora.adapter import save_adapter
 from dfolora.engine import Engine, Limits
-from dfolora.methods import DfoLora, FewShotData
+from dfolora.methods import FewShotData, LayerwiseSearch
 from dfolora.optim import RandomSearch
-from dfolora.subspace import SubspaceSpec
+from dfolora.subspace import LoraSubspaceSpec
 from tests.conftest import tiny_model
 from tests.reference.one_candidate import answer_logits
 from tests.searching import evaluator_of
@@ -29,7 +29,7 @@ def in_peft(family, folder):
 @pytest.mark.parametrize("rank", [1, 3])
 def test_peft_gives_our_logits(family, backbone, batch, label_ids, targets, rank, tmp_path):
     dim = 4 * 2 * len(targets)
-    spec = SubspaceSpec(dim=dim, rank=rank, targets=targets, scaling=0.7)
+    spec = LoraSubspaceSpec(dim=dim, rank=rank, targets=targets, scaling=0.7)
     subspace = spec.build(backbone, batch.input_ids, batch.attention_mask, 0)
     solution = np.random.default_rng(0).normal(size=(3, dim))
     incumbents = subspace.incumbents(solution)
@@ -47,8 +47,8 @@ def test_peft_gives_the_loss_that_a_search_reported(
     family, backbone, batch, label_ids, targets, tmp_path
 ):
     """Dev is train, so the solution selected has the losses that the search saw."""
-    method = DfoLora(
-        subspace=SubspaceSpec(dim=96, alpha=2.0, targets=targets),
+    method = LayerwiseSearch(
+        subspace=LoraSubspaceSpec(dim=96, alpha=2.0, targets=targets),
         optimizer=partial(RandomSearch, population=4),
         budget=60, dev_interval=10,
     )  # fmt: skip
@@ -61,7 +61,7 @@ def test_peft_gives_the_loss_that_a_search_reported(
     torch.testing.assert_close(predictor.logits(batch), logits, **CLOSE)
     loss = torch.nn.functional.cross_entropy(logits, batch.labels).item()
     assert predictor.dev.loss == pytest.approx(loss, abs=1e-5)
-    seen = [step.generation.loss for step in history]
+    seen = [each.step.loss for each in history]
     assert min(abs(loss - value) for value in seen) < 1e-5
     base = answer_logits(tiny_model(family), batch, label_ids)
     before = torch.nn.functional.cross_entropy(base, batch.labels).item()
@@ -85,7 +85,7 @@ def test_evaluator_reports_the_loss_that_peft_gives(family, backbone, batch, lab
 
 
 def test_config_names_modules_in_full_and_scales_by_one(backbone, batch, tmp_path):
-    spec = SubspaceSpec(dim=16, targets=("q", "o"))
+    spec = LoraSubspaceSpec(dim=16, targets=("q", "o"))
     subspace = spec.build(backbone, batch.input_ids, batch.attention_mask, 0)
     save_adapter(tmp_path, backbone, [subspace.intervention(1, np.ones((1, 16)))])
     config = json.loads((tmp_path / "adapter_config.json").read_text())

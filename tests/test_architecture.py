@@ -18,12 +18,13 @@ LEVELS = (  # a module imports only from lines above its own, and from within it
     ("architecture",),
     ("layer", "mini"),
     ("backbone", "data", "quantize"),
-    ("adapter", "checkpoint", "engine", "subspace"),
+    ("adapter", "checkpoint", "engine"),
+    ("subspace",),
     ("evaluate",),
     ("tune",),
-    ("journal", "select"),
+    ("select",),
     ("methods",),
-    ("figure", "problem"),
+    ("figure", "journal", "problem"),
     ("fitting", "score"),
     ("__init__",),
 )
@@ -43,7 +44,7 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "pandas": {"data.load", "report", "tracking"},
     "psutil": {"memory"},
     "pynvml": {"memory"},
-    "safetensors": {"adapter"},
+    "safetensors": {"adapter", "subspace"},
     "sqlalchemy": {"tracking"},
     "tokenizers": {"mini.tokenizer"},
     "torch": {
@@ -183,7 +184,7 @@ model = transformers.AutoModelForMaskedLM.from_config(
 )
 predictor = dfolora.fit(
     model, tokenizer, task,
-    method=dfolora.DfoLora(subspace=dfolora.SubspaceSpec(dim=8), budget=21),
+    method=dfolora.LayerwiseSearch(subspace=dfolora.LoraSubspaceSpec(dim=8), budget=21),
     problem=dfolora.ProblemSpec(k=2),
 )
 predictor.save(pathlib.Path("adapter"))

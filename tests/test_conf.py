@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 import pipelines.run  # noqa: F401  registers the resolver ``choices``
 from dfolora.architecture import Architecture
 from dfolora.engine import Limits
-from dfolora.methods import DfoLora, ManualPrompt
+from dfolora.methods import LayerwiseSearch, ManualPrompt
 from dfolora.mini.pretrain import Recipe
 from dfolora.optim import Cma, Lotfwa, Nevergrad, RandomSearch
 from dfolora.problem import ProblemSpec
 from dfolora.report import Row
-from dfolora.subspace import SubspaceSpec
+from dfolora.subspace import LoraSubspaceSpec
 from dfolora.task import Task
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -30,13 +30,13 @@ OPTIONS = [
 SIGNATURES = {
     ("data", None): ProblemSpec,
     ("engine", None): Limits,
-    ("method", "dfo_lora"): DfoLora,
+    ("method", "dfo_lora"): LayerwiseSearch,
     ("method", "manual_prompt"): ManualPrompt,
     ("optimizer", "cma"): Cma,
     ("optimizer", "fwa"): Lotfwa,
     ("optimizer", "nevergrad"): Nevergrad,
     ("optimizer", "random"): RandomSearch,
-    ("subspace", "paper"): SubspaceSpec,
+    ("subspace", "paper"): LoraSubspaceSpec,
 }
 GIVEN_BY_THE_SEARCH = {"dim", "budget", "rng"}
 
@@ -79,7 +79,7 @@ def test_run_with_the_option_can_be_built(group, option):
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     task = Task.from_mapping(OmegaConf.to_container(config.task, resolve=True))
     assert isinstance(instantiate(config.data), ProblemSpec)
-    assert isinstance(instantiate(config.subspace), SubspaceSpec)
+    assert isinstance(instantiate(config.subspace), LoraSubspaceSpec)
     method = instantiate(config.method)
     checkpoint = instantiate(config.model, _convert_="all")
     if group == "task":
@@ -209,8 +209,8 @@ def _nested(value):
 
 def test_nested_defaults_are_the_default_options():
     given = node("method", "dfo_lora")
-    assert get_class(given["optimizer"]["_target_"]) is DfoLora().optimizer
-    assert get_class(given["subspace"]["_target_"]) is type(DfoLora().subspace)
+    assert get_class(given["optimizer"]["_target_"]) is LayerwiseSearch().optimizer
+    assert get_class(given["subspace"]["_target_"]) is type(LayerwiseSearch().subspace)
     assert given["subspace"] == node("subspace", "paper")
     assert given["optimizer"] == node("optimizer", "cma")
 

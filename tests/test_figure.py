@@ -25,7 +25,7 @@ def step(calls, losses, *, loss=0.5, dev=None):
         step_size=1.0,
         last=False,
     )
-    return Progress(generation=shown, looks=[look] if look else [], selected=look)
+    return Progress(step=shown, looks=[look] if look else [], selected=look)
 
 
 def curve(steps):

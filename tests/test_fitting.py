@@ -32,7 +32,7 @@ def test_one_call_gives_a_predictor_that_saves_and_loads(tmp_path):
         model(),
         mini_tokenizer("masked"),
         dfolora.Task.from_mapping(TASK),
-        method=dfolora.DfoLora(subspace=dfolora.SubspaceSpec(dim=40), budget=45),
+        method=dfolora.LayerwiseSearch(subspace=dfolora.LoraSubspaceSpec(dim=40), budget=45),
         problem=dfolora.ProblemSpec(k=4),
     )
     assert predictor.searched == 3 * 40

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dfolora.errors import UserError
+from dfolora.methods import ManualPrompt
 from dfolora.problem import ProblemSpec, TaskRows
 from dfolora.score import score_test
 from dfolora.task import Task
@@ -50,7 +51,9 @@ def root(tmp_path):
 def pose(task, root, kind="masked", *, seed=0, limit=512, **options):
     spec = ProblemSpec(**{"k": 4, "root": root, "max_words": 20} | options)
     rows = TaskRows.load(task, spec.root)
-    return spec.pose(rows, mini_tokenizer(kind), kind=kind, max_length=limit, seed=seed)
+    return spec.pose(
+        rows, mini_tokenizer(kind), ManualPrompt(), kind=kind, max_length=limit, seed=seed
+    )
 
 
 def test_split_is_the_same_for_every_kind_of_model_and_length(task, root):

@@ -37,10 +37,8 @@ def shown(terminal):
 
 
 def step(calls, loss=0.5, dev=None):
-    generation = SimpleNamespace(calls=calls, losses=np.array([loss, 2.0]))
-    return SimpleNamespace(
-        generation=generation, selected=None if dev is None else SimpleNamespace(score=dev)
-    )
+    taken = SimpleNamespace(calls=calls, losses=np.array([loss, 2.0]))
+    return SimpleNamespace(step=taken, selected=None if dev is None else SimpleNamespace(score=dev))
 
 
 def test_single_run_has_no_number_and_no_summary(capsys):

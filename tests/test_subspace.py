@@ -8,7 +8,8 @@ from dfolora.backbone import Backbone
 from dfolora.engine import Engine, Limits
 from dfolora.errors import UserError
 from dfolora.seeding import stream
-from dfolora.subspace import SubspaceSpec, clipped_std
+from dfolora.subspace import LoraSubspaceSpec
+from dfolora.subspace.statistics import clipped_std
 from tests.conftest import tiny_model
 from tests.searching import DIM, some_solution
 
@@ -16,7 +17,7 @@ ALL_MAPS = ("q", "k", "v", "o")
 
 
 def build(backbone, batch, seed=0, **options):
-    spec = SubspaceSpec(**{"dim": DIM} | options)
+    spec = LoraSubspaceSpec(**{"dim": DIM} | options)
     return spec.build(backbone, batch.input_ids, batch.attention_mask, seed)
 
 
@@ -104,7 +105,7 @@ def test_projections_follow_equation_6(backbone, batch, statistics):
 
 def test_statistics_do_not_depend_on_how_rows_are_packed(backbone, batch, monkeypatch):
     whole = build(backbone, batch)
-    monkeypatch.setattr("dfolora.subspace.STATISTICS_TOKENS", 20)
+    monkeypatch.setattr("dfolora.subspace.statistics.STATISTICS_TOKENS", 20)
     parts = build(backbone, batch)
     for layer in range(3):
         for one, other in zip(
@@ -133,7 +134,7 @@ def test_padding_counts_only_in_the_released_statistics(backbone, batch):
     }
 
     def scale(statistics, ids, mask):
-        spec = SubspaceSpec(dim=DIM, statistics=statistics)
+        spec = LoraSubspaceSpec(dim=DIM, statistics=statistics)
         return projections(spec.build(backbone, ids, mask, 0), 1, "q")[0].std().item()
 
     short = (batch.input_ids, batch.attention_mask)
@@ -225,4 +226,4 @@ def test_incumbents_are_rounded_to_the_models_type(family, batch):
 )
 def test_what_makes_no_sense_is_refused(backbone, options, message):
     with pytest.raises(UserError, match=message):
-        SubspaceSpec(**{"dim": DIM} | options).check(backbone.architecture)
+        LoraSubspaceSpec(**{"dim": DIM} | options).check(backbone.architecture)

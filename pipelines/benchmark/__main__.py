@@ -104,13 +104,13 @@ class _Speeds:
 
     def of(self, task: str, precision: str, population: int, layers: int) -> Any:
         from dfolora.engine import Limits
-        from dfolora.subspace import SubspaceSpec
+        from dfolora.subspace import LoraSubspaceSpec
         from pipelines.benchmark.speed import batch_of, compare, evenly
 
         config, ours = self._config, self.model(precision)
         lengths = evenly(config.lengths[task], config.sequences)
         batch = batch_of(lengths[:2], ours.model.config.vocab_size, self._rng)
-        spec = SubspaceSpec(dim=config.dim, rank=config.rank)
+        spec = LoraSubspaceSpec(dim=config.dim, rank=config.rank)
         return compare(
             self.model("fp32") if config.authors else None,
             ours,

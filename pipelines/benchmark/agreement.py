@@ -16,6 +16,7 @@ from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.engine import Engine
 from dfolora.evaluate import Evaluation, Evaluator, PopulationEvaluator
+from dfolora.methods import Method
 from dfolora.problem import Problem, TaskRows
 from dfolora.task import Task
 from dfolora.tune import tune
@@ -46,7 +47,7 @@ def agreements(task: str, precisions: Sequence[str], budget: int) -> list[Agreem
     config = compose("run", [f"task=mini/{task}", f"budget={budget}"])
     method = instantiate(config.method)
     backbone = load(config.model, "fp32")
-    problem = _problem(config, backbone.architecture)
+    problem = _problem(config, method, backbone.architecture)
     train = problem.data.train
     subspace = method.subspace.build(backbone, train.input_ids, train.attention_mask, config.seed)
 
@@ -86,10 +87,11 @@ class _Compared:
         return evaluation
 
 
-def _problem(config: Any, architecture: Architecture) -> Problem:
+def _problem(config: Any, method: Method, architecture: Architecture) -> Problem:
     return instantiate(config.data).pose(
         TaskRows.load(Task.from_mapping(OmegaConf.to_container(config.task, resolve=True))),
         instantiate(config.model, _convert_="all").load_tokenizer(),
+        method,
         kind=architecture.family.kind,
         max_length=architecture.max_length,
         seed=config.seed,

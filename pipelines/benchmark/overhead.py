@@ -13,8 +13,8 @@ from dfolora.engine import Engine, Interventions, Limits
 from dfolora.evaluate import PopulationEvaluator
 from dfolora.intervention import Intervention
 from dfolora.memory import PeakMemory
-from dfolora.methods import DfoLora, FewShotData, Progress
-from dfolora.subspace import SubspaceSpec
+from dfolora.methods import FewShotData, LayerwiseSearch, Progress
+from dfolora.subspace import LoraSubspaceSpec
 from dfolora.tracking import Store
 from dfolora.tune import tune
 from pipelines.execute import follow
@@ -40,7 +40,7 @@ class _Timed:
 def share_outside(backbone: Backbone, data: FewShotData, *, dim: int, generations: int) -> float:
     """The share of a search's time that is not the engine's, journal and MLflow included."""
     blocks = backbone.architecture.layers
-    method = DfoLora(subspace=SubspaceSpec(dim=dim))
+    method = LayerwiseSearch(subspace=LoraSubspaceSpec(dim=dim))
     optimizers = [method.block_optimizer(block, blocks, seed=0) for block in range(blocks)]
     budget = 1 + generations * optimizers[0].population
     train = data.train
@@ -52,7 +52,7 @@ def share_outside(backbone: Backbone, data: FewShotData, *, dim: int, generation
 
     def search() -> Iterator[Progress]:
         for generation in tune(evaluate, optimizers, dim=dim, budget=budget):
-            yield Progress(generation=generation, looks=(), selected=None)
+            yield Progress(step=generation, looks=(), selected=None)
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

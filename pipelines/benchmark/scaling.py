@@ -11,7 +11,7 @@ from dfolora.backbone import Backbone
 from dfolora.checkpoint import Checkpoint
 from dfolora.cost import flops_engine
 from dfolora.engine import Limits
-from dfolora.subspace import SubspaceSpec
+from dfolora.subspace import LoraSubspaceSpec
 from pipelines.benchmark.speed import (
     CLASSES,
     FIRST_TOKEN,
@@ -56,7 +56,7 @@ def _measured(
     shape = shape_of(backbone, rank=2)
     lengths = [setting["length"]] * setting["examples"]
     batch = batch_of(lengths, shape.vocabulary, rng)
-    subspace = SubspaceSpec().build(backbone, batch.input_ids, batch.attention_mask, 0)
+    subspace = LoraSubspaceSpec().build(backbone, batch.input_ids, batch.attention_mask, 0)
     population, layers = setting["population"], setting["layers"]
     taken = dict(
         engine_seconds(

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from dfolora.backbone import Backbone
 from dfolora.cost import Shape, flops_authors, flops_engine
-from dfolora.data import Batch
+from dfolora.data import Batch, Rows
 from dfolora.engine import TOKENS, Engine, Limits
 from dfolora.memory import PeakMemory
 from dfolora.methods import FewShotData
@@ -89,7 +89,14 @@ def batch_of(lengths: Sequence[int], vocabulary: int, rng: np.random.Generator) 
     mask = (torch.arange(longest) < sizes[:, None]).long()
     ids[mask == 0] = 1
     labels = torch.arange(len(lengths)) % CLASSES
-    return Batch(input_ids=ids, attention_mask=mask, answer=sizes - 2, labels=labels, truncated=0)
+    return Batch(
+        input_ids=ids,
+        attention_mask=mask,
+        answer=sizes - 2,
+        labels=labels,
+        rows=Rows(texts=({},) * len(lengths), labels=tuple(labels.tolist())),
+        truncated=0,
+    )
 
 
 def few_shot(lengths: Sequence[int], vocabulary: int, rng: np.random.Generator) -> FewShotData:

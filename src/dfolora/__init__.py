@@ -5,9 +5,9 @@ from importlib.metadata import PackageNotFoundError, version
 from dfolora.backbone import Backbone
 from dfolora.errors import UserError
 from dfolora.fitting import fit
-from dfolora.methods import DfoLora, ManualPrompt
+from dfolora.methods import LayerwiseSearch, ManualPrompt
 from dfolora.problem import Problem, ProblemSpec, TaskRows
-from dfolora.subspace import SubspaceSpec
+from dfolora.subspace import LoraSubspaceSpec
 from dfolora.task import Task
 
 try:
@@ -16,11 +16,11 @@ except PackageNotFoundError:  # the source folder alone, on a machine where noth
     __version__ = "unknown"
 __all__ = [
     "Backbone",
-    "DfoLora",
+    "LayerwiseSearch",
+    "LoraSubspaceSpec",
     "ManualPrompt",
     "Problem",
     "ProblemSpec",
-    "SubspaceSpec",
     "Task",
     "TaskRows",
     "UserError",

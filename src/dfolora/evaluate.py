@@ -13,7 +13,7 @@ from torch import Tensor
 from dfolora.engine import Engine
 from dfolora.metric import METRICS
 from dfolora.objective import LOSSES, check_objective, cross_entropy, metric_objective
-from dfolora.subspace import LoraSubspace
+from dfolora.subspace import Subspace
 
 Array = NDArray[np.float64]
 
@@ -54,7 +54,7 @@ class PopulationEvaluator:
     """
 
     def __init__(
-        self, engine: Engine, subspace: LoraSubspace, labels: Tensor, *, objective: str, metric: str
+        self, engine: Engine, subspace: Subspace, labels: Tensor, *, objective: str, metric: str
     ) -> None:
         check_objective(objective)
         self._engine = engine

@@ -1,4 +1,4 @@
-"""A picture of one search."""
+"""A picture of one fit."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,23 +9,23 @@ from dfolora.select import DevPoint
 
 @dataclass
 class Curve:
-    """What the picture needs of a search; the generations themselves are large and are not kept."""
+    """What the picture needs of a fit; the steps themselves are large and are not kept."""
 
     calls: list[int] = field(default_factory=list)
-    """Spent at each generation's end."""
+    """Spent at each step's end."""
     best: list[float] = field(default_factory=list)
-    """The lowest loss of each generation."""
+    """The lowest loss of each step."""
     loss: list[float] = field(default_factory=list)
     """That of the current solution, nan where it is not known."""
     looks: list[DevPoint] = field(default_factory=list)
     """At the dev set, in order."""
 
-    def add(self, step: Progress) -> None:
-        """Go on by one generation."""
-        self.calls.append(step.generation.calls)
-        self.best.append(float(step.generation.losses.min()))
-        self.loss.append(step.generation.loss)
-        self.looks.extend(step.looks)
+    def add(self, progress: Progress) -> None:
+        """Go on by one step."""
+        self.calls.append(progress.step.calls)
+        self.best.append(float(progress.step.losses.min()))
+        self.loss.append(progress.step.loss)
+        self.looks.extend(progress.looks)
 
 
 def save_fitness_curve(path: Path, curve: Curve, title: str) -> None:
@@ -33,7 +33,7 @@ def save_fitness_curve(path: Path, curve: Curve, title: str) -> None:
 
     Args:
         path: The file to write.
-        curve: Of at least one generation.
+        curve: Of at least one step.
         title: Over the picture.
     """
     # The object interface: pyplot would keep global state and look for a display.
@@ -41,9 +41,7 @@ def save_fitness_curve(path: Path, curve: Curve, title: str) -> None:
 
     figure = Figure(figsize=(7, 4))
     axes = figure.add_subplot(xlabel="calls", ylabel="train loss", title=title)
-    axes.plot(
-        curve.calls, curve.best, ".", color="tab:blue", alpha=0.4, label="best of the generation"
-    )
+    axes.plot(curve.calls, curve.best, ".", color="tab:blue", alpha=0.4, label="best of the step")
     axes.plot(curve.calls, curve.loss, color="tab:blue", label="current solution")
     scores = axes.twinx()
     scores.set(ylabel="dev score", ylim=(0, 1))

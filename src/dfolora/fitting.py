@@ -3,7 +3,7 @@
 from typing import Any
 
 from dfolora.backbone import Backbone
-from dfolora.methods import DfoLora, Method, Predictor
+from dfolora.methods import LayerwiseSearch, Method, Predictor
 from dfolora.plain import whole
 from dfolora.problem import ProblemSpec, TaskRows
 from dfolora.task import Task
@@ -36,7 +36,7 @@ def fit(
         UserError: Model, task, data and method do not fit together.
     """
     whole(seed, "seed", least=0)
-    method = method or DfoLora()
+    method = method or LayerwiseSearch()
     backbone = Backbone(model)
     architecture = backbone.architecture
     method.check(architecture)
@@ -44,6 +44,7 @@ def fit(
     posed = spec.pose(
         TaskRows.load(task, spec.root),
         tokenizer,
+        method,
         kind=architecture.family.kind,
         max_length=architecture.max_length,
         seed=seed,

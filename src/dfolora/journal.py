@@ -1,20 +1,19 @@
-"""A search's journal: one JSON line a generation, on disk before the next one starts."""
+"""A fit's journal: one JSON line a step, on disk before the next one starts."""
 
-import hashlib
 import json
 import math
 from pathlib import Path
 from typing import TextIO
 
-from dfolora.tune import Generation
+from dfolora.methods import Step
 
 
 class Journal:
-    """Appends generations to a file; a context, which closes it.
+    """Appends steps to a file; a context, which closes it.
 
-    Together with the configuration the lines determine the search: optimizers are functions of
+    Together with the configuration the lines of a search determine it: optimizers are functions of
     their seed and of the losses, which are kept exactly (a float's ``repr`` reads back the same;
-    null stands for no finite number). The digest tells whether a replay asked the same candidates.
+    null stands for no finite number).
 
     Args:
         path: A new file.
@@ -33,14 +32,12 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
-    def append(self, generation: Generation) -> None:
+    def append(self, step: Step) -> None:
         """Write one line and flush it."""
-        candidates = hashlib.sha256(generation.candidates.tobytes()).hexdigest()
         line = {
-            "block": generation.block,
-            "calls": generation.calls,
-            "losses": [x if math.isfinite(x) else None for x in generation.losses.tolist()],
-            "candidates_sha256": candidates,
+            "calls": step.calls,
+            "losses": [x if math.isfinite(x) else None for x in step.losses.tolist()],
+            **step.journaled(),
         }
         if self._file is None:  # a method that searches nothing leaves no file
             self._file = self._path.open("w", encoding="utf-8")

@@ -9,18 +9,18 @@ import torch
 
 from dfolora.data import (
     Batch,
+    Encoder,
     FewShotSplit,
     Readout,
     Rows,
     eligible_rows,
-    encode,
     fingerprint,
     fits,
     load_rows,
     sample_few_shot,
 )
 from dfolora.errors import UserError
-from dfolora.methods import FewShotData
+from dfolora.methods import FewShotData, Method
 from dfolora.plain import whole
 from dfolora.task import Kind, LabelWordStyle, Task, label_word_ids
 
@@ -105,6 +105,7 @@ class ProblemSpec:
         self,
         rows: TaskRows,
         tokenizer: "PreTrainedTokenizerBase",
+        method: Method,
         *,
         kind: Kind,
         max_length: int,
@@ -115,6 +116,7 @@ class ProblemSpec:
         Args:
             rows: The task's.
             tokenizer: The model's tokenizer.
+            method: Whose encoder puts the rows to the model.
             kind: How the model answers.
             max_length: The model's own limit in tokens.
             seed: The split's seed.
@@ -137,21 +139,20 @@ class ProblemSpec:
             rows.train.labels, eligible, k=self.k, seed=seed, names=task.classes
         )
 
-        def batch(part: Rows, group: int | None = None) -> Batch:
-            return encode(
-                part, prompt, tokenizer, max_length=limit, readout=self.readout, group=group
-            )
-
+        train = rows.train.select(split.train)
+        plain = Encoder(prompt=prompt, tokenizer=tokenizer, max_length=limit, readout=self.readout)
+        encode = method.encoder(plain, train, seed)
         return Problem(
             task=task,
             split=split,
             data=FewShotData(
-                train=batch(rows.train.select(split.train)),
-                dev=batch(rows.train.select(split.dev)),
+                train=encode(train),
+                dev=encode(rows.train.select(split.dev)),
                 label_ids=torch.tensor(label_ids),
                 metric=task.metric,
+                encode=encode,
             ),
-            test=batch(tests, RELEASED_TEST_BATCH),
+            test=encode(tests, RELEASED_TEST_BATCH),
             label_words=prompt.label_words,
             dropped_tests=len(rows.test) - len(tests),
         )

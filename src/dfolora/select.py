@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,13 @@ class DevPoint:
     calls: int
     score: float
     loss: float
-    solution: Array
-    """``(L, d)``."""
+    solution: Any
+    """Search vectors ``(L, d)``, or whatever else a method fits."""
+
+
+def by_score(point: DevPoint) -> tuple[float, ...]:
+    """Rank of a look, lower is better: by its score, ties by its loss."""
+    return -point.score, point.loss
 
 
 class DevSelection:
@@ -108,7 +114,7 @@ class SelectionRule:
 SELECTIONS: Mapping[str, SelectionRule] = {
     "incumbent": SelectionRule(
         looks=_current_incumbents,
-        rank=lambda point: (-point.score, point.loss),
+        rank=by_score,
     ),
     # As in the code of Jin, Liu, Tan 2024.
     "released": SelectionRule(

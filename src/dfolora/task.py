@@ -1,7 +1,7 @@
 """A task is data: where its rows are, how they become prompts, what the answers are called."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal, Protocol, get_args
@@ -64,6 +64,8 @@ class Prompt:
     for the 50 filler words of the released code."""
     label_words: tuple[str, ...]
     """One word per class, in the order of the task's classes."""
+    prefix: str = "{filler} . "
+    """What stands before the pattern for methods that need filler words there."""
 
     def __post_init__(self) -> None:
         masks = self.placeholders.count(MASK)
@@ -77,6 +79,12 @@ class Prompt:
                 f"Causal pattern {self.pattern!r} has a {{mask}}; remove it: "
                 f"a causal model answers after the last token."
             )
+
+    def prefixed(self) -> "Prompt":
+        """The prompt with filler words at its start, where it has none."""
+        if FILLER in self.placeholders:
+            return self
+        return replace(self, pattern=self.prefix + self.pattern)
 
     @property
     def placeholders(self) -> tuple[str, ...]:
@@ -279,9 +287,11 @@ def _prompts(value: object, where: str) -> dict[str, Prompt]:
 
 def _prompt(value: object, kind: Kind, where: str) -> Prompt:
     data = mapping(value, where)
-    check_keys(data, where, required=("pattern", "label_words"))
+    check_keys(data, where, required=("pattern", "label_words"), optional=("prefix",))
+    prefix = {"prefix": text(data["prefix"], f"{where}.prefix")} if "prefix" in data else {}
     return Prompt(
         kind=kind,
         pattern=text(data["pattern"], f"{where}.pattern"),
         label_words=texts(data["label_words"], f"{where}.label_words"),
+        **prefix,
     )

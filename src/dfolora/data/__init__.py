@@ -1,17 +1,20 @@
 """Rows of a task, the few-shot split of them, and their encoding for a model."""
 
-from dfolora.data.encode import Batch, Readout, encode, fits
+from dfolora.data.encode import Batch, Encode, Encoder, Readout, encode, filler_ids, fits
 from dfolora.data.fewshot import FewShotSplit, eligible_rows, sample_few_shot
 from dfolora.data.load import Part, Rows, fingerprint, load_rows
 
 __all__ = [
     "Batch",
+    "Encode",
+    "Encoder",
     "FewShotSplit",
     "Part",
     "Readout",
     "Rows",
     "eligible_rows",
     "encode",
+    "filler_ids",
     "fingerprint",
     "fits",
     "load_rows",

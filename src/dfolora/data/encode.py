@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 Readout = Literal["last_token", "released"]
 """Where a causal model's answer is read; see `encode`."""
 
-FILLER_IDS = range(1000, 1050)
-"""The vocabulary ids whose words are the released code's initial prompt."""
+FIRST_FILLER = 1000
+"""The vocabulary ids from here on are those whose words are the released code's initial prompt."""
+FILLERS = 50
+"""So many of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class Batch:
     """The position whose hidden state answers, ``(N,)``, long."""
     labels: Tensor
     """Classes, ``(N,)``, long."""
+    rows: Rows
+    """What is encoded."""
     truncated: int
     """How many rows lost text to the length limit."""
 
@@ -46,6 +50,7 @@ def encode(
     max_length: int,
     readout: Readout = "last_token",
     group: int | None = None,
+    fillers: int = FILLERS,
 ) -> Batch:
     """Fill the prompt with each row and tokenise it as one string, the tokenizer's way.
 
@@ -62,6 +67,7 @@ def encode(
             masked prompt is answered at its mask.
         group: How many rows in order the released readout pads together (16 in its test);
             None for all.
+        fillers: How many filler words the prompt's ``{filler}`` stands for.
 
     Raises:
         UserError: If the prompt does not fit the tokenizer or ``max_length``, or a row ends up
@@ -69,7 +75,7 @@ def encode(
     """
     if not len(rows):
         raise UserError("No rows to encode.")
-    render = _Renderer(prompt, tokenizer)
+    render = _Renderer(prompt, tokenizer, fillers)
     texts = [render.safe(text) for text in rows.texts]
     ids = render.tokens([render(text) for text in texts])
     overlong = [n for n, row in enumerate(ids) if len(row) > max_length]
@@ -85,8 +91,45 @@ def encode(
         attention_mask=attention_mask,
         answer=torch.tensor(answer),
         labels=torch.tensor(rows.labels),
+        rows=rows,
         truncated=len(overlong),
     )
+
+
+class Encode(Protocol):
+    """A way to put rows to a model."""
+
+    def __call__(self, rows: Rows, group: int | None = None) -> Batch:
+        """See `encode`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """The arguments of `encode` but for the rows: an ``Encode``."""
+
+    prompt: Prompt
+    tokenizer: "PreTrainedTokenizerBase"
+    max_length: int
+    readout: Readout = "last_token"
+    fillers: int = FILLERS
+
+    def __call__(self, rows: Rows, group: int | None = None) -> Batch:
+        """See `encode`."""
+        return encode(
+            rows,
+            self.prompt,
+            self.tokenizer,
+            max_length=self.max_length,
+            readout=self.readout,
+            group=group,
+            fillers=self.fillers,
+        )
+
+    def filler_tokens(self) -> int:
+        """How many tokens the filler words are, encoded as a text."""
+        words = str(self.tokenizer.decode(filler_ids(self.tokenizer, self.fillers)))
+        return len(self.tokenizer.encode(words, add_special_tokens=False))
 
 
 def fits(
@@ -111,10 +154,12 @@ def fits(
 class _Renderer:
     """A prompt bound to a tokenizer: rows to strings, strings to tokens."""
 
-    def __init__(self, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(
+        self, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", fillers: int = FILLERS
+    ) -> None:
         self._pattern = prompt.pattern
         self._tokenizer = tokenizer
-        self._constants = _constants(prompt, tokenizer)
+        self._constants = _constants(prompt, tokenizer, fillers)
         self._special = {
             *tokenizer.all_special_tokens,
             *(token.content for token in tokenizer.added_tokens_decoder.values() if token.special),
@@ -139,7 +184,9 @@ class _Renderer:
         return text
 
 
-def _constants(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
+def _constants(
+    prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", fillers: int
+) -> dict[str, str]:
     """What the placeholders that are not fields stand for."""
     constants: dict[str, str] = {}
     if MASK in prompt.placeholders:
@@ -150,14 +197,28 @@ def _constants(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase") -> dict[str
             )
         constants[MASK] = str(tokenizer.mask_token)
     if FILLER in prompt.placeholders:
-        if len(tokenizer) < FILLER_IDS.stop:
-            raise UserError(
-                f"The {{filler}} of pattern {prompt.pattern!r} needs the vocabulary ids "
-                f"{FILLER_IDS.start} to {FILLER_IDS.stop - 1}, but {tokenizer.name_or_path} has "
-                f"{len(tokenizer)}; remove {{filler}} from the pattern."
-            )
-        constants[FILLER] = str(tokenizer.decode(list(FILLER_IDS)))
+        constants[FILLER] = str(tokenizer.decode(filler_ids(tokenizer, fillers)))
     return constants
+
+
+def filler_ids(tokenizer: "PreTrainedTokenizerBase", fillers: int) -> list[int]:
+    """The token ids of so many filler words.
+
+    Args:
+        tokenizer: Whose vocabulary they are from.
+        fillers: How many.
+
+    Raises:
+        UserError: The vocabulary does not hold so many.
+    """
+    stop = FIRST_FILLER + fillers
+    if len(tokenizer) < stop:
+        raise UserError(
+            f"A filler of {fillers} words needs the vocabulary ids {FIRST_FILLER} to {stop - 1}, "
+            f"but {tokenizer.name_or_path} has {len(tokenizer)}; use another model, or fewer of them, "
+            f"or remove {{filler}} from the pattern."
+        )
+    return list(range(FIRST_FILLER, stop))
 
 
 def _fitted(text: Mapping[str, str], render: _Renderer, max_length: int) -> list[int]:

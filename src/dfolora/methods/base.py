@@ -1,17 +1,19 @@
 """What every method, searched or trained or neither, gives the harness."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
-from dfolora.data.encode import Batch
+from dfolora.data.encode import Batch, Encode, Encoder
+from dfolora.data.load import Rows
 from dfolora.select import DevPoint
-from dfolora.tune import Generation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +22,49 @@ class FewShotData:
 
     train: Batch
     dev: Batch
+    """Both encoded by the method's own ``encoder``, as the test set is."""
     label_ids: Tensor
     """Token ids of the label words: ``(C,)``."""
     metric: str
+    encode: Encode | None = None
+    """The method's ``encoder``; None where batches were made of bare tokens."""
+
+
+class Step(Protocol):
+    """A generation of a search, or an epoch of a training."""
+
+    @property
+    def calls(self) -> int:
+        """Passes over the train set so far; one with a backward pass counts as three."""
+        ...
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """Of the candidates or minibatches of this step, ``(P,)``; inf for what is no number."""
+        ...
+
+    @property
+    def loss(self) -> float:
+        """Of the train set, as the step ends; nan where nobody knows."""
+        ...
+
+    @property
+    def step_size(self) -> float:
+        """An optimizer's sigma or amplitude, a learning rate; nan where there is none."""
+        ...
+
+    def journaled(self) -> Mapping[str, object]:
+        """What else the journal holds of it, as JSON has it."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """One generation, and what the dev set says."""
+    """One step, and what the dev set says."""
 
-    generation: Generation
+    step: Step
     looks: Sequence[DevPoint]
-    """The looks at the dev set that this generation brought, mostly none."""
+    """The looks at the dev set that this step brought, mostly none."""
     selected: DevPoint | None
     """The best look so far."""
 
@@ -44,10 +77,12 @@ class Predictor(Protocol):
     searched: int
     """Numbers that the method searched or trained."""
     stored: int
-    """Parameters that it adds to the model."""
+    """Parameters that it adds to the model or changes in it."""
+    found: Mapping[str, float]
+    """What else is worth knowing of the fit, by name: a chosen learning rate, for example."""
 
     def logits(self, batch: Batch) -> Tensor:
-        """Label-word logits, ``(N, C)``, float32."""
+        """Label-word logits, ``(N, C)``, float32, of a batch encoded as train and dev were."""
         ...
 
     def save(self, folder: str | Path) -> None:
@@ -59,7 +94,7 @@ class Fit(Protocol):
     """A method at work: iterate to the end, then ask for the predictor."""
 
     def __iter__(self) -> Iterator[Progress]:
-        """Work, and tell after every generation how it goes."""
+        """Work, and tell after every step how it goes."""
         ...
 
     def predictor(self) -> Predictor:
@@ -75,8 +110,26 @@ class Method(Protocol):
         """Whether what is fitted depends on the split or the search's seed."""
         ...
 
+    @property
+    def budget(self) -> int:
+        """At most so many passes over the train set, counted as in ``Step``; 0 for no fit."""
+        ...
+
     def check(self, architecture: Architecture) -> None:
         """Raise UserError if the configuration makes no sense for such a model."""
+        ...
+
+    def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
+        """How rows are put to the model.
+
+        Args:
+            plain: The task's prompt, filled with the row: for most methods that is it.
+            train: The few-shot train set.
+            seed: The split's.
+
+        Raises:
+            UserError: The prompt, the rows or the tokenizer do not allow it.
+        """
         ...
 
     def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> Fit:

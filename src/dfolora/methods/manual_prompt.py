@@ -1,6 +1,6 @@
 """The zero-shot prompt: the frozen model as it is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
-from dfolora.data.encode import Batch
+from dfolora.data.encode import Batch, Encode, Encoder
+from dfolora.data.load import Rows
 from dfolora.engine import Engine, Limits
 from dfolora.methods.base import FewShotData, Progress
 from dfolora.select import DevPoint
@@ -26,9 +27,18 @@ class ManualPrompt:
         """See ``Method``."""
         return False
 
+    @property
+    def budget(self) -> int:
+        """See ``Method``."""
+        return 0
+
     def check(self, architecture: Architecture) -> None:
         """Every supported model will do."""
         self.limits.check()
+
+    def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
+        """See ``Method``."""
+        return plain
 
     def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> "ZeroShot":
         """See ``Method``."""
@@ -41,6 +51,7 @@ class ZeroShot:
     dev: DevPoint | None = None
     searched = 0
     stored = 0
+    found: Mapping[str, float] = {}
 
     def __init__(self, backbone: Backbone, label_ids: Tensor, limits: Limits) -> None:
         self._backbone = backbone

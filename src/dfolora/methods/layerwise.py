@@ -1,16 +1,20 @@
-"""Derivative-free LoRA: C-LoRA with CMA-ES, F-LoRA with LoTFWA (Jin, Liu, Tan 2024)."""
+"""Derivative-free search, block after block.
 
-from collections.abc import Iterator
+Over LoRA factors it is C-LoRA with CMA-ES and F-LoRA with LoTFWA (Jin, Liu, Tan 2024); over soft
+prompts with CMA-ES it is BBT (one block, at the input) and BBTv2 (a block a layer).
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from dfolora.adapter import save_adapter
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
-from dfolora.data.encode import Batch
+from dfolora.data.encode import Batch, Encode, Encoder
+from dfolora.data.load import Rows
 from dfolora.engine import Engine, Limits
 from dfolora.errors import UserError
 from dfolora.evaluate import PopulationEvaluator
@@ -20,15 +24,15 @@ from dfolora.optim import Cma, Optimizer, OptimizerFactory
 from dfolora.plain import whole
 from dfolora.seeding import stream
 from dfolora.select import SELECTIONS, DevPoint, DevSelection
-from dfolora.subspace import LoraSubspace, SubspaceSpec
+from dfolora.subspace import LoraSubspaceSpec, Subspace, SubspaceSpec
 from dfolora.tune import INCUMBENTS, SCHEDULES, tune
 
 
 @dataclass(frozen=True, kw_only=True)
-class DfoLora:
-    """Every layer's LoRA factors, searched in turn with forward passes only."""
+class LayerwiseSearch:
+    """Every block's vector, searched in turn with forward passes only."""
 
-    subspace: SubspaceSpec = field(default_factory=SubspaceSpec)
+    subspace: SubspaceSpec = field(default_factory=LoraSubspaceSpec)
     optimizer: OptimizerFactory = Cma
     budget: int = 6000
     """Passes over the train set; 0 is the manual prompt."""
@@ -71,13 +75,17 @@ class DfoLora:
         self.subspace.check(architecture)
         self._check_budget(architecture)
 
-    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> "LoraSearch":
+    def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
+        """See ``Method``."""
+        return self.subspace.encoder(plain)
+
+    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> "Search":
         """See ``Method``."""
         self.check(backbone.architecture)
-        return LoraSearch(self, backbone, data, seed)
+        return Search(self, backbone, data, seed)
 
     def block_optimizer(self, block: int, blocks: int, seed: int) -> Optimizer:
-        """The optimizer of one layer, with its own random stream."""
+        """The optimizer of one block, with its own random stream."""
         return self.optimizer(
             dim=self.subspace.dim,
             budget=max(1, self.budget // blocks),
@@ -88,7 +96,7 @@ class DfoLora:
         population = self.block_optimizer(0, architecture.layers, 0).population
         what, blocks = "one generation", 1
         if self.schedule == "released":
-            what, blocks = "one round of all layers", architecture.layers
+            what, blocks = "one round of all layers", self.subspace.blocks(architecture)
         needed = blocks * population + {"improving": 1, "mean": 2, "released": 0}[self.incumbent]
         if 0 < self.budget < needed:
             raise UserError(
@@ -98,10 +106,12 @@ class DfoLora:
             )
 
 
-class LoraSearch:
+class Search:
     """One search, as a ``Fit``."""
 
-    def __init__(self, method: DfoLora, backbone: Backbone, data: FewShotData, seed: int) -> None:
+    def __init__(
+        self, method: LayerwiseSearch, backbone: Backbone, data: FewShotData, seed: int
+    ) -> None:
         self._method = method
         self._backbone = backbone
         self._label_ids = data.label_ids
@@ -132,17 +142,17 @@ class LoraSearch:
             schedule=method.schedule,
         ):
             looks = selection.see(generation)
-            yield Progress(generation=generation, looks=looks, selected=selection.best)
+            yield Progress(step=generation, looks=looks, selected=selection.best)
             if selection.stalled:
                 break
 
-    def predictor(self) -> "LoraPredictor":
+    def predictor(self) -> "Searched":
         """The solution that the dev set chose."""
         chosen = self._selection.best
         if chosen is None:
-            zero = np.zeros((self._subspace.blocks, self._subspace.spec.dim))
+            zero = np.zeros((self._subspace.blocks, self._method.subspace.dim))
             chosen = self._selection.look(0, zero)
-        return LoraPredictor(
+        return Searched(
             self._backbone, self._subspace, chosen, self._label_ids, self._method.limits
         )
 
@@ -156,38 +166,33 @@ class LoraSearch:
         )
 
 
-class LoraPredictor:
-    """The model with one solution's LoRA factors."""
+class Searched:
+    """The model with one solution's interventions."""
+
+    found: Mapping[str, float] = {}
 
     def __init__(
         self,
         backbone: Backbone,
-        subspace: LoraSubspace,
+        subspace: Subspace,
         chosen: DevPoint,
         label_ids: Tensor,
         limits: Limits,
     ) -> None:
         self.dev: DevPoint | None = chosen
+        self.searched = chosen.solution.size
+        self.stored = subspace.stored
         self._backbone = backbone
+        self._subspace = subspace
         self._label_ids = label_ids
         self._limits = limits
-        self._incumbents = subspace.incumbents(chosen.solution)
-        self._layers = [
-            subspace.intervention(block, chosen.solution[block : block + 1])
-            for block in range(subspace.blocks)
-        ]
-        self.searched = chosen.solution.size
-        self.stored = sum(
-            factors.down.numel() + factors.up.numel()
-            for lora in self._layers
-            for factors in lora.factors.values()
-        )
+        self._solution = chosen.solution
 
     def logits(self, batch: Batch) -> Tensor:
         """See ``Predictor``."""
         engine = Engine(self._backbone, batch, self._label_ids, self._limits, carry=False)
-        return engine(self._incumbents)[0]
+        return engine(self._subspace.incumbents(self._solution))[0]
 
     def save(self, folder: str | Path) -> None:
-        """Write a PEFT adapter folder."""
-        save_adapter(Path(folder), self._backbone, self._layers)
+        """Write a PEFT adapter folder, or a file of soft prompts."""
+        self._subspace.save(Path(folder), self._backbone, self._solution)

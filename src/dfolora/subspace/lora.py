@@ -7,8 +7,9 @@ z and -z give the same model when all other layers are as they were, since every
 product A B.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,26 +17,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dfolora.adapter import save_adapter
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
+from dfolora.data.encode import Encoder
 from dfolora.errors import UserError
 from dfolora.intervention import LayerLora
 from dfolora.lora import LoraFactors
-from dfolora.packing import Sequences
 from dfolora.plain import whole
 from dfolora.seeding import stream
+from dfolora.subspace.base import Incumbents, check_positive
+from dfolora.subspace.statistics import Statistics, layer_stds
 
 BProjection = Literal["hidden_std", "linear_default"]
-Statistics = Literal["real_tokens", "all_positions"]
-
-CLIP_ROUNDS = 5
-CLIP_STDS = 3.0
-STATISTICS_TOKENS = 2048
-"""At once, whatever the engine's limits: the statistics decide about the whole search."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubspaceSpec:
+class LoraSubspaceSpec:
     """How search vectors become LoRA factors; ``build`` draws the projections."""
 
     dim: int = 500
@@ -54,11 +52,18 @@ class SubspaceSpec:
     """Law of the B projections of layers >= 1: Eq. 6 as for A, or, as in the released code, the
     uniform default of ``nn.Linear``, on +-1 / sqrt(fan-in)."""
     statistics: Statistics = "real_tokens"
-    """Which positions the hidden-state statistics see: all_positions has the padding too, as in
-    the released code."""
+    """Which positions the hidden-state statistics see."""
+
+    def blocks(self, architecture: Architecture) -> int:
+        """See ``SubspaceSpec``: a block a layer."""
+        return architecture.layers
+
+    def encoder(self, plain: Encoder) -> Encoder:
+        """See ``SubspaceSpec``: the plain prompt."""
+        return plain
 
     def check(self, architecture: Architecture) -> None:
-        """Raise UserError if this cannot be built for a model of that architecture."""
+        """See ``SubspaceSpec``."""
         if isinstance(self.targets, str) or not isinstance(self.targets, Sequence):
             raise UserError(f"targets={self.targets} must be a list, such as [q,k].")
         architecture.check_targets(self.targets)
@@ -75,13 +80,9 @@ class SubspaceSpec:
             )
         if not 1 <= self.rank <= architecture.width:
             raise UserError(f"rank={self.rank} must lie between 1 and {architecture.width}.")
-        for name, value in (
-            ("subspace.alpha", self.alpha),
-            ("optimizer.sigma", self.sigma),
-            ("scaling", self.scaling),
-        ):
-            if not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise UserError(f"{name}={value} must be a positive number.")
+        check_positive(
+            subspace__alpha=self.alpha, optimizer__sigma=self.sigma, scaling=self.scaling
+        )
         for name, choice, law in (
             ("b_projection", self.b_projection, BProjection),
             ("statistics", self.statistics, Statistics),
@@ -93,39 +94,11 @@ class SubspaceSpec:
     def build(
         self, backbone: Backbone, input_ids: Tensor, attention_mask: Tensor, seed: int
     ) -> "LoraSubspace":
-        """Draw the projections, scaled by the hidden states of one pass over the train set.
-
-        Args:
-            backbone: The model; used as it is, without any adaptation.
-            input_ids: ``(N, T)``.
-            attention_mask: ``(N, T)``.
-            seed: The run's seed; the projections are a function of it and the statistics.
-        """
+        """See ``SubspaceSpec``."""
         self.check(backbone.architecture)
-        stds = self._layer_stds(backbone, input_ids, attention_mask)
+        stds = layer_stds(backbone, input_ids, attention_mask, self.statistics)
         projections = [self._draw(layer, std, backbone, seed) for layer, std in enumerate(stds)]
         return LoraSubspace(self, projections, device=backbone.device, dtype=backbone.dtype)
-
-    @torch.inference_mode()
-    def _layer_stds(
-        self, backbone: Backbone, input_ids: Tensor, attention_mask: Tensor
-    ) -> Iterator[float]:
-        """Per layer, the standard deviation that scales its projections."""
-        real = attention_mask.sum(-1)
-        counted = torch.full_like(real, input_ids.shape[1])
-        sequences = Sequences(
-            input_ids=input_ids,
-            lengths=real if self.statistics == "real_tokens" else counted,
-            real=real,
-            answer=torch.zeros_like(real),
-        )
-        packs = list(sequences.packs(STATISTICS_TOKENS, backbone.device))
-        hidden = [backbone.embed(pack) for pack in packs]
-        # Layer 0 takes the whole embedding matrix in place of its input (released code).
-        yield backbone.embedding.float().std().item()
-        for layer in backbone.layers[:-1]:
-            hidden = [layer(*entering) for entering in zip(hidden, packs, strict=True)]
-            yield clipped_std(torch.cat(hidden, dim=1))
 
     def _draw(self, layer: int, std: float, backbone: Backbone, seed: int) -> "Projections":
         fan_in = self.dim // (2 * len(self.targets))
@@ -155,13 +128,18 @@ class Projections:
     up: Tensor
     """``(M, d / 2M, r * d_out)``."""
 
+    @property
+    def stored(self) -> int:
+        """Numbers in the layer's factors."""
+        return sum(len(part) * part.shape[-1] for part in (self.down, self.up))
+
     def pinned(self) -> "Projections":
         """In host memory that a GPU reads fast: there is one layer's at a time on it."""
         return Projections(down=self.down.pin_memory(), up=self.up.pin_memory())
 
 
 class LoraSubspace:
-    """z -> LoRA factors, a block a layer. Built by ``SubspaceSpec.build``.
+    """z -> LoRA factors, a block a layer. Built by ``LoraSubspaceSpec.build``.
 
     Args:
         spec: What it was built from.
@@ -172,7 +150,7 @@ class LoraSubspace:
 
     def __init__(
         self,
-        spec: SubspaceSpec,
+        spec: LoraSubspaceSpec,
         projections: Sequence[Projections],
         *,
         device: torch.device,
@@ -180,10 +158,10 @@ class LoraSubspace:
     ) -> None:
         self.spec = spec
         self.blocks = len(projections)
+        self.stored = sum(layer.stored for layer in projections)
         self._projections = projections
         self._device = device
-        self._dtype = dtype
-        self._incumbents: dict[int, tuple[bytes, LayerLora]] = {}
+        self._incumbents = Incumbents(lambda block, z: self.intervention(block, z).to(dtype))
 
     def intervention(self, block: int, candidates: NDArray[np.float64]) -> LayerLora:
         """The LoRA factors of P candidates for one layer: ``(P, d) -> LayerLora``, float32."""
@@ -210,35 +188,13 @@ class LoraSubspace:
     def incumbents(
         self, solution: NDArray[np.float64], *, without: int | None = None
     ) -> dict[int, LayerLora]:
-        """What a solution ``(L, d)`` changes, by layer: nothing where z is 0.
+        """See ``Subspace``; the factors are rounded to the model's type."""
+        return self._incumbents(solution, without)
 
-        A block whose vector is the same as last time gets the same object as then.
-
-        Args:
-            solution: One vector a block.
-            without: A block to leave out.
-        """
-        return {
-            block: self._incumbent(block, z)
-            for block, z in enumerate(solution)
-            if block != without and z.any()
-        }
-
-    def _incumbent(self, block: int, z: NDArray[np.float64]) -> LayerLora:
-        known = self._incumbents.get(block)
-        if known is None or known[0] != z.tobytes():
-            known = z.tobytes(), self.intervention(block, z[None]).to(self._dtype)
-            self._incumbents[block] = known
-        return known[1]
-
-
-def clipped_std(values: Tensor) -> float:
-    """Standard deviation after five rounds of clipping to mean +- 3 standard deviations."""
-    values = values.float()
-    for _ in range(CLIP_ROUNDS):
-        mean, std = values.mean(), values.std()
-        values = values.clamp(mean - CLIP_STDS * std, mean + CLIP_STDS * std)
-    return values.std().item()
+    def save(self, folder: Path, backbone: Backbone, solution: NDArray[np.float64]) -> None:
+        """Write a PEFT adapter folder."""
+        layers = [self.intervention(block, z[None]) for block, z in enumerate(solution)]
+        save_adapter(folder, backbone, layers)
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, int], std: float) -> Tensor:
