@@ -215,8 +215,8 @@ def filler_ids(tokenizer: "PreTrainedTokenizerBase", fillers: int) -> list[int]:
     if len(tokenizer) < stop:
         raise UserError(
             f"A filler of {fillers} words needs the vocabulary ids {FIRST_FILLER} to {stop - 1}, "
-            f"but {tokenizer.name_or_path} has {len(tokenizer)}; use another model, or fewer of them, "
-            f"or remove {{filler}} from the pattern."
+            f"but {tokenizer.name_or_path} has {len(tokenizer)}; use another model, or fewer, or "
+            f"remove {{filler}} from the pattern."
         )
     return list(range(FIRST_FILLER, stop))
 
