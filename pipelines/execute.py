@@ -1,6 +1,7 @@
 """One run, from its configuration to its record in the store."""
 
 import gc
+import re
 import shutil
 import tempfile
 import time
@@ -32,8 +33,9 @@ from pipelines.progress import RunBar
 
 OUTPUTS = Path("outputs")
 SEEDS = ("split_seed", "search_seed")
-UNRECORDED = ("tracking", "sweep")
-"""The store's address, which may hold a password, and what only sweeps need."""
+PARTS = ("task", "model", "data", "method", *SEEDS)
+"""What a run is made of; its record holds these and the values that they refer to."""
+REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ def execute(
         UserError: Something given is wrong; but for the weights themselves, this is told before
             they are loaded.
     """
+    used = _used(config)  # first, for to instantiate a part resolves what it refers to
     task = Task.from_mapping(OmegaConf.to_container(config.task, resolve=True))
     checkpoint: Checkpoint = instantiate(config.model, _convert_="all")
     for key in SEEDS:
@@ -93,33 +96,52 @@ def execute(
         labels[f"item.{choices['experiment']}.{choices['profile']}"] = sweep_id
     name = _name(plain, choices, labels)
     store = _store(config.tracking.uri)
-    if (run_id := store.finished_run(run_digest)) is not None:
-        # Asked for by another name it is still this run, and a table looks for the name.
-        store.tag(run_id, labels)
-        return Outcome(run_id=run_id, new=False, line=f"{name}: in the store already")
-    problem = spec.pose(
-        task_rows,
-        checkpoint.load_tokenizer(),
-        method,
-        kind=architecture.family.kind,
-        max_length=architecture.max_length,
-        seed=config.split_seed,
-    )
-    _free_memory()
-    with show(name, method.budget) as bar:
-        backbone = checkpoint.load_backbone()
-        recorded = {key: value for key, value in plain.items() if key not in UNRECORDED}
-        params = {**flat(recorded), **provenance(), **_hardware(backbone)}
-        tags = {"digest": run_digest, "commit": commit(), **labels}
-        with store.start(config.tracking.experiment, name, tags=tags, params=params) as log:
-            OUTPUTS.mkdir(exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f"{name.replace('/', '_')}-", dir=OUTPUTS))
-            OmegaConf.save(OmegaConf.create(recorded), folder / "config.yaml")
-            (folder / "split.json").write_text(problem.split.to_json() + "\n")
-            told = _fit(method, backbone, problem, config.search_seed, log, folder, bar)
-            log.artifacts(folder)
-        shutil.rmtree(folder)
+    with store.alone(run_digest):
+        if (run_id := store.finished_run(run_digest)) is not None:
+            # Asked for by another name it is still this run, and a table looks for the name.
+            store.tag(run_id, labels)
+            return Outcome(run_id=run_id, new=False, line=f"{name}: in the store already")
+        problem = spec.pose(
+            task_rows,
+            checkpoint.load_tokenizer(),
+            method,
+            kind=architecture.family.kind,
+            max_length=architecture.max_length,
+            seed=config.split_seed,
+        )
+        _free_memory()
+        with show(name, method.budget) as bar:
+            backbone = checkpoint.load_backbone()
+            recorded = {key: plain[key] for key in used}
+            log = store.start(
+                config.tracking.experiment,
+                name,
+                tags={"digest": run_digest, "commit": commit(), **labels},
+                params={**flat(recorded), **provenance(), **_hardware(backbone)},
+            )
+            told = _recorded(method, backbone, problem, config.search_seed, recorded, log, bar)
     return Outcome(run_id=log.run_id, new=True, line=f"{name}: {told}, run {log.run_id}")
+
+
+def _recorded(
+    method: Method,
+    backbone: Backbone,
+    problem: Problem,
+    seed: int,
+    config: Mapping[str, Any],
+    log: RunLog,
+    bar: RunBar,
+) -> str:
+    """Fit and test, all of it to the log; the outcome."""
+    OUTPUTS.mkdir(exist_ok=True)
+    with log:
+        folder = Path(tempfile.mkdtemp(prefix=f"{bar.name.replace('/', '_')}-", dir=OUTPUTS))
+        OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+        (folder / "split.json").write_text(problem.split.to_json() + "\n")
+        told = _fit(method, backbone, problem, seed, log, folder, bar)
+        log.artifacts(folder)
+    shutil.rmtree(folder)
+    return told
 
 
 def _fit(
@@ -237,6 +259,17 @@ def _settings(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[str
     }
 
 
+def _used(config: DictConfig) -> list[str]:
+    """The top-level keys that matter to the run: not, for example, another method's."""
+    raw = OmegaConf.to_container(config, resolve=False)
+    used, waiting = set[str](), list(PARTS)
+    while waiting:
+        key = waiting.pop()
+        used.add(key)
+        waiting += set(REFERENCE.findall(str(raw[key]))) - used
+    return [key for key in raw if key in used]
+
+
 def _labels(
     plain: Any, choices: Mapping[str, str], checkpoint: Checkpoint, method: Method
 ) -> dict[str, str]:
@@ -251,8 +284,10 @@ def _labels(
     if method.seeded:
         split, search = (plain[key] for key in SEEDS)
         labels["seed"] = str(split) if split == search else f"{split}/{search}"
-        labels["rank"] = str(plain["rank"])
+    if "optimizer" in plain["method"]:
         labels["optimizer"] = choices["optimizer"]
+    if "rank" in plain["method"].get("subspace", {}):
+        labels["rank"] = str(plain["method"]["subspace"]["rank"])
     return labels
 
 
@@ -260,7 +295,11 @@ def _name(plain: Any, choices: Mapping[str, str], labels: Mapping[str, str]) -> 
     parts = [choices["task"], labels["model"], labels["method"]]
     if "optimizer" in labels:
         optimizer = plain["optimizer"].get("name", labels["optimizer"])  # one of nevergrad's
-        parts += [optimizer, f"r{labels['rank']}", f"seed{labels['seed']}"]
+        parts.append(optimizer)
+    if "rank" in labels:
+        parts.append(f"r{labels['rank']}")
+    if labels["seed"] != "any":
+        parts.append(f"seed{labels['seed']}")
     return "-".join(parts)
 
 

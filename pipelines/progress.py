@@ -23,13 +23,17 @@ class RunBar:
         name: The run's name.
         budget: Calls in all; 0 for a method that makes none.
         jobs: Those that the run is one of; their bar moves along.
+        hidden: Whether to draw nothing, as other processes draw.
     """
 
-    def __init__(self, name: str, budget: int, jobs: "Jobs | None" = None) -> None:
+    def __init__(
+        self, name: str, budget: int, jobs: "Jobs | None" = None, *, hidden: bool = False
+    ) -> None:
         self.name = name
         self._budget = budget
         self._jobs = jobs
-        self._bar = tqdm(total=budget, desc=name, unit="call", disable=None, leave=False)
+        disable = True if hidden else None
+        self._bar = tqdm(total=budget, desc=name, unit="call", disable=disable, leave=False)
         self._best = math.inf
 
     def __enter__(self) -> Self:
@@ -97,7 +101,7 @@ class Jobs:
                 disable=None,
                 leave=False,
             )
-        self._bar.set_description_str(f"{self._place}{self._counts} ")
+        self._describe()
 
     def run(self, name: str, budget: int) -> RunBar:
         """The bar of the job that runs."""
@@ -120,7 +124,12 @@ class Jobs:
         self._ended[ending] += 1
         if ending != "done" and self._bar is not None and not self._bar.disable:
             self._bar.initial += 1  # does not count in the pace, from which comes the time left
+        self._describe()
         self.move(0)
+
+    def _describe(self) -> None:
+        if self._bar is not None and self._ended.total() < self._total:
+            self._bar.set_description_str(f"{self._place}{self._counts} ")
 
     @property
     def _place(self) -> str:

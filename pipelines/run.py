@@ -6,20 +6,24 @@ python -m pipelines.run -m optimizer=cma,fwa rank=2,4
 
 import os
 import sys
-import traceback
 import uuid
+from concurrent.futures import Future, as_completed
 from datetime import UTC, datetime
+from functools import cache
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from pipelines.job import MISTAKE, Ended, result, team, work
 from pipelines.progress import Jobs
 
 SWEEP_ID = "DFOLORA_SWEEP_ID"
-MISTAKE, DEFECT = 2, 1
 _statuses: list[int] = []
 _jobs = Jobs()
+_team = cache(team)
+_underway: list[Future[Ended]] = []
+"""What the team was given."""
 
 
 def _as_choices(values: ListConfig) -> str:
@@ -32,25 +36,27 @@ OmegaConf.register_new_resolver("choices", _as_choices)
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="run")
 def job(config: DictConfig) -> None:
-    """Hydra's entry: one run; its failure leaves the rest of a sweep going."""
-    # Imported late, so that --help and configuration errors come at once.
-    from dfolora.errors import UserError
-    from pipelines.execute import execute
-
+    """Hydra's entry: one run, here and now, or one of a sweep's that goes to the team."""
     hydra_config = HydraConfig.get()
     chosen = hydra_config.runtime.choices
     choices = {group: option for group, option in chosen.items() if option is not None}
-    _jobs.begin(getattr(hydra_config.job, "total", 1))
-    try:
-        outcome = execute(config, choices, sweep_id=os.environ[SWEEP_ID], show=_jobs.run)
-    except UserError as error:
-        _jobs.end("failed", f"error: {error}", sys.stderr)
-        _statuses.append(MISTAKE)
-    except Exception:  # Hydra would keep it, and with it the model, until the sweep is over
-        _jobs.end("failed", traceback.format_exc(), sys.stderr)
-        _statuses.append(DEFECT)
+    sweep_id, total = os.environ[SWEEP_ID], getattr(hydra_config.job, "total", 1)
+    if not isinstance(config.workers, int) or config.workers < 1:
+        print(
+            f"error: workers={config.workers} must be a whole number, 1 or more.", file=sys.stderr
+        )
+        sys.exit(MISTAKE)
+    _jobs.begin(total)
+    if total == 1 or config.workers == 1:
+        _tell(work(config, choices, sweep_id, _jobs.run))
     else:
-        _jobs.end("done" if outcome.new else "in the store already", outcome.line)
+        _underway.append(_team(config.workers).submit(work, config, choices, sweep_id))
+
+
+def _tell(ended: Ended) -> None:
+    _jobs.end(ended.ending, ended.line, sys.stderr if ended.ending == "failed" else None)
+    if ended.status:
+        _statuses.append(ended.status)
 
 
 def main() -> None:
@@ -59,6 +65,8 @@ def main() -> None:
     os.environ.setdefault(SWEEP_ID, f"{now}-{uuid.uuid4().hex[:6]}")
     with _jobs:
         job()
+        for done in as_completed(_underway):
+            _tell(result(done))
     sys.exit(min(_statuses, default=0))
 
 

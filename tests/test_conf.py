@@ -30,6 +30,8 @@ OPTIONS = [
 SIGNATURES = {
     ("data", None): ProblemSpec,
     ("engine", None): Limits,
+    ("method", "bbt"): LayerwiseSearch,
+    ("method", "bbtv2"): LayerwiseSearch,
     ("method", "dfo_lora"): LayerwiseSearch,
     ("method", "manual_prompt"): ManualPrompt,
     ("optimizer", "cma"): Cma,

@@ -277,6 +277,27 @@ def test_one_number_spelled_twice_is_one_run_and_another_class_another(in_folder
     assert len(Store(f"sqlite:///{in_folder}/mlflow.db").runs()) == 2
 
 
+@pytest.mark.parametrize(
+    ("method", "recorded", "unrecorded"),
+    [
+        ("dfo_lora", {"dim", "rank", "optimizer.population"}, {"prompt_tokens"}),
+        ("bbt", {"prompt_tokens", "optimizer.population"}, {"rank", "subspace.alpha"}),
+        ("manual_prompt", set(), {"dim", "rank", "budget", "optimizer.population"}),
+    ],
+)
+def test_values_that_the_method_does_not_use_are_not_recorded(
+    in_folder, method, recorded, unrecorded
+):
+    config, choices = composed(f"method={method}", "budget=0", "dim=40")
+    run_id = execute(config, choices, sweep_id="s").run_id
+    run = Store(f"sqlite:///{in_folder}/mlflow.db")._client.get_run(run_id)
+    always = {"task.name", "model.path", "split_seed", "search_seed", "data.k", "precision"}
+    assert set(run.data.params) >= recorded | always
+    assert not set(run.data.params) & (unrecorded | {"tracking.uri", "sweep.seeds"})
+    assert ("rank" in run.data.tags) == (method == "dfo_lora")
+    assert ("optimizer" in run.data.tags) == (method != "manual_prompt")
+
+
 def test_nothing_secret_is_recorded(in_folder):
     config, choices = composed("budget=0", "dim=40")
     config.tracking.uri += "?timeout=4711"  # where other stores have a password

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,21 @@ class Store:
                 f"The tracking store {uri} cannot be used: {reason}. Set MLFLOW_TRACKING_URI to "
                 f"one that can."
             ) from error
+
+    @contextmanager
+    def alone(self, digest: str) -> Iterator[None]:
+        """Within, no other process of this machine works on the run of that digest.
+
+        Of a local SQLite file's runs; other stores do not tell who uses them.
+        """
+        if self._artifacts is None:
+            yield
+            return
+        path = self._artifacts / "locks" / digest
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path):
+            yield
+            path.unlink()  # who waits for it looks into the store first, so nothing is run twice
 
     def finished_run(self, digest: str) -> str | None:
         """The id of the finished run with that digest, if there is one."""

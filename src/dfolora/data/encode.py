@@ -126,10 +126,11 @@ class Encoder:
             fillers=self.fillers,
         )
 
-    def filler_tokens(self) -> int:
-        """How many tokens the filler words are, encoded as a text."""
-        words = str(self.tokenizer.decode(filler_ids(self.tokenizer, self.fillers)))
-        return len(self.tokenizer.encode(words, add_special_tokens=False))
+    def shortest(self) -> int:
+        """Tokens of the prompt around a row of empty fields, special tokens included."""
+        render = _Renderer(self.prompt, self.tokenizer, self.fillers)
+        empty = dict.fromkeys(self.prompt.placeholders, "")
+        return len(render.tokens([render(empty)])[0])
 
 
 def fits(

@@ -51,24 +51,24 @@ class PromptSubspaceSpec:
     def check(self, architecture: Architecture) -> None:
         """See ``SubspaceSpec``."""
         whole(self.dim, "subspace.dim", least=1)
-        whole(self.positions, "subspace.positions", least=1)
+        whole(self.positions, "prompt_tokens", least=1)
         flag(self.every_layer, "subspace.every_layer")
         check_positive(subspace__alpha=self.alpha, optimizer__sigma=self.sigma)
         if self.positions >= architecture.max_length:
             raise UserError(
-                f"subspace.positions={self.positions} leaves no room in a model of at most "
-                f"{architecture.max_length} tokens; choose fewer."
+                f"{self.positions} prompt vectors leave no room in a model of at most "
+                f"{architecture.max_length} tokens; choose fewer (prompt_tokens)."
             )
 
     def encoder(self, plain: Encoder) -> Encoder:
         """The prompt with filler words before it."""
         encoder = replace(plain, prompt=plain.prompt.prefixed(), fillers=self.positions)
-        words = encoder.filler_tokens()
-        if words < self.positions:
+        # Decoded and encoded again, as the released code does, the words may be fewer tokens.
+        if (tokens := encoder.shortest()) <= self.positions:
             raise UserError(
-                f"The {self.positions} filler words are {words} tokens for "
-                f"{plain.tokenizer.name_or_path}, fewer than subspace.positions="
-                f"{self.positions}; choose at most {words}."
+                f"With its filler words the prompt is {tokens} tokens for "
+                f"{plain.tokenizer.name_or_path}, too few for {self.positions} vectors; choose "
+                f"another pattern or fewer of them (prompt_tokens)."
             )
         return encoder
 

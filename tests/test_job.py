@@ -1,0 +1,68 @@
+"""Jobs in processes side by side: the same results, one run each, failures told."""
+
+import os
+import signal
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+
+from dfolora.tracking import Store
+from pipelines.job import DEFECT, THREADS, Ended, result, team
+from tests.test_end_to_end import command
+
+SWEEP = ["-m", "row=manual_prompt,c_lora,f_lora", "seed=8,13", "budget=25", "dim=40"]
+
+
+def test_two_workers_give_what_one_gives_and_run_nothing_twice(tmp_path):
+    stores = {}
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        ran = command(folder, "run", *SWEEP, f"workers={workers}")
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.endswith("6 runs: 5 done, 1 in the store already\n")
+        places = [line.partition("]")[0] for line in ran.stdout.splitlines()[:-1]]
+        assert places == [f"[{number}/6" for number in range(1, 7)]
+        runs = Store(f"sqlite:///{folder}/mlflow.db").runs().sort_values("tags.digest")
+        assert len(runs) == 5  # the prompt, which knows no seed, was asked for twice
+        assert not list((folder / "mlruns" / "locks").iterdir())
+        stores[workers] = runs
+    one, two = stores[1], stores[2]
+    assert list(one["tags.digest"]) == list(two["tags.digest"])
+    for metric in ("train/loss", "test/score", "dev/selected_score"):
+        np.testing.assert_array_equal(one[f"metrics.{metric}"], two[f"metrics.{metric}"])
+
+
+def test_mistake_of_one_job_leaves_the_other_workers_going(tmp_path):
+    ran = command(tmp_path, "run", "-m", "dim=42,40,41", "budget=25", "workers=2")
+    assert ran.returncode == 2
+    assert ran.stderr.count("error: dim=4") == 2
+    assert ran.stdout.endswith("3 runs: 1 done, 2 failed\n")
+
+
+def test_workers_that_are_no_number_are_refused(tmp_path):
+    ran = command(tmp_path, "run", "-m", "dim=40,44", "workers=many")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "error: workers=many must be a whole number, 1 or more.\n"
+
+
+def _kill_oneself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_worker_is_told_as_a_failure(monkeypatch):
+    monkeypatch.delenv(THREADS, raising=False)
+    with team(1) as pool:
+        ended = result(pool.submit(_kill_oneself))
+    assert (ended.ending, ended.status) == ("failed", DEFECT)
+    assert "killed" in ended.line
+
+
+def test_result_of_a_job_is_handed_on():
+    job = Future()
+    job.set_result(Ended(ending="done", line="a run"))
+    assert result(job) == Ended(ending="done", line="a run", status=0)
+    broken = Future()
+    broken.set_exception(BrokenProcessPool())
+    assert result(broken).status == DEFECT
