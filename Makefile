@@ -10,9 +10,8 @@ DATA ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
-TABLES := table1
-MODEL_table1 := $(if $(MODELS),model.path=$(MODELS)/roberta-large)
-LOCAL = $(MODEL_$*) $(if $(DATA),data.root=$(DATA))
+TABLES := table1 table2
+LOCAL := $(if $(MODELS),model.root=$(MODELS)) $(if $(DATA),data.root=$(DATA))
 
 .DEFAULT_GOAL := help
 
@@ -27,6 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 reproduce-table1: ## Run what the table still lacks, then write reports/table1.md (PROFILE=mini or paper)
+reproduce-table2: ## The same with causal language models
 $(TABLES:%=reproduce-%): reproduce-%: $(READY)
 	@# The table is written also when a run failed, with a hole in its place.
 	@$(RUN) -m pipelines.run experiment=$* profile=$(PROFILE) $(LOCAL); status=$$?; \

@@ -16,12 +16,14 @@ def main(config: DictConfig) -> None:
     """Write ``<folder>/<table>.md`` and ``.csv``, and print the former."""
     # Imported late, so that --help and configuration errors come at once.
     from dfolora.errors import UserError
-    from dfolora.report import Row, TableSpec, build_table
+    from dfolora.report import Groups, Row, TableSpec, build_table
     from dfolora.tracking import Store
 
     layout = OmegaConf.to_container(config.table, resolve=True)
+    groups = layout.pop("groups", None)
     spec = TableSpec(
         **layout | {"rows": [Row(**row) for row in layout["rows"]]},
+        groups=Groups(**groups) if groups else None,
         profile=HydraConfig.get().runtime.choices.profile,
         seeds=list(config.sweep.seeds),
         note=config.sweep.note,

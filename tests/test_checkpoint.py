@@ -68,9 +68,17 @@ def test_identity_follows_the_contents_not_the_place(folder, tmp_path):
     assert checkpoint(moved).identity() != before
 
 
+def test_root_holds_the_hubs_models_under_their_last_names(folder):
+    beside = checkpoint("nobody/model", root=str(folder.parent))
+    assert beside.identity() == checkpoint(folder).identity()
+    assert beside.label == "model"
+    assert checkpoint("mini-gpt2", root=str(folder.parent)).label == "mini-gpt2"  # bundled
+
+
 @pytest.mark.parametrize(
     ("path", "options", "message"),
     [
+        ("a/model", {"root": "no"}, "model.root=no has no folder model; put the model there or"),
         ("./no/folder", {}, r"model.path=\./no/folder is not a folder; give a folder"),
         ("nobody/nothing", {}, "Cannot load model.path=nobody/nothing: .* set model.path to"),
         ("x", {"weights": "some"}, "model.weights=some; choose pretrained or random"),

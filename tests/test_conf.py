@@ -167,6 +167,10 @@ def test_experiment_fills_every_row_of_its_table(name, profile):
             if all(choices[group] == option for group, option in row.where.items())
         ]
         assert len(matching) == 1, row.label
+    if "groups" in table.table:
+        models = [composed(f"model={model}").model for model in sweep["model"]]
+        labels = [instantiate(model, _convert_="all").label for model in models]
+        assert labels == list(table.table.groups["values"])
 
 
 @pytest.mark.parametrize("profile", options("profile"))

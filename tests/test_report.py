@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from dfolora.report import Row, TableSpec, build_table
+from dfolora.report import Groups, Row, TableSpec, build_table
 
 SPEC = TableSpec(
     name="table1",
@@ -106,17 +106,17 @@ def test_markdown_is_as_computed_by_hand():
 def test_csv_keeps_every_score_and_leaves_holes_empty():
     csv = table(*RUNS).frame().to_csv(index=False)
     assert csv.splitlines() == [
-        "table,profile,method,n_params,n_stored,task,metric,mean,std,runs,missing_seeds,scores",
-        "table1,mini,Majority class,0,0,SST-2,score,50.92,,1,,any:50.9200",
-        "table1,mini,Majority class,0,0,MRPC,score,81.22,,1,,any:81.2200",
-        "table1,mini,Constant Yes,0,0,SST-2,score,,,0,any,",
-        "table1,mini,Constant Yes,0,0,MRPC,score,81.22,,1,,any:81.2200",
-        "table1,mini,Manual prompt,0,0,SST-2,score,75.0,,1,,any:75.0000",
-        "table1,mini,Manual prompt,0,0,MRPC,score,50.0,,1,,any:50.0000",
-        "table1,mini,C-LoRA,1500,6000,SST-2,score,85.0,7.0710678118654755,2,,8:80.0000 13:90.0000",
-        "table1,mini,C-LoRA,1500,6000,MRPC,score,62.0,2.8284271247461903,2,,8:60.0000 13:64.0000",
-        "table1,mini,F-LoRA,1500,6000,SST-2,score,,,1,13,8:70.0000",
-        "table1,mini,F-LoRA,1500,6000,MRPC,score,,,0,8 13,",
+        "table,profile,group,method,n_params,n_stored,task,metric,mean,std,runs,missing_seeds,scores",
+        "table1,mini,,Majority class,0,0,SST-2,score,50.92,,1,,any:50.9200",
+        "table1,mini,,Majority class,0,0,MRPC,score,81.22,,1,,any:81.2200",
+        "table1,mini,,Constant Yes,0,0,SST-2,score,,,0,any,",
+        "table1,mini,,Constant Yes,0,0,MRPC,score,81.22,,1,,any:81.2200",
+        "table1,mini,,Manual prompt,0,0,SST-2,score,75.0,,1,,any:75.0000",
+        "table1,mini,,Manual prompt,0,0,MRPC,score,50.0,,1,,any:50.0000",
+        "table1,mini,,C-LoRA,1500,6000,SST-2,score,85.0,7.0710678118654755,2,,8:80.0000 13:90.0000",
+        "table1,mini,,C-LoRA,1500,6000,MRPC,score,62.0,2.8284271247461903,2,,8:60.0000 13:64.0000",
+        "table1,mini,,F-LoRA,1500,6000,SST-2,score,,,1,13,8:70.0000",
+        "table1,mini,,F-LoRA,1500,6000,MRPC,score,,,0,8 13,",
     ]
     read = pd.read_csv(io.StringIO(csv))
     assert read["mean"].isna().sum() == 3
@@ -231,3 +231,27 @@ def test_caption_counts_only_what_the_table_shows():
         run("sst2", 8, 0.1, commit="def") | {"tags.task": "other"},
     ]
     assert table(*RUNS, *extra).caption == table(*RUNS).caption
+
+
+def test_groups_repeat_the_rows_for_each_value_of_a_tag():
+    spec = replace(SPEC, groups=Groups(tag="model", title="Model", values=["small", "large"]))
+    built = table(
+        *(given | {"tags.model": "small"} for given in RUNS),
+        run("sst2", 8, 0.6, model="large"),
+        run("sst2", 13, 0.6, model="large"),
+        spec=spec,
+    )
+    lines = [line.split("|")[1:5] for line in built.markdown().splitlines() if "|" in line]
+    shown = [[cell.strip() for cell in line] for line in lines]
+    assert shown[0] == ["Model", "Method", "#Params", "SST-2"]
+    assert shown[2:] == [
+        ["", "Majority class", "0", "50.92"],
+        ["", "Constant Yes", "0", "n/a"],
+        ["small", "Manual prompt", "0", "75.00"],
+        ["small", "C-LoRA", "1,500", "85.00 (7.07)"],
+        ["small", "F-LoRA", "1,500", "— (1/2)"],
+        ["large", "Manual prompt", "—", "—"],
+        ["large", "C-LoRA", "1,500", "60.00 (0.00)"],
+        ["large", "F-LoRA", "—", "—"],
+    ]
+    assert list(built.frame()["group"].unique()) == ["", "small", "large"]

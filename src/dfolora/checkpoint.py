@@ -47,6 +47,8 @@ class Checkpoint:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     precision: str
     """``auto`` (bf16 on a GPU, fp32 elsewhere) or a name in ``PRECISIONS``."""
+    root: str | None = None
+    """A folder with the hub's models, each in a folder of the last part of its name."""
 
     @property
     def label(self) -> str:
@@ -147,7 +149,9 @@ class Checkpoint:
 
     @property
     def _source(self) -> str:
-        return str(BUNDLED.get(self.path, self.path))
+        if self.path in BUNDLED:
+            return str(BUNDLED[self.path])
+        return str(Path(self.root) / Path(self.path).name) if self.root else self.path
 
     def _check(self) -> None:
         if self.weights not in ("pretrained", "random"):
@@ -158,6 +162,11 @@ class Checkpoint:
             raise UserError("model.weights=random needs model.architecture; see conf/model/.")
         if not self._random:
             _check_folder(self._source, "model.path")
+        if self.root and not Path(self._source).is_dir():
+            raise UserError(
+                f"model.root={self.root} has no folder {Path(self.path).name}; put the model there "
+                f"or set model.path to its folder."
+            )
         self._resolved_precision()
         self._resolved_device()
 

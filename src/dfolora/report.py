@@ -20,6 +20,26 @@ class Row:
     label: str
     where: Mapping[str, str]
     """Tags that its runs have."""
+    group: str | None = None
+    """The value of the tag that the table is grouped by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """A table that repeats its rows for each value of a tag."""
+
+    tag: str
+    title: str
+    """Of the column that says which."""
+    values: Sequence[str]
+
+    def rows(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """All rows of the first group, then of the second, ..."""
+        return [
+            Row(label=row.label, where={**row.where, self.tag: str(value)}, group=str(value))
+            for value in self.values
+            for row in rows
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +66,14 @@ class TableSpec:
     accuracy_beside: Mapping[str, str]
     """Of tasks with another metric: task name to the title of a column for its accuracy."""
     rows: Sequence[Row]
+    """Of one group, where there are groups."""
     constants: Mapping[str, str]
     """Constant predictors, metric name to label."""
     profile: str
     seeds: Sequence[int]
     note: str
+    groups: Groups | None = None
+    """What the rows are repeated for."""
 
     @property
     def columns(self) -> Sequence[Column]:
@@ -100,6 +123,8 @@ class Line:
     """A row of a finished table."""
 
     label: str
+    group: str
+    """What it is a row of; empty where nothing is grouped."""
     searched: str
     """Numbers that the method searched."""
     stored: str
@@ -123,9 +148,17 @@ class Table:
 
     def markdown(self) -> str:
         """The table with its caption."""
+        grouped = self.spec.groups
         columns = ["Method", "#Params", *(column.title for column in self.spec.columns), "Avg."]
+        columns = [grouped.title, *columns] if grouped else columns
         rows = [
-            [line.label, line.searched, *map(str, line.cells.values()), line.average]
+            [
+                *([line.group] if grouped else []),
+                line.label,
+                line.searched,
+                *map(str, line.cells.values()),
+                line.average,
+            ]
             for line in self.lines
         ]
         widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
@@ -144,6 +177,7 @@ class Table:
             {
                 "table": self.spec.name,
                 "profile": self.spec.profile,
+                "group": line.group,
                 "method": line.label,
                 "n_params": line.searched.replace(",", ""),
                 "n_stored": line.stored.replace(",", ""),
@@ -172,20 +206,23 @@ def build_table(runs: pd.DataFrame, spec: TableSpec) -> Table:
     """
     item = f"tags.item.{spec.name}.{spec.profile}"
     runs = runs[runs[item].notna()].sort_values(item, kind="stable") if item in runs else runs[:0]
-    chosen = [_row_runs(runs, row, spec) for row in spec.rows]
+    rows = spec.groups.rows(spec.rows) if spec.groups else spec.rows
+    chosen = [_row_runs(runs, row, spec) for row in rows]
     lines = [
         Line(
             label=row.label,
+            group=row.group or "",
             searched=_numbers(mine, "metrics.params/searched"),
             stored=_numbers(mine, "metrics.params/stored"),
             cells={column: _cell(mine, column, spec.seeds) for column in spec.columns},
         )
-        for row, mine in zip(spec.rows, chosen, strict=True)
+        for row, mine in zip(rows, chosen, strict=True)
     ]
     used = pd.concat(chosen)
     constants = [
         Line(
             label=label,
+            group="",
             searched="0",
             stored="0",
             cells={column: _constant_cell(used, column, name) for column in spec.columns},
