@@ -19,7 +19,7 @@ LEVELS = (  # a module imports only from lines above its own, and from within it
     ("layer", "mini"),
     ("backbone", "data", "quantize"),
     ("adapter", "checkpoint", "engine"),
-    ("subspace",),
+    ("subspace", "trainable"),
     ("evaluate",),
     ("tune",),
     ("select",),
@@ -42,15 +42,16 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
         "subspace", "tune",
     },
     "pandas": {"data.load", "report", "tracking"},
+    "peft": {"trainable"},
     "psutil": {"memory"},
     "pynvml": {"memory"},
-    "safetensors": {"adapter", "subspace"},
+    "safetensors": {"adapter", "subspace", "trainable"},
     "sqlalchemy": {"tracking"},
     "tokenizers": {"mini.tokenizer"},
     "torch": {
         "adapter", "architecture", "backbone", "checkpoint", "data.encode", "engine", "evaluate",
         "intervention", "layer", "lora", "memory", "methods", "mini.pretrain", "objective",
-        "packing", "problem", "quantize", "score", "subspace",
+        "packing", "problem", "quantize", "score", "subspace", "trainable",
     },
     "torchao": {"quantize"},
     "transformers": {
@@ -58,7 +59,7 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     },
     "yaml": {"task"},
 }  # fmt: skip
-LAZY = {"datasets", "matplotlib", "mlflow", "nevergrad", "pynvml", "sqlalchemy", "torchao"}
+LAZY = {"datasets", "matplotlib", "mlflow", "nevergrad", "peft", "pynvml", "sqlalchemy", "torchao"}
 """Slow to import or not needed by all: only inside of functions."""
 
 

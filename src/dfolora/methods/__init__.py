@@ -1,16 +1,20 @@
 """The rows of the tables: each method turns a backbone and a few-shot split into a predictor."""
 
 from dfolora.methods.base import FewShotData, Fit, Method, Predictor, Progress, Step
+from dfolora.methods.gradient import GradientTuning
 from dfolora.methods.layerwise import LayerwiseSearch
 from dfolora.methods.manual_prompt import ManualPrompt
+from dfolora.methods.training import TrainingSpec
 
 __all__ = [
     "FewShotData",
     "Fit",
+    "GradientTuning",
     "LayerwiseSearch",
     "ManualPrompt",
     "Method",
     "Predictor",
     "Progress",
     "Step",
+    "TrainingSpec",
 ]
