@@ -49,13 +49,13 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "sqlalchemy": {"tracking"},
     "tokenizers": {"mini.tokenizer"},
     "torch": {
-        "adapter", "architecture", "backbone", "checkpoint", "data.encode", "engine", "evaluate",
+        "adapter", "architecture", "backbone", "checkpoint", "data", "engine", "evaluate",
         "intervention", "layer", "lora", "memory", "methods", "mini.pretrain", "objective",
         "packing", "problem", "quantize", "score", "subspace", "trainable",
     },
     "torchao": {"quantize"},
     "transformers": {
-        "checkpoint", "data.encode", "mini.pretrain", "mini.tokenizer", "problem", "quantize",
+        "checkpoint", "data", "mini.pretrain", "mini.tokenizer", "problem", "quantize",
     },
     "yaml": {"task"},
 }  # fmt: skip

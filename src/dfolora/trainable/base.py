@@ -113,10 +113,21 @@ def at_answers(hidden: Tensor, answer: Tensor) -> Tensor:
     return hidden[torch.arange(len(answer), device=answer.device), answer]
 
 
-def prompted(backbone: Backbone, batch: Batch, label_ids: Tensor) -> Tensor:
-    """Label-word logits of the model as it is now: ``(n, C)``."""
+def answers(backbone: Backbone, batch: Batch) -> Tensor:
+    """What the model as it is now gives where answers are read, ``(n, H)``, before its head."""
     hidden = backbone.forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    return backbone.answer_logits(at_answers(hidden, batch.answer), label_ids)
+    return at_answers(hidden, batch.answer)
+
+
+def label_words(backbone: Backbone, label_ids: Tensor) -> Callable[[Batch], Tensor]:
+    """Label-word logits ``(n, C)`` of the model, whatever is on it.
+
+    Args:
+        backbone: The model.
+        label_ids: ``(C,)``.
+    """
+    ids = label_ids.to(backbone.device)
+    return lambda batch: backbone.answer_logits(answers(backbone, batch), ids)
 
 
 def check_choices(where: str, chosen: object, choices: tuple[str, ...]) -> None:

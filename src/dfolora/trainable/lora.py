@@ -11,7 +11,7 @@ from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.data import Encode, Encoder
 from dfolora.plain import whole
-from dfolora.trainable.base import Attached, drawn, prompted, through_model
+from dfolora.trainable.base import Attached, drawn, label_words, through_model
 from dfolora.trainable.library import check_peft
 
 
@@ -56,11 +56,10 @@ class Lora:
         )
         with drawn(seed):
             adapted = get_peft_model(backbone.model, config)
-        label_ids = label_ids.to(backbone.device)
         try:
             yield Attached(
                 parameters={n: p for n, p in adapted.named_parameters() if p.requires_grad},
-                reader=through_model(backbone, lambda batch: prompted(backbone, batch, label_ids)),
+                reader=through_model(backbone, label_words(backbone, label_ids)),
                 write=lambda folder: adapted.save_pretrained(str(folder)),
             )
         finally:
