@@ -15,7 +15,7 @@ from tests.test_conf import composed, options
 
 METHODS = options("method")
 FITTING = [name for name in METHODS if name not in ("manual_prompt", "in_context")]
-SMALL = ["profile=mini", "budget=60", "dim=40", "dev_interval=20", "data.k=8"]
+SMALL = ["profile=mini", "budget=120", "dim=40", "dev_interval=20", "data.k=8"]
 TESTED = 60
 
 
