@@ -7,6 +7,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from dfolora.architecture import Architecture
 from dfolora.methods import Method
 from dfolora.problem import Problem, TaskRows
 from dfolora.score import score_test
@@ -169,3 +170,28 @@ def test_what_was_fitted_is_written(name, tmp_path):
     assert files
     assert all(path.stat().st_size for path in files)
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".yaml", ".md"}
+
+
+SEARCHED = {  # 2.5K and 60K are what the paper prints for BBT and BBTv2; 500 is d in their code
+    ("roberta_large", "c_lora", "profile=paper"): 38_400,
+    ("roberta_large", "f_lora", "profile=paper"): 38_400,
+    ("gpt2_large", "c_lora", "profile=paper"): 57_600,
+    ("gpt2_xl", "c_lora", "profile=paper"): 76_800,
+    ("roberta_large", "c_lora", "dim=500"): 12_000,
+    ("roberta_large", "bbt", "profile=paper"): 500,
+    ("roberta_large", "bbtv2", "profile=paper"): 12_000,
+    ("gpt2_xl", "bbtv2", "profile=paper"): 24_000,
+    ("roberta_large", "bbt", "method.subspace.dim=2500"): 2_500,
+    ("roberta_large", "bbtv2", "method.subspace.dim=2500"): 60_000,
+    ("gpt2_xl", "bbtv2", "method.subspace.dim=2500"): 120_000,
+}
+"""Coordinates, by model, row and profile: the #Params column of Jin, Liu, Tan 2024."""
+
+
+@pytest.mark.parametrize(("model", "row", "value"), SEARCHED)
+def test_searched_coordinates_are_those_of_the_tables(model, row, value):
+    config = composed(f"model={model}", f"row={row}", value)
+    shaped = instantiate(config.model, weights="random", _convert_="all")
+    subspace = instantiate(config.method).subspace
+    blocks = subspace.blocks(Architecture.of(shaped.config()))
+    assert subspace.dim * blocks == SEARCHED[model, row, value]
