@@ -126,10 +126,36 @@ class Encoder:
             fillers=self.fillers,
         )
 
+    def token_counts(self, rows: Rows) -> tuple[int, ...]:
+        """See `token_counts`."""
+        return token_counts(rows, self.prompt, self.tokenizer, fillers=self.fillers)
+
+    def filler_words(self) -> str:
+        """What the prompt's ``{filler}`` stands for."""
+        return str(self.tokenizer.decode(filler_ids(self.tokenizer, self.fillers)))
+
     def filler_tokens(self) -> int:
         """How many tokens the filler words are, encoded as a text."""
-        words = str(self.tokenizer.decode(filler_ids(self.tokenizer, self.fillers)))
-        return len(self.tokenizer.encode(words, add_special_tokens=False))
+        return len(self.tokenizer.encode(self.filler_words(), add_special_tokens=False))
+
+
+def token_counts(
+    rows: Rows, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, fillers: int = FILLERS
+) -> tuple[int, ...]:
+    """How many tokens each row is before `encode` cuts it, special tokens included.
+
+    Args:
+        rows: ``N`` rows with the prompt's fields.
+        prompt: The pattern.
+        tokenizer: The model's.
+        fillers: How many filler words the prompt's ``{filler}`` stands for.
+
+    Returns:
+        One number per row, ``(N,)``.
+    """
+    render = _Renderer(prompt, tokenizer, fillers)
+    ids = render.tokens([render(render.safe(text)) for text in rows.texts])
+    return tuple(map(len, ids))
 
 
 def fits(
@@ -146,9 +172,7 @@ def fits(
     Returns:
         One truth value per row, ``(N,)``.
     """
-    render = _Renderer(prompt, tokenizer)
-    ids = render.tokens([render(render.safe(text)) for text in rows.texts])
-    return tuple(len(row) <= max_length for row in ids)
+    return tuple(count <= max_length for count in token_counts(rows, prompt, tokenizer))
 
 
 class _Renderer:
