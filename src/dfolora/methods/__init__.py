@@ -1,12 +1,14 @@
 """The rows of the tables: each method turns a backbone and a few-shot split into a predictor."""
 
 from dfolora.methods.base import FewShotData, Fit, Method, Predictor, Progress, Step
+from dfolora.methods.in_context import InContext
 from dfolora.methods.layerwise import LayerwiseSearch
 from dfolora.methods.manual_prompt import ManualPrompt
 
 __all__ = [
     "FewShotData",
     "Fit",
+    "InContext",
     "LayerwiseSearch",
     "ManualPrompt",
     "Method",
