@@ -3,6 +3,7 @@
 from dfolora.methods.base import FewShotData, Fit, Method, Predictor, Progress, Step
 from dfolora.methods.layerwise import LayerwiseSearch
 from dfolora.methods.manual_prompt import ManualPrompt
+from dfolora.methods.random_lora import RandomLora
 
 __all__ = [
     "FewShotData",
@@ -12,5 +13,6 @@ __all__ = [
     "Method",
     "Predictor",
     "Progress",
+    "RandomLora",
     "Step",
 ]
