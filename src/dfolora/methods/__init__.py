@@ -4,6 +4,7 @@ from dfolora.methods.base import FewShotData, Fit, Method, Predictor, Progress, 
 from dfolora.methods.in_context import InContext
 from dfolora.methods.layerwise import LayerwiseSearch
 from dfolora.methods.manual_prompt import ManualPrompt
+from dfolora.methods.random_lora import RandomLora
 
 __all__ = [
     "FewShotData",
@@ -14,5 +15,6 @@ __all__ = [
     "Method",
     "Predictor",
     "Progress",
+    "RandomLora",
     "Step",
 ]
