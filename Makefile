@@ -10,7 +10,7 @@ DATA ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
-TABLES := table1 table2
+ITEMS := table1 table2 table3 table4 table6 figure1 figure3 figure4 curves
 LOCAL := $(if $(MODELS),model.root=$(MODELS)) $(if $(DATA),data.root=$(DATA))
 
 .DEFAULT_GOAL := help
@@ -25,10 +25,19 @@ $(READY): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet $(PIP_OPTIONS) --editable '.[dev]'
 	touch $@
 
-reproduce-table1: ## Run what the table still lacks, then write reports/table1.md (PROFILE=mini or paper)
+reproduce-all: $(ITEMS:%=reproduce-%) ## All that follows, one after another (PROFILE=mini or paper)
+
+reproduce-table1: ## Run what the store still lacks, then write reports/table1.md, .html, .tex, .csv
 reproduce-table2: ## The same with causal language models
-$(TABLES:%=reproduce-%): reproduce-%: $(READY)
-	@# The table is written also when a run failed, with a hole in its place.
+reproduce-table3: ## Memory and time, with early stopping
+reproduce-table4: ## What the projections' scale and the search contribute
+reproduce-table6: ## Which weight matrices are adapted
+reproduce-figure1: ## Averages of Table 1; a figure also as .png and .svg
+reproduce-figure3: ## The search dimension
+reproduce-figure4: ## The rank
+reproduce-curves: ## Losses and dev scores of one task as methods go on
+$(ITEMS:%=reproduce-%): reproduce-%: $(READY)
+	@# The report is written also when a run failed, with a hole in its place.
 	@$(RUN) -m pipelines.run experiment=$* profile=$(PROFILE) $(LOCAL); status=$$?; \
 	$(RUN) -m pipelines.report table=$* profile=$(PROFILE) && exit $$status
 
@@ -52,4 +61,4 @@ mlflow-ui: $(READY) ## Compare runs in the browser, on this machine only
 clean: ## Remove the environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis outputs
 
-.PHONY: help setup benchmark test check mlflow-ui clean $(TABLES:%=reproduce-%)
+.PHONY: help setup benchmark test check mlflow-ui clean reproduce-all $(ITEMS:%=reproduce-%)

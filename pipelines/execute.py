@@ -201,7 +201,7 @@ def follow(
     fit: Iterable[Progress], log: RunLog, memory: PeakMemory, journal_path: Path, bar: RunBar
 ) -> Curve:
     """Let the fit work to its end; journal, curves and progress bar look on."""
-    curve = Curve()
+    curve, started, selected_at = Curve(), time.perf_counter(), None
     with Journal(journal_path) as journal:
         for progress in fit:
             journal.append(progress.step)
@@ -211,6 +211,9 @@ def follow(
             memory.sample()
             bar.show(progress)
             curve.add(progress)
+            if progress.selected is not None and progress.selected.calls != selected_at:
+                selected_at = progress.selected.calls
+                curve.selected_s = time.perf_counter() - started
     return curve
 
 
@@ -242,6 +245,7 @@ def _summary(
     if predictor.dev is not None:
         summary["dev/selected_score"] = predictor.dev.score
         summary["dev/selected_at"] = predictor.dev.calls
+        summary["dev/selected_s"] = curve.selected_s
     return summary
 
 
@@ -266,7 +270,7 @@ def _used(config: DictConfig) -> list[str]:
     while waiting:
         key = waiting.pop()
         used.add(key)
-        waiting += set(REFERENCE.findall(str(raw[key]))) - used
+        waiting += (set(REFERENCE.findall(str(raw[key]))) & raw.keys()) - used - {"sweep"}
     return [key for key in raw if key in used]
 
 
@@ -286,8 +290,14 @@ def _labels(
         labels["seed"] = str(split) if split == search else f"{split}/{search}"
     if "optimizer" in plain["method"]:
         labels["optimizer"] = choices["optimizer"]
-    if "rank" in plain["method"].get("subspace", {}):
-        labels["rank"] = str(plain["method"]["subspace"]["rank"])
+    subspace = plain["method"].get("subspace", {})
+    if subspace == plain["subspace"]:
+        labels["subspace"] = choices["subspace"]
+    for key in ("dim", "rank"):
+        if key in subspace:
+            labels[key] = str(subspace[key])
+    if "targets" in subspace:
+        labels["targets"] = "".join(subspace["targets"])
     return labels
 
 

@@ -1,4 +1,4 @@
-"""Builds a table from the finished runs in the store.
+"""Builds a table or figure from the runs in the store.
 
 python -m pipelines.report table=table1 profile=mini
 """
@@ -13,31 +13,30 @@ from omegaconf import DictConfig, OmegaConf
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="report")
 def main(config: DictConfig) -> None:
-    """Write ``<folder>/<table>.md`` and ``.csv``, and print the former."""
+    """Write ``<folder>/<table>`` in every format, and print the Markdown."""
     # Imported late, so that --help and configuration errors come at once.
     from dfolora.errors import UserError
-    from dfolora.report import Groups, Row, TableSpec, build_table
+    from dfolora.report import Published, TableSpec, build_table
+    from dfolora.report.write import write_item
     from dfolora.tracking import Store
 
-    layout = OmegaConf.to_container(config.table, resolve=True)
-    groups = layout.pop("groups", None)
-    spec = TableSpec(
-        **layout | {"rows": [Row(**row) for row in layout["rows"]]},
-        groups=Groups(**groups) if groups else None,
+    spec = TableSpec.from_mapping(
+        OmegaConf.to_container(config.table, resolve=True),
         profile=HydraConfig.get().runtime.choices.profile,
         seeds=list(config.sweep.seeds),
         note=config.sweep.note,
     )
+    published = Published()
+    if config.sweep.published is not None:
+        published = Published.read(Path(config.sweep.published), spec.name)
+    folder = Path(config.folder)
     try:
-        table = build_table(Store(config.tracking.uri).runs(), spec)
+        store = Store(config.tracking.uri)
+        table = build_table(store.tagged(spec.item), spec)
+        print(write_item(folder, table, published, store))
     except UserError as error:
         sys.exit(f"error: {error}")
-    folder = Path(config.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{spec.name}.md").write_text(table.markdown(), encoding="utf-8")
-    table.frame().to_csv(folder / f"{spec.name}.csv", index=False)
-    print(table.markdown())
-    print(f"Written to {folder / spec.name}.md and .csv")
+    print(f"Written to {folder / spec.name} .md, .csv, .tex and .html")
 
 
 if __name__ == "__main__":

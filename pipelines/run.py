@@ -31,7 +31,13 @@ def _as_choices(values: ListConfig) -> str:
     return ",".join(map(str, values))
 
 
+def _divisible(dim: int, targets: ListConfig) -> int:
+    """The largest d up to ``dim`` that divides into an A and a B for each target."""
+    return dim - dim % (2 * len(targets))
+
+
 OmegaConf.register_new_resolver("choices", _as_choices)
+OmegaConf.register_new_resolver("divisible", _divisible)
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="run")

@@ -34,7 +34,8 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "cma": {"optim.cma"},
     "datasets": {"data.load"},
     "filelock": {"tracking"},
-    "matplotlib": {"figure"},
+    "jinja2": {"report.pages"},
+    "matplotlib": {"figure", "report.figures"},
     "mlflow": {"tracking"},
     "nevergrad": {"optim.nevergrad"},
     "numpy": {
@@ -45,6 +46,7 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "peft": {"trainable"},
     "psutil": {"memory"},
     "pynvml": {"memory"},
+    "scipy": {"report.significance"},
     "safetensors": {"adapter", "subspace", "trainable"},
     "sqlalchemy": {"tracking"},
     "tokenizers": {"mini.tokenizer"},
@@ -59,7 +61,10 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     },
     "yaml": {"task"},
 }  # fmt: skip
-LAZY = {"datasets", "matplotlib", "mlflow", "nevergrad", "peft", "pynvml", "sqlalchemy", "torchao"}
+LAZY = {
+    "datasets", "jinja2", "matplotlib", "mlflow", "nevergrad", "peft", "pynvml", "scipy",
+    "sqlalchemy", "torchao",
+}  # fmt: skip
 """Slow to import or not needed by all: only inside of functions."""
 
 

@@ -2,22 +2,34 @@
 
 import dataclasses
 import inspect
+import itertools
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 import pipelines.run  # noqa: F401  registers the resolver ``choices``
 from dfolora.architecture import Architecture
 from dfolora.engine import Limits
-from dfolora.methods import GradientTuning, LayerwiseSearch, ManualPrompt, TrainingSpec
+from dfolora.methods import (
+    GradientTuning,
+    InContext,
+    LayerwiseSearch,
+    ManualPrompt,
+    RandomLora,
+    TrainingSpec,
+)
 from dfolora.mini.pretrain import Recipe
 from dfolora.optim import Cma, Lotfwa, Nevergrad, RandomSearch
 from dfolora.problem import ProblemSpec
-from dfolora.report import Row
+from dfolora.report import TableSpec
+from dfolora.report.figures import KINDS
+from dfolora.report.tables import CONSTANTS
 from dfolora.subspace import LoraSubspaceSpec
 from dfolora.task import Task
 from dfolora.trainable import (
@@ -29,6 +41,7 @@ from dfolora.trainable import (
     PrefixTuning,
     PromptTuning,
 )
+from pipelines.execute import _labels
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
@@ -43,7 +56,9 @@ SIGNATURES = {
     ("method", "bbt"): LayerwiseSearch,
     ("method", "bbtv2"): LayerwiseSearch,
     ("method", "dfo_lora"): LayerwiseSearch,
+    ("method", "in_context"): InContext,
     ("method", "manual_prompt"): ManualPrompt,
+    ("method", "random_lora"): RandomLora,
     ("method.trained", "adapter"): Adapter,
     ("method.trained", "bitfit"): BitFit,
     ("method.trained", "feature_mlp"): FeatureHead,
@@ -58,6 +73,7 @@ SIGNATURES = {
     ("optimizer", "random"): RandomSearch,
     ("subspace", "paper"): LoraSubspaceSpec,
 }
+OF_TABLE_1 = ("curves", "figure1")
 GIVEN_BY_THE_SEARCH = {"dim", "budget", "rng"}
 
 
@@ -130,20 +146,30 @@ def test_method_gets_the_optimizer_and_its_sigma(option):
 @pytest.mark.parametrize("profile", options("profile"))
 @pytest.mark.parametrize("table", options("table"))
 def test_table_shows_what_exists(table, profile):
-    config = composed(f"table={table}", f"profile={profile}", config="report")
-    layout = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    shown = layout["table"]
-    assert shown["name"] == table
-    for name, title in shown["tasks"].items():
+    layout = OmegaConf.to_container(reported(table, profile), resolve=True, throw_on_missing=True)
+    sweep, shown = layout["sweep"], layout["table"]
+    spec = TableSpec.from_mapping(shown, profile=profile, seeds=sweep["seeds"], note=sweep["note"])
+    assert spec.name == table
+    for name, title in spec.tasks.items():
         assert title == Task.from_file(CONF / "task" / f"{name}.yaml").title
-    for row in shown["rows"]:
-        assert set(Row(**row).where) <= set(GROUPS)
-        for group, option in row["where"].items():
-            assert option in options(group)
-    assert set(shown["constants"]) <= {"majority", "constant_yes"}  # what dfolora.score gives
-    assert {task.rpartition("/")[2] for task in layout["sweep"]["tasks"]} == set(shown["tasks"])
-    assert all(isinstance(seed, int) for seed in layout["sweep"]["seeds"])
-    assert layout["sweep"]["note"]
+    assert set(spec.tasks) <= {task.rpartition("/")[2] for task in sweep["tasks"]}
+    for row in spec.rows:
+        for tag, value in row.where.items():
+            assert value in options(tag) if tag in GROUPS else tag in ("dim", "rank", "targets")
+    labels = [row.label for row in spec.rows]
+    assert len(set(labels)) == len(labels)
+    named = [measure.ratio_to for measure in spec.measures if measure.ratio_to]
+    if spec.compare is not None:
+        named += [spec.compare.against, *spec.compare.rows]
+    assert set(named) <= set(labels)
+    assert set(spec.constants) <= set(CONSTANTS)
+    assert spec.picture is None or spec.picture.kind in KINDS
+    assert all(isinstance(seed, int) for seed in spec.seeds)
+    assert spec.note
+
+
+def reported(table, profile):
+    return composed(f"table={table}", f"profile={profile}", config="report")
 
 
 def swept(experiment, profile):
@@ -151,7 +177,13 @@ def swept(experiment, profile):
     config = composed(f"experiment={experiment}", f"profile={profile}", hydra=True)
     assert config.hydra.mode.name == "MULTIRUN"
     parameters = OmegaConf.to_container(config.hydra.sweeper.params, resolve=True)
-    return {name: str(values).split(",") for name, values in parameters.items()}
+    given = [f"{name}={values}" for name, values in parameters.items()]
+    return {
+        override.key_or_group: list(override.sweep_string_iterator())
+        if override.is_sweep_override()
+        else [override.get_value_element_as_str()]
+        for override in OverridesParser.create().parse_overrides(given)
+    }
 
 
 @pytest.mark.parametrize("profile", options("profile"))
@@ -162,33 +194,53 @@ def test_experiment_sweeps_over_what_exists(experiment, profile):
         assert len(set(values)) == len(values) > 0
         for value in values:
             assert value in options(name) if name in GROUPS else name in plain
-            composed(f"experiment={experiment}", f"profile={profile}", f"{name}={value}")
 
 
 @pytest.mark.parametrize("profile", options("profile"))
-@pytest.mark.parametrize(
-    "name", [name for name in options("experiment") if name in options("table")]
-)
+@pytest.mark.parametrize("name", [name for name in options("table") if name not in OF_TABLE_1])
 def test_experiment_fills_every_row_of_its_table(name, profile):
+    """Each row of a table, or point of a figure, gets runs by one of the experiment's jobs."""
     sweep = swept(name, profile)
-    table = composed(f"table={name}", f"profile={profile}", config="report")
-    assert [int(seed) for seed in sweep["seed"]] == list(table.sweep.seeds)
-    assert {task.rpartition("/")[2] for task in sweep["task"]} == set(table.table.tasks)
-    made = []
-    for row in sweep["row"]:
-        config = composed(f"experiment={name}", f"profile={profile}", f"row={row}", hydra=True)
-        made.append(config.hydra.runtime.choices)
-    for row in table.table.rows:
-        matching = [
-            choices
-            for choices in made
-            if all(choices[group] == option for group, option in row.where.items())
-        ]
-        assert len(matching) == 1, row.label
-    if "groups" in table.table:
-        models = [composed(f"model={model}").model for model in sweep["model"]]
-        labels = [instantiate(model, _convert_="all").label for model in models]
-        assert labels == list(table.table.groups["values"])
+    config = reported(name, profile)
+    layout = OmegaConf.to_container(config.table, resolve=True)
+    spec = TableSpec.from_mapping(layout, profile=profile, seeds=config.sweep.seeds, note="")
+    assert [int(seed) for seed in sweep.pop("seed")] == list(config.sweep.seeds)
+    tasks = sweep.pop("task")
+    assert {task.rpartition("/")[2] for task in tasks} == set(spec.tasks)
+    assert {column.task for column in spec.columns} <= {None, *spec.tasks}
+    made = [
+        labels_of(f"experiment={name}", f"profile={profile}", f"task={tasks[0]}", *job)
+        for job in itertools.product(
+            *([f"{key}={value}" for value in values] for key, values in sweep.items())
+        )
+    ]
+    for row in spec.all_rows:
+        where = {tag: value for tag, value in row.where.items() if tag != "task"}
+        matching = [labels for labels in made if where.items() <= labels.items()]
+        assert len(matching) == 1, row
+
+
+@pytest.mark.parametrize("name", OF_TABLE_1)
+def test_items_of_table_1_have_its_rows(name):
+    theirs, ours = swept("table1", "paper"), swept(name, "paper")
+    assert {**theirs, "task": None} == {**ours, "task": None}
+    assert set(ours["task"]) <= set(theirs["task"])
+    assert reported(name, "paper").table.rows == reported("table1", "paper").table.rows
+
+
+def labels_of(*overrides):
+    """The tags of the run."""
+    config = composed(*overrides, hydra=True)
+    choices = {k: v for k, v in config.hydra.runtime.choices.items() if v is not None}
+    checkpoint = instantiate(config.model, _convert_="all")
+    method = instantiate(config.method)
+    del config.hydra
+    return _labels(OmegaConf.to_container(config, resolve=True), choices, checkpoint, method)
+
+
+def test_every_item_of_the_makefile_is_an_experiment_and_a_table():
+    items = re.search(r"^ITEMS := (.+)$", (CONF.parent / "Makefile").read_text(), re.MULTILINE)
+    assert sorted(items[1].split()) == options("experiment") == options("table")
 
 
 @pytest.mark.parametrize("profile", options("profile"))

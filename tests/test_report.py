@@ -6,84 +6,23 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from dfolora.report import Groups, Row, TableSpec, build_table
-
-SPEC = TableSpec(
-    name="table1",
-    title="A table",
-    tasks={"sst2": "SST-2", "mrpc": "MRPC"},
-    accuracy_beside={},
-    rows=[
-        Row(label="Manual prompt", where={"method": "manual_prompt"}),
-        Row(label="C-LoRA", where={"method": "dfo_lora", "optimizer": "cma"}),
-        Row(label="F-LoRA", where={"method": "dfo_lora", "optimizer": "fwa"}),
-    ],
-    constants={"majority": "Majority class", "constant_yes": "Constant Yes"},
-    profile="mini",
-    seeds=[8, 13],
-    note="The note.",
-)
-
-
-def run(task, seed, score, optimizer="cma", **changes):
-    """One finished run, with MLflow's column names; ``changes`` in those of Python."""
-    column = {
-        "item": "tags.item.table1.mini",
-        "searched": "metrics.params/searched",
-        "majority": "metrics.test/majority_score",
-        "constant_yes": "metrics.test/constant_yes_score",
-        "calls": "params.budget",
-    }
-    return {
-        "tags.item.table1.mini": "20260101",
-        "tags.profile": "mini",
-        "tags.method": "dfo_lora" if optimizer else "manual_prompt",
-        "tags.optimizer": optimizer,
-        "tags.task": task,
-        "tags.seed": str(seed),
-        "tags.settings": optimizer or "none",
-        "tags.rows": f"rows of {task}",
-        "tags.commit": "abc",
-        "tags.model": "mini_roberta",
-        "params.data.k": "16",
-        "params.budget": "1000",
-        "params.dim": "500",
-        "params.rank": "2",
-        "params.subspace.alpha": "1.0",
-        "params.optimizer.sigma": "1.0",
-        "metrics.test/score": score,
-        "metrics.test/majority_score": {"sst2": 0.5092, "mrpc": 0.8122}[task],
-        "metrics.params/searched": 1500.0 if optimizer else 0.0,
-        "metrics.params/stored": 6000.0 if optimizer else 0.0,
-        **{column.get(name, f"tags.{name}"): value for name, value in changes.items()},
-    }
-
-
-RUNS = [
-    run("sst2", "any", 0.75, optimizer=None),
-    run("mrpc", "any", 0.50, optimizer=None, constant_yes=0.8122),
-    run("sst2", 8, 0.80),
-    run("sst2", 13, 0.90),
-    run("mrpc", 13, 0.64),
-    run("mrpc", 8, 0.60),
-    run("sst2", 8, 0.70, optimizer="fwa"),
-]
-
-
-def table(*runs, spec=SPEC):
-    return build_table(pd.DataFrame(runs), spec)
+from dfolora.report import Groups, Measure, build_table
+from dfolora.report.formats import markdown
+from tests.reporting import RUNS, SPEC, run, table
 
 
 def cells(built, label):
     """What the row shows, without label and number of parameters."""
-    shown = next(line for line in built.markdown().splitlines() if line.startswith(f"| {label}"))
+    shown = next(
+        line for line in markdown(built.grid()).splitlines() if line.startswith(f"| {label}")
+    )
     return [cell.strip() for cell in shown.strip("|").split("|")][2:]
 
 
 def test_markdown_is_as_computed_by_hand():
     # C-LoRA: (80 + 90) / 2 = 85, sqrt(2 * 5^2 / (2 - 1)) = 7.07; 62, sqrt(2 * 2^2) = 2.83;
     # (85 + 62) / 2 = 73.5.
-    assert table(*RUNS).markdown() == (
+    assert markdown(table(*RUNS).grid()) == (
         "# A table\n"
         "\n"
         "| Method         | #Params | SST-2        | MRPC         | Avg.  |\n"
@@ -94,30 +33,35 @@ def test_markdown_is_as_computed_by_hand():
         "| C-LoRA         | 1,500   | 85.00 (7.07) | 62.00 (2.83) | 73.50 |\n"
         "| F-LoRA         | 1,500   | — (1/2)      | —            | —     |\n"
         "\n"
-        "Test score in %, mean (sample standard deviation) over seeds; — where runs are missing "
-        "(finished/wanted), n/a where the predictor does not apply; Avg. is the mean of the tasks. "
-        "#Params counts the numbers searched. Majority class always gives the test set's most "
-        "frequent class (of equals the first), Constant Yes always the label word Yes. "
-        "Profile: mini; Model: mini_roberta; Seeds: 8, 13; Shots per class: 16; Calls: 1000; "
+        "Test score in %. — where runs are missing (finished/wanted) or of several commits, n/a "
+        "where the predictor does not apply. #Params counts the numbers searched or trained. "
+        "Majority class always gives the test set's most frequent class (of equals the first). "
+        "Constant Yes always gives the label word Yes. "
+        "Profile: mini; Seeds: 8, 13; Model: mini_roberta; Shots per class: 16; Calls: 1000; "
         "d: 500; Rank: 2; Alpha: 1.0; Sigma: 1.0; Commit: abc; Runs: 7. The note.\n"
     )
 
 
 def test_csv_keeps_every_score_and_leaves_holes_empty():
-    csv = table(*RUNS).frame().to_csv(index=False)
+    frame = table(*RUNS).frame()
+    csv = frame.drop(columns="run_ids").to_csv(index=False)
     assert csv.splitlines() == [
-        "table,profile,group,method,n_params,n_stored,task,metric,mean,std,runs,missing_seeds,scores",
-        "table1,mini,,Majority class,0,0,SST-2,score,50.92,,1,,any:50.9200",
-        "table1,mini,,Majority class,0,0,MRPC,score,81.22,,1,,any:81.2200",
-        "table1,mini,,Constant Yes,0,0,SST-2,score,,,0,any,",
-        "table1,mini,,Constant Yes,0,0,MRPC,score,81.22,,1,,any:81.2200",
-        "table1,mini,,Manual prompt,0,0,SST-2,score,75.0,,1,,any:75.0000",
-        "table1,mini,,Manual prompt,0,0,MRPC,score,50.0,,1,,any:50.0000",
-        "table1,mini,,C-LoRA,1500,6000,SST-2,score,85.0,7.0710678118654755,2,,8:80.0000 13:90.0000",
-        "table1,mini,,C-LoRA,1500,6000,MRPC,score,62.0,2.8284271247461903,2,,8:60.0000 13:64.0000",
-        "table1,mini,,F-LoRA,1500,6000,SST-2,score,,,1,13,8:70.0000",
-        "table1,mini,,F-LoRA,1500,6000,MRPC,score,,,0,8 13,",
+        "table,profile,group,method,n_params,n_stored,task,metric,mean,std,runs,missing_seeds,"
+        "scores,commits,notes",
+        "table1,mini,,Majority class,0,0,sst2,test/score,50.92,,1,,any:50.9200,,",
+        "table1,mini,,Majority class,0,0,mrpc,test/score,81.22,,1,,any:81.2200,,",
+        "table1,mini,,Constant Yes,0,0,sst2,test/score,,,0,any,,,",
+        "table1,mini,,Constant Yes,0,0,mrpc,test/score,81.22,,1,,any:81.2200,,",
+        "table1,mini,,Manual prompt,0,0,sst2,test/score,75.0,,1,,any:75.0000,abc,",
+        "table1,mini,,Manual prompt,0,0,mrpc,test/score,50.0,,1,,any:50.0000,abc,",
+        "table1,mini,,C-LoRA,1500,6000,sst2,test/score,85.0,7.0710678118654755,2,,"
+        "8:80.0000 13:90.0000,abc,",
+        "table1,mini,,C-LoRA,1500,6000,mrpc,test/score,62.0,2.8284271247461903,2,,"
+        "8:60.0000 13:64.0000,abc,",
+        "table1,mini,,F-LoRA,1500,6000,sst2,test/score,,,1,13,8:70.0000,abc,",
+        "table1,mini,,F-LoRA,1500,6000,mrpc,test/score,,,0,8 13,,,",
     ]
+    assert frame["run_ids"][6] == "8:sst2-cma-8 13:sst2-cma-13"
     read = pd.read_csv(io.StringIO(csv))
     assert read["mean"].isna().sum() == 3
 
@@ -137,18 +81,17 @@ def test_missing_task_leaves_no_average():
     "runs",
     [
         pd.DataFrame(),
-        pd.DataFrame(columns=["run_id", "status", "start_time"]),  # MLflow's, without any run
         pd.DataFrame(RUNS).drop(columns="tags.item.table1.mini"),  # runs, none made for a table
         pd.DataFrame(RUNS).assign(**{"tags.item.table1.mini": None}),  # all made for another table
     ],
-    ids=["no frame", "no runs", "no item", "other item"],
+    ids=["no runs", "no item", "other item"],
 )
 def test_store_without_runs_of_the_table_gives_a_table_of_holes(runs):
     empty = build_table(runs, SPEC)
     for line in empty.lines:
         assert cells(empty, line.label) == ["—", "—", "—"]
     assert "Runs: 0." in empty.caption
-    assert "Commit: —" in empty.caption
+    assert "Commit" not in empty.caption
     assert empty.frame()["mean"].isna().all()
 
 
@@ -170,11 +113,66 @@ def test_runs_of_different_settings_never_share_a_row():
 
 
 def test_of_two_runs_for_a_cell_the_one_asked_for_last_counts():
-    newer = run("sst2", 13, 0.80, item="20260102", commit="def")
+    newer = run("sst2", 13, 0.80, item="20260102")
     for runs in ([*RUNS, newer], [newer, *RUNS]):
         built = table(*runs)
         assert cells(built, "C-LoRA")[0] == "80.00 (0.00)"
         assert "Runs: 7." in built.caption
+
+
+def test_runs_of_several_commits_are_shown_and_never_averaged():
+    built = table(*RUNS, run("sst2", 13, 0.80, item="20260102", commit="def"))
+    assert cells(built, "C-LoRA") == ["— (2 commits)", "62.00 (2.83)", "—"]
+    assert list(built.holes()) == [
+        "C-LoRA, SST-2: runs of several commits are not averaged: abc (seed 8); def (seed 13)",
+    ]
+    row = built.frame().query("method == 'C-LoRA' and task == 'sst2'").iloc[0]
+    assert (row["scores"], row["commits"]) == ("8:80.0000 13:80.0000", "abc def")
+    assert pd.isna(row["mean"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"status": "FAILED"}, "failed"),
+        ({"status": "RUNNING"}, "is not finished"),
+        ({"status": "KILLED"}, "was killed"),
+        ({"settings": "older", "item": "2025"}, "is of another configuration or other data"),
+        ({"rows": "other", "item": "2025"}, "is of another configuration or other data"),
+    ],
+    ids=["failed", "running", "killed", "settings", "rows"],
+)
+def test_hole_says_what_became_of_the_missing_run(changes, reason):
+    wanting = run("sst2", 13, 0.9, optimizer="fwa", **changes)
+    wanting["run_id"] = "0123456789"
+    built = table(*RUNS, wanting)
+    assert cells(built, "F-LoRA")[0] == "— (1/2)"
+    assert list(built.holes()) == [f"F-LoRA, SST-2: seed 13: run 01234567 {reason}"]
+    cell = next(line for line in built.lines if line.label == "F-LoRA").cells[built.columns[0]]
+    assert cell.runs == {"8": "sst2-fwa-8", "13": "0123456789"}
+    assert "0123456789" in set(built.runs["run_id"])
+
+
+def test_run_that_failed_and_then_succeeded_is_no_hole():
+    failed = run("sst2", 8, None, status="FAILED", item="2025")
+    built = table(failed, *RUNS)
+    assert cells(built, "C-LoRA") == ["85.00 (7.07)", "62.00 (2.83)", "73.50"]
+    assert list(built.holes()) == []
+
+
+def test_row_that_only_failed_keeps_its_seeds_missing():
+    built = table(run("sst2", 8, None, optimizer="fwa", status="FAILED"))
+    assert cells(built, "F-LoRA") == ["—", "—", "—"]
+    assert len(list(built.holes())) == 1
+
+
+def test_metric_that_a_run_lacks_is_a_hole():
+    spec = replace(SPEC, measures=[*SPEC.measures, Measure(metric="calls", title="{task} calls")])
+    runs = [given | {"metrics.calls": 25.0} for given in RUNS]
+    runs[2]["metrics.calls"] = None
+    built = table(*runs, spec=spec)
+    assert cells(built, "C-LoRA")[:2] == ["85.00 (7.07)", "— (1/2)"]
+    assert "C-LoRA, SST-2 calls: seed 8: run sst2-cma did not record it" in built.holes()
 
 
 def test_old_run_asked_for_again_is_the_newest_request():
@@ -214,13 +212,14 @@ def test_rows_of_different_data_never_share_a_mean():
 
 
 def test_accuracy_stands_beside_another_metric_and_is_not_averaged():
-    spec = replace(SPEC, accuracy_beside={"mrpc": "MRPC acc."})
+    beside = Measure(metric="test/accuracy", title="{task} acc.", factor=100, tasks=["mrpc"])
+    spec = replace(SPEC, measures=[*SPEC.measures, beside])
     runs = [
         given | {"metrics.test/accuracy": 0.4, "metrics.test/majority_accuracy": 0.6838}
         for given in RUNS
     ]
     built = table(*runs, spec=spec)
-    assert "| SST-2        | MRPC         | MRPC acc.    | Avg.  |" in built.markdown()
+    assert "| SST-2        | MRPC         | MRPC acc.    | Avg.  |" in markdown(built.grid())
     assert cells(built, "C-LoRA") == ["85.00 (7.07)", "62.00 (2.83)", "40.00 (0.00)", "73.50"]
     assert cells(built, "Majority") == ["50.92", "81.22", "68.38", "66.07"]
 
@@ -241,7 +240,7 @@ def test_groups_repeat_the_rows_for_each_value_of_a_tag():
         run("sst2", 13, 0.6, model="large"),
         spec=spec,
     )
-    lines = [line.split("|")[1:5] for line in built.markdown().splitlines() if "|" in line]
+    lines = [line.split("|")[1:5] for line in markdown(built.grid()).splitlines() if "|" in line]
     shown = [[cell.strip() for cell in line] for line in lines]
     assert shown[0] == ["Model", "Method", "#Params", "SST-2"]
     assert shown[2:] == [
@@ -255,3 +254,59 @@ def test_groups_repeat_the_rows_for_each_value_of_a_tag():
         ["large", "F-LoRA", "—", "—"],
     ]
     assert list(built.frame()["group"].unique()) == ["", "small", "large"]
+
+
+def cost(task, seed, seconds, optimizer):
+    changes = {"metrics.time/fit_s": seconds, "metrics.memory/torch_mb": None}
+    return run(task, seed, 0.5, optimizer) | changes
+
+
+COSTS = replace(
+    SPEC,
+    rows=SPEC.rows[1:],
+    constants={},
+    groups=Groups(tag="task", title="Task", values=["sst2", "mrpc"]),
+    measures=[
+        Measure(metric="time/fit_s", title="Minutes", factor=1 / 60),
+        Measure(metric="time/fit_s", title="Ratio", ratio_to="C-LoRA"),
+        Measure(metric="memory/torch_mb", title="torch MB", optional=True),
+    ],
+)
+
+
+def test_ratios_are_taken_seed_by_seed_within_a_group():
+    built = table(
+        cost("sst2", 8, 120, "cma"), cost("sst2", 13, 240, "cma"),
+        cost("sst2", 8, 60, "fwa"), cost("sst2", 13, 360, "fwa"),
+        cost("mrpc", 8, 60, "cma"), cost("mrpc", 8, 60, "fwa"), cost("mrpc", 13, 60, "fwa"),
+        spec=COSTS,
+    )  # fmt: skip
+    # Ratios of F-LoRA: 60 / 120 = 0.5 and 360 / 240 = 1.5, so 1 +- sqrt(2 * 0.5^2).
+    assert [list(row) for row in built.grid().rows] == [
+        ["SST-2", "C-LoRA", "1,500", "3.00 (1.41)", "1.00 (0.00)"],
+        ["SST-2", "F-LoRA", "1,500", "3.50 (3.54)", "1.00 (0.71)"],
+        ["MRPC", "C-LoRA", "1,500", "— (1/2)", "—"],
+        ["MRPC", "F-LoRA", "1,500", "1.00 (0.00)", "—"],
+    ]
+    assert list(built.grid().header) == ["Task", "Method", "#Params", "Minutes", "Ratio"]
+
+
+def test_optional_measure_is_shown_where_one_run_has_it():
+    runs = [
+        cost("sst2", 8, 60, "cma"),
+        cost("sst2", 13, 60, "cma") | {"metrics.memory/torch_mb": 7},
+    ]
+    assert table(*runs, spec=COSTS).grid().header[-1] == "torch MB"
+
+
+def test_reading_is_linear_in_cells_and_passes_over_the_runs_once_a_row(monkeypatch):
+    """Rows are told apart once each, however many columns and seeds there are."""
+    from dfolora.report import tables
+
+    calls = []
+    original = tables.row_runs
+    monkeypatch.setattr(
+        tables, "row_runs", lambda runs, row: calls.append(len(runs)) or original(runs, row)
+    )
+    table(*RUNS)
+    assert calls == [7, 7, 7]

@@ -1,5 +1,7 @@
 """The random map from z to LoRA factors: its zero, its symmetry, its laws."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,17 @@ def test_projections_follow_equation_6(backbone, batch, statistics):
                 normal = rng.standard_normal(tuple(drawn.shape), dtype=np.float32)
                 # Float32 states; their standard deviation is summed in another order.
                 np.testing.assert_allclose(drawn.numpy(), scale * normal, rtol=1e-5, atol=1e-9)
+
+
+def test_scale_of_one_is_the_same_in_every_layer(backbone, batch):
+    """RI of Table 4: Eq. 6 with a standard deviation of 1 for all."""
+    subspace = build(backbone, batch, seed=3, alpha=0.5, sigma=2.0, statistics="one")
+    for layer, name in itertools.product(range(3), ("q", "k")):
+        rng = stream(3, f"projection/{layer}/{name}")
+        for drawn in projections(subspace, layer, name):
+            normal = rng.standard_normal(tuple(drawn.shape), dtype=np.float32)
+            scale = 0.5 / (np.sqrt(DIM) * 2.0)
+            np.testing.assert_allclose(drawn.numpy(), scale * normal, rtol=1e-5, atol=1e-9)
 
 
 def test_statistics_do_not_depend_on_how_rows_are_packed(backbone, batch, monkeypatch):

@@ -1,6 +1,7 @@
 """A picture of one fit."""
 
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 
 from dfolora.methods import Progress
@@ -19,6 +20,8 @@ class Curve:
     """That of the current solution, nan where it is not known."""
     looks: list[DevPoint] = field(default_factory=list)
     """At the dev set, in order."""
+    selected_s: float = nan
+    """Seconds to the best look from when the steps began; nan where there was none."""
 
     def add(self, progress: Progress) -> None:
         """Go on by one step."""

@@ -4,12 +4,14 @@ Runs are flat and share a ``sweep_id`` tag. Curves are buffered and written in b
 written alone costs as much as a batch.
 """
 
+import gc
 import logging
 import math
 import os
 import sqlite3
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 FLUSH_SECONDS = 30.0
 METRICS_A_BATCH = 1000
@@ -116,23 +119,55 @@ class Store:
     def runs(self) -> "pd.DataFrame":
         """All finished runs of all experiments, oldest first, one a row.
 
-        Columns are ``run_id`` and ``tags.NAME``, ``params.NAME``, ``metrics.NAME`` of whatever any
-        of the runs has.
+        Columns are ``run_id``, ``name``, ``status``, ``experiment_id``, and ``tags.NAME``,
+        ``params.NAME``, ``metrics.NAME`` of whatever any of the runs has.
         """
         import pandas as pd
 
-        return pd.DataFrame([_row(run) for run in self._finished()])
+        return pd.DataFrame([_row(run) for run in self._search("status = 'FINISHED'")])
 
-    def _finished(self) -> Iterator[Any]:
+    def tagged(self, name: str) -> "pd.DataFrame":
+        """All runs that have the tag, whatever became of them; otherwise as ``runs``."""
+        import pandas as pd
+
+        return pd.DataFrame([_row(run) for run in self._search(f"tags.`{name}` LIKE '%'")])
+
+    def history(self, run_ids: Sequence[str], metric: str) -> "pd.DataFrame":
+        """A metric's points in order: ``run_id``, ``step``, ``seconds`` (of the run), ``value``."""
+        import pandas as pd
+
+        points = []
+        for run_id in run_ids:
+            began = self._client.get_run(run_id).info.start_time
+            points += [
+                (run_id, point.step, (point.timestamp - began) / 1000, point.value)
+                for point in self._client.get_metric_history(run_id, metric)
+            ]
+        return pd.DataFrame(points, columns=["run_id", "step", "seconds", "value"])
+
+    def artifact(self, run_id: str, path: str) -> bytes | None:
+        """The contents of a file that a run left; None where there is no such file."""
+        from mlflow.exceptions import MlflowException
+
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                found = self._client.download_artifacts(run_id, path, folder)
+                return Path(found).read_bytes()
+            except (MlflowException, OSError):
+                return None
+
+    def _search(self, wanted: str) -> Iterator[Any]:
         ids, token = self._experiment_ids(), None
         while ids:
-            page = self._client.search_runs(
-                ids,
-                "attributes.status = 'FINISHED'",
-                max_results=RUNS_A_PAGE,
-                order_by=["attributes.start_time ASC"],
-                page_token=token,
-            )
+            # Half of the time would go to collecting objects that are all still needed.
+            with _uncollected():
+                page = self._client.search_runs(
+                    ids,
+                    wanted,
+                    max_results=RUNS_A_PAGE,
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )
             yield from page
             token = page.token
             if not token:
@@ -161,7 +196,26 @@ def _row(run: Any) -> dict[str, Any]:
     values = {
         f"{part}.{name}": value for part, data in parts.items() for name, value in data.items()
     }
-    return {"run_id": run.info.run_id, **values}
+    info = run.info
+    return {
+        "run_id": info.run_id,
+        "name": info.run_name,
+        "status": info.status,
+        "experiment_id": info.experiment_id,
+        **values,
+    }
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's cyclic garbage collection."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _check_sqlite(path: Path) -> None:

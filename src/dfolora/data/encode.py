@@ -135,11 +135,37 @@ class Encoder:
             fillers=self.fillers,
         )
 
+    def token_counts(self, rows: Rows) -> tuple[int, ...]:
+        """See `token_counts`."""
+        return token_counts(rows, self.prompt, self.tokenizer, fillers=self.fillers)
+
     def shortest(self) -> int:
-        """Tokens of the prompt around a row of empty fields, special tokens included."""
-        render = _Renderer(self.prompt, self.tokenizer, self.fillers)
+        """Tokens of a row of empty fields, special tokens included."""
         empty = dict.fromkeys(self.prompt.placeholders, "")
-        return len(render.tokens([render(empty)])[0])
+        return self.token_counts(Rows(texts=(empty,), labels=(0,)))[0]
+
+    def filler_words(self) -> str:
+        """What the prompt's ``{filler}`` stands for."""
+        return str(self.tokenizer.decode(filler_ids(self.tokenizer, self.fillers)))
+
+
+def token_counts(
+    rows: Rows, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, fillers: int = FILLERS
+) -> tuple[int, ...]:
+    """How many tokens each row is before `encode` cuts it, special tokens included.
+
+    Args:
+        rows: ``N`` rows with the prompt's fields.
+        prompt: The pattern.
+        tokenizer: The model's.
+        fillers: How many filler words the prompt's ``{filler}`` stands for.
+
+    Returns:
+        One number per row, ``(N,)``.
+    """
+    render = _Renderer(prompt, tokenizer, fillers)
+    ids = render.tokens([render(render.safe(text)) for text in rows.texts])
+    return tuple(map(len, ids))
 
 
 def fits(
@@ -156,9 +182,7 @@ def fits(
     Returns:
         One truth value per row, ``(N,)``.
     """
-    render = _Renderer(prompt, tokenizer)
-    ids = render.tokens([render(render.safe(text)) for text in rows.texts])
-    return tuple(len(row) <= max_length for row in ids)
+    return tuple(count <= max_length for count in token_counts(rows, prompt, tokenizer))
 
 
 class _Renderer:

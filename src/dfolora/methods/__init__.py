@@ -2,19 +2,23 @@
 
 from dfolora.methods.base import FewShotData, Fit, Method, Predictor, Progress, Step
 from dfolora.methods.gradient import GradientTuning
+from dfolora.methods.in_context import InContext
 from dfolora.methods.layerwise import LayerwiseSearch
 from dfolora.methods.manual_prompt import ManualPrompt
+from dfolora.methods.random_lora import RandomLora
 from dfolora.methods.training import TrainingSpec
 
 __all__ = [
     "FewShotData",
     "Fit",
     "GradientTuning",
+    "InContext",
     "LayerwiseSearch",
     "ManualPrompt",
     "Method",
     "Predictor",
     "Progress",
+    "RandomLora",
     "Step",
     "TrainingSpec",
 ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.architecture import Architecture
@@ -153,7 +154,12 @@ class Search:
             zero = np.zeros((self._subspace.blocks, self._method.subspace.dim))
             chosen = self._selection.look(0, zero)
         return Searched(
-            self._backbone, self._subspace, chosen, self._label_ids, self._method.limits
+            self._backbone,
+            self._subspace,
+            chosen.solution,
+            self._label_ids,
+            self._method.limits,
+            dev=chosen,
         )
 
     def _evaluator(self, batch: Batch, metric: str) -> PopulationEvaluator:
@@ -167,7 +173,7 @@ class Search:
 
 
 class Searched:
-    """The model with one solution's interventions."""
+    """The model with one solution's interventions; ``dev`` is the look that chose it, if any."""
 
     found: Mapping[str, float] = {}
 
@@ -175,18 +181,20 @@ class Searched:
         self,
         backbone: Backbone,
         subspace: Subspace,
-        chosen: DevPoint,
+        solution: NDArray[np.float64],
         label_ids: Tensor,
         limits: Limits,
+        *,
+        dev: DevPoint | None = None,
     ) -> None:
-        self.dev: DevPoint | None = chosen
-        self.searched = chosen.solution.size
+        self.dev = dev
+        self.searched = 0 if dev is None else solution.size
         self.stored = subspace.stored
         self._backbone = backbone
         self._subspace = subspace
         self._label_ids = label_ids
         self._limits = limits
-        self._solution = chosen.solution
+        self._solution = solution
 
     def logits(self, batch: Batch) -> Tensor:
         """See ``Predictor``."""

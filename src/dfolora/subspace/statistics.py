@@ -9,8 +9,9 @@ from torch import Tensor
 from dfolora.backbone import Backbone
 from dfolora.packing import Sequences
 
-Statistics = Literal["real_tokens", "all_positions"]
-"""Which positions they see: all_positions has the padding too, as in the released code."""
+Statistics = Literal["real_tokens", "all_positions", "one"]
+"""Which positions they see: all_positions has the padding too, as in the released code. With one
+they see nothing, and every layer's is 1."""
 
 CLIP_ROUNDS = 5
 CLIP_STDS = 3.0
@@ -30,6 +31,9 @@ def layer_stds(
         attention_mask: ``(N, T)``.
         statistics: Which positions count.
     """
+    if statistics == "one":
+        yield from [1.0] * len(backbone.layers)
+        return
     # Layer 0 takes the whole embedding matrix in place of its input (released code).
     yield backbone.embedding.float().std().item()
     real = attention_mask.sum(-1)

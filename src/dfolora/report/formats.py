@@ -1,0 +1,122 @@
+"""Grids as Markdown and LaTeX; each escapes what comes from data."""
+
+from collections.abc import Sequence
+
+from dfolora.report.grid import Grid
+
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "—": "---",
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+    }
+)
+
+
+def markdown(grid: Grid, level: int = 1) -> str:
+    """A heading, the table, its caption.
+
+    Args:
+        grid: The table.
+        level: Of the heading.
+    """
+    texts = [[_cell(text) for text in row] for row in (grid.header, *grid.rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    rule = ["-" * width for width in widths]
+    body = "\n".join(
+        f"| {' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True))} |"
+        for row in [texts[0], rule, *texts[1:]]
+    )
+    caption = f"\n{grid.caption}\n" if grid.caption else ""
+    return f"{'#' * level} {grid.title}\n\n{body}\n{caption}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def latex(grid: Grid, label: str) -> str:
+    """A ``table`` with booktabs rules, as wide as the text, to be input.
+
+    Args:
+        grid: The table.
+        label: To refer to it by.
+    """
+    return "\n".join(
+        [
+            r"% Needs \usepackage{booktabs,graphicx}.",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escaped(f'{grid.title}. {grid.caption}')}}}",
+            rf"\label{{{label}}}",
+            r"\resizebox{\textwidth}{!}{%",
+            rf"\begin{{tabular}}{{{_alignment(grid)}}}",
+            r"\toprule",
+            _row(grid.header),
+            r"\midrule",
+            *_body(grid),
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def long_latex(grid: Grid) -> str:
+    """A ``longtable``, which breaks over pages.
+
+    Args:
+        grid: The table.
+    """
+    return "\n".join(
+        [
+            r"% Needs \usepackage{booktabs,longtable}.",
+            r"\begingroup\scriptsize",
+            rf"\begin{{longtable}}{{{_alignment(grid)}}}",
+            rf"\caption{{{escaped(f'{grid.title}. {grid.caption}')}}}\\",
+            r"\toprule",
+            _row(grid.header),
+            r"\midrule",
+            r"\endhead",
+            *_body(grid),
+            r"\bottomrule",
+            r"\end{longtable}",
+            r"\endgroup",
+            "",
+        ]
+    )
+
+
+def escaped(text: str) -> str:
+    """For LaTeX: its special characters, and a question mark for what its fonts may lack."""
+    known = "".join(c if c.isascii() or ord(c) in LATEX else "?" for c in text)
+    return known.translate(LATEX)
+
+
+def _alignment(grid: Grid) -> str:
+    """Texts to the left, numbers to the right."""
+    first = next((i for i, title in enumerate(grid.header) if title == "#Params"), None)
+    texts = len(grid.header) if first is None else first
+    return "l" * texts + "r" * (len(grid.header) - texts)
+
+
+def _row(texts: Sequence[str]) -> str:
+    # Braces keep a cell that begins with [ or * from being taken for an option of the last row.
+    return " & ".join(f"{{{escaped(text)}}}" for text in texts) + r" \\"
+
+
+def _body(grid: Grid) -> Sequence[str]:
+    """The rows, with a rule where the first column's group changes."""
+    lines: list[str] = []
+    grouped = grid.header.index("#Params") > 1 if "#Params" in grid.header else False
+    for above, row in zip([None, *grid.rows], grid.rows, strict=False):
+        if grouped and above is not None and above[0] != row[0]:
+            lines.append(r"\midrule")
+        lines.append(_row(row))
+    return lines

@@ -1,0 +1,130 @@
+"""HTML that opens from disk: a page an item, a page a run, an index.
+
+Pages hold all that they show, so nothing is fetched; the template engine escapes every text.
+"""
+
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dfolora.report.grid import Grid
+from dfolora.report.tables import Table
+
+SERVER = "http://127.0.0.1:5000"
+"""Where ``make mlflow-ui`` shows the store."""
+INDEX = ["name", "title", "profile", "filled", "cells", "runs"]
+
+
+def item_page(table: Table, comparison: Grid | None, picture: bytes | None) -> str:
+    """The table, each cell leading to its runs, with whatever belongs to it.
+
+    Args:
+        table: The item's.
+        comparison: With the paper's numbers.
+        picture: An SVG.
+    """
+    statuses = dict(zip(table.runs["run_id"], table.runs["status"], strict=True))
+    return _render(
+        "item.html",
+        table=table,
+        statuses=statuses,
+        holes=list(table.holes()),
+        comparison=comparison,
+        picture=None if picture is None else _embedded(picture, "svg+xml"),
+    )
+
+
+def run_page(run: Mapping[str, Any], picture: bytes | None) -> str:
+    """All that the store has of one run.
+
+    Args:
+        run: A row of the store's frame.
+        picture: A PNG of its curve.
+    """
+    known = {name: value for name, value in run.items() if not pd.isna(value)}
+    parts = {
+        part: {
+            name.removeprefix(f"{part}."): value
+            for name, value in sorted(known.items())
+            if name.startswith(f"{part}.") and not name.startswith("tags.mlflow.")
+        }
+        for part in ("metrics", "tags", "params")
+    }
+    return _render(
+        "run.html",
+        run=known,
+        parts=parts,
+        url=f"{SERVER}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}",
+        picture=None if picture is None else _embedded(picture, "png"),
+    )
+
+
+def index_page(entries: pd.DataFrame) -> str:
+    """Links to all items.
+
+    Args:
+        entries: One a row, with the columns of ``INDEX``.
+    """
+    return _render("index.html", entries=entries.to_dict("records"))
+
+
+def update_index(folder: Path, table: Table) -> pd.DataFrame:
+    """Add the table to ``index.csv``, in place of what it was, and give all that is there.
+
+    Args:
+        folder: Of the reports; an entry whose page is gone goes too.
+        table: The one that has just been written.
+    """
+    path = folder / "index.csv"
+    cells = [cell for line in table.lines for cell in line.cells.values() if cell.applies]
+    entry = {
+        "name": table.spec.name,
+        "title": table.spec.title,
+        "profile": table.spec.profile,
+        "filled": sum(not cell.hole for cell in cells),
+        "cells": len(cells),
+        "runs": len(table.runs),
+    }
+    rows = [entry]
+    if path.exists():
+        rows += pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    entries = pd.DataFrame(rows, columns=INDEX).drop_duplicates("name").sort_values("title")
+    entries = entries[[(folder / f"{name}.html").exists() for name in entries["name"]]]
+    entries.to_csv(path, index=False)
+    return entries
+
+
+def run_pages(table: Table, picture_of: Callable[[str], bytes | None]) -> Iterator[tuple[str, str]]:
+    """Run id and page of every run that the table leads to.
+
+    Args:
+        table: Whose runs.
+        picture_of: A run's curve as a PNG, by run id.
+    """
+    for run in table.runs.to_dict("records"):
+        yield run["run_id"], run_page(run, picture_of(run["run_id"]))
+
+
+def _embedded(picture: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{b64encode(picture).decode()}"
+
+
+def _render(template: str, **values: Any) -> str:
+    return str(_environment().get_template(template).render(**values))
+
+
+@lru_cache
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("dfolora.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -1,0 +1,188 @@
+"""The paper's numbers beside ours: how far apart, and whether that is more than noise."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import hypot, isnan, nan, sqrt
+from pathlib import Path
+
+import pandas as pd
+
+from dfolora.report.cells import Cell
+from dfolora.report.grid import Grid
+from dfolora.report.spec import Column
+from dfolora.report.tables import Line, Table
+
+Key = tuple[str, str, str, str]
+"""Model or other group (empty where there is one), method, task, metric."""
+PUBLISHED_RUNS = 3
+"""How many runs a published mean is taken to be of: the paper does not say."""
+AVERAGE = "Avg."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """A published one."""
+
+    mean: float
+    std: float = nan
+    """nan where none is given."""
+    corrected: float = nan
+    """What it should be, where it is known to be wrong."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """The numbers of one table or figure."""
+
+    numbers: Mapping[Key, Number] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> "Published":
+        """From ``<name>.csv``; none where there is no such file.
+
+        Args:
+            folder: With a file a table.
+            name: The table's.
+        """
+        path = folder / f"{name}.csv"
+        if not path.exists():
+            return cls()
+        frame = pd.read_csv(path, dtype={"group": str, "note": str})
+        frame[["group", "note"]] = frame[["group", "note"]].fillna("")
+        return cls(
+            numbers={
+                (row.group, row.method, row.task, row.metric): Number(
+                    mean=row.mean, std=row.std, corrected=row.corrected, note=row.note
+                )
+                for row in frame.rename(columns={"mean": "mean"}).itertuples(index=False)
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """One number of ours beside the paper's."""
+
+    line: Line
+    title: str
+    """Of the column."""
+    mean: float
+    """Ours; nan for a hole."""
+    std: float
+    runs: int
+    published: Number
+    constant: float
+    """The best constant predictor's; nan where none applies."""
+
+    @property
+    def difference(self) -> float:
+        """Ours less the paper's, corrected where it is wrong."""
+        corrected = self.published.corrected
+        return self.mean - (self.published.mean if isnan(corrected) else corrected)
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether the difference is at most two standard errors; None where it cannot be told."""
+        if isnan(self.difference) or isnan(self.std) or isnan(self.published.std):
+            return None
+        error = hypot(self.std / sqrt(self.runs), self.published.std / sqrt(PUBLISHED_RUNS))
+        return abs(self.difference) <= 2 * error
+
+    @property
+    def verdict(self) -> str:
+        """In words; a constant predictor that does as well is named."""
+        said = {True: "agrees", False: "differs", None: ""}[self.agrees]
+        shown = [value for value in (self.mean, self.published.mean) if not isnan(value)]
+        if shown and min(shown) <= self.constant:
+            said = f"{said}, a constant scores {self.constant:.2f}".removeprefix(", ")
+        return said
+
+
+def beside(table: Table, published: Published) -> Iterator[Beside]:
+    """Every published number of the table, in its order.
+
+    Args:
+        table: Ours.
+        published: The paper's.
+    """
+    constants = [line for line in table.lines if line.constant]
+    for line in table.lines:
+        for column, cell in line.cells.items():
+            key = (line.group, line.label, column.task or "", column.measure.metric)
+            if column.measure.ratio_to is None and key in published.numbers:
+                best = max(
+                    (each.cells[column].mean for each in constants), key=_or_least, default=nan
+                )
+                yield _beside_cell(line, column, cell, published.numbers[key], best)
+        key = (line.group, line.label, AVERAGE, "")
+        if key in published.numbers:
+            yield Beside(
+                line=line, title=AVERAGE, mean=line.average, std=nan, runs=0,
+                published=published.numbers[key], constant=nan,
+            )  # fmt: skip
+
+
+def _beside_cell(line: Line, column: Column, cell: Cell, number: Number, best: float) -> Beside:
+    return Beside(
+        line=line, title=column.title, mean=cell.mean, std=cell.std, runs=len(cell.scores),
+        published=number, constant=best,
+    )  # fmt: skip
+
+
+def _or_least(value: float) -> float:
+    return float("-inf") if isnan(value) else value
+
+
+def comparison(table: Table, published: Published) -> Grid | None:
+    """All of them as a grid; None where the paper has no number.
+
+    Args:
+        table: Ours.
+        published: The paper's.
+    """
+    found = list(beside(table, published))
+    if not found:
+        return None
+    grouped = table.spec.groups
+    notes = list(dict.fromkeys(each.published.note for each in found if each.published.note))
+    return Grid(
+        title="Beside the paper",
+        header=[
+            *([grouped.title] if grouped else []),
+            "Method", "Column", "Ours", "Paper", "Difference", "Verdict", "Note",
+        ],
+        rows=[
+            [
+                *([table.spec.group_title(each.line.group)] if grouped else []),
+                each.line.label,
+                each.title,
+                _spread(each.mean, each.std),
+                _printed(each.published),
+                "" if isnan(each.difference) else f"{each.difference:+.2f}",
+                each.verdict,
+                f"[{notes.index(each.published.note) + 1}]" if each.published.note else "",
+            ]
+            for each in found
+        ],
+        caption=" ".join(
+            [
+                "Agrees: |ours - paper| <= 2 sqrt(s^2 / n + s_p^2 / 3), with ours of n runs and "
+                "the paper's, whose number of runs is not stated, taken to be of 3; no verdict "
+                "where a spread is missing. A corrected number, in brackets, is what the "
+                "difference is taken from.",
+                *(f"[{number}] {note}." for number, note in enumerate(notes, 1)),
+            ]
+        ),
+    )  # fmt: skip
+
+
+def _spread(mean: float, std: float) -> str:
+    if isnan(mean):
+        return "—"
+    return f"{mean:,.2f}" + ("" if isnan(std) else f" ({std:,.2f})")
+
+
+def _printed(number: Number) -> str:
+    corrected = "" if isnan(number.corrected) else f" [{number.corrected:.2f}]"
+    return _spread(number.mean, number.std) + corrected

@@ -1,0 +1,97 @@
+"""Whether a row's average differs from another's by more than chance.
+
+The exact sign-flip permutation test on the per-task means of the differences, seed by seed. Runs of
+one task share its test set, its difficulty and, seed by seed, their splits, so their differences
+are not independent; those of a task therefore flip together, and the tasks are the sample. With
+seven tasks the smallest two-sided p is 2 / 2^7 = 0.016; with five or fewer none can reach 0.05, nor
+could any one task's five seeds (2 / 2^5 = 0.063), so single cells get no star. A Wilcoxon test over
+all pairs of (task, seed) would take 35 dependent numbers for independent ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, isnan
+from typing import Any
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One row beside the one that it is tested against."""
+
+    label: str
+    group: str
+    difference: float
+    """Of the averages; nan where a cell is missing, and then there is no test."""
+    p: float
+    """Two-sided, Holm-corrected."""
+
+    @property
+    def starred(self) -> bool:
+        """Whether the difference is significant."""
+        return self.p < LEVEL
+
+    def __str__(self) -> str:
+        name = ", ".join(filter(None, [self.group, self.label]))
+        if isnan(self.difference):
+            return f"{name}: not tested, for cells are missing"
+        return f"{name}: {self.difference:+.2f}, p = {self.p:.3f}"
+
+
+def judge(
+    rows: Mapping[str, Sequence[float]], against: Sequence[float], *, group: str = ""
+) -> Sequence[Verdict]:
+    """Test each row against one, correcting for their number (Holm 1979).
+
+    Args:
+        rows: Mean scores by task, of each row; nan for a missing one.
+        against: Those of the row they are tested against, tasks in the same order.
+        group: What the rows are rows of.
+    """
+    differences = {
+        label: [score - base for score, base in zip(scores, against, strict=True)]
+        for label, scores in rows.items()
+    }
+    raw = {label: sign_flip_p(d) for label, d in differences.items() if not any(map(isnan, d))}
+    corrected = _holm(raw)
+    return [
+        Verdict(
+            label=label,
+            group=group,
+            difference=sum(given) / len(given) if given else float("nan"),
+            p=corrected.get(label, float("nan")),
+        )
+        for label, given in differences.items()
+    ]
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """Two-sided p of the mean under all 2^n flips of signs.
+
+    Args:
+        differences: One a task.
+    """
+    from scipy.stats import permutation_test
+
+    if len(differences) < 2:  # scipy wants two; a sign flips one way or the other
+        return 1.0
+    # Rounded, for flips that give the same mean must count as ties.
+    rounded = [round(difference, 9) for difference in differences]
+    found = permutation_test(
+        (rounded,), _mean, permutation_type="samples", n_resamples=inf, vectorized=True
+    )
+    return float(found.pvalue)
+
+
+def _mean(values: Any, axis: int) -> Any:
+    return values.mean(axis=axis)
+
+
+def _holm(p_values: Mapping[str, float]) -> Mapping[str, float]:
+    """The k-th smallest of m times m - k + 1, never less than the one before."""
+    corrected, largest = {}, 0.0
+    for rank, label in enumerate(sorted(p_values, key=lambda label: p_values[label])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[label]))
+        corrected[label] = largest
+    return corrected

@@ -1,0 +1,154 @@
+"""What a table or figure shows: data, made from a file in ``conf/table/``.
+
+A figure is a picture of a table, so both have the same description.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A method of a table."""
+
+    label: str
+    where: Mapping[str, str]
+    """Tags that its runs have."""
+    group: str = ""
+    """What it is a row of; empty where nothing is grouped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """A table that repeats its rows for each value of a tag."""
+
+    tag: str
+    title: str
+    """Of the column that says which."""
+    values: Sequence[str]
+
+    def rows(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """All rows of the first group, then of the second, ..."""
+        return [
+            Row(label=row.label, where={**row.where, self.tag: str(value)}, group=str(value))
+            for value in self.values
+            for row in rows
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measure:
+    """A metric of the runs, as columns show it; one is equal to itself alone."""
+
+    metric: str
+    """MLflow's name."""
+    title: str
+    """Of a column; ``{task}`` is the task's title."""
+    factor: float = 1.0
+    """From the metric's unit to the column's: 100 for percent."""
+    digits: int = 2
+    averaged: bool = False
+    """Whether its columns count in the average."""
+    tasks: Sequence[str] | None = None
+    """The tasks that have it; None for all."""
+    ratio_to: str | None = None
+    """A row's label: show how many times that row's value this one is, seed by seed."""
+    optional: bool = False
+    """Whether its columns are left out where no run has the metric."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measure of a task, or of whatever task a row is about."""
+
+    measure: Measure
+    task: str | None
+    title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Which rows are tested against which one, named before there is any result."""
+
+    against: str
+    rows: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """How the table is drawn."""
+
+    kind: str
+    """``bars``, ``lines``, ``curves``: a name in ``figures.KINDS``."""
+    x_title: str = ""
+    log_x: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSpec:
+    """What a table shows."""
+
+    name: str
+    """Also the item that runs were made for."""
+    title: str
+    caption: str
+    """What the numbers are."""
+    tasks: Mapping[str, str]
+    """Task name to title."""
+    measures: Sequence[Measure]
+    rows: Sequence[Row]
+    """Of one group, where there are groups."""
+    profile: str
+    seeds: Sequence[int]
+    note: str
+    """What the profile has to say."""
+    constants: Mapping[str, str]
+    """Constant predictors, metric name to label."""
+    groups: Groups | None = None
+    """What the rows are repeated for."""
+    compare: Compare | None = None
+    picture: Picture | None = None
+
+    @classmethod
+    def from_mapping(cls, layout: Mapping[str, Any], **given: Any) -> "TableSpec":
+        """From a file's plain data.
+
+        Args:
+            layout: As in ``conf/table/``.
+            given: The fields that the file does not have.
+        """
+        parts = {
+            "measures": [Measure(**each) for each in layout["measures"]],
+            "rows": [Row(**each) for each in layout["rows"]],
+        }
+        for name, kind in (("groups", Groups), ("compare", Compare), ("picture", Picture)):
+            if layout.get(name) is not None:
+                parts[name] = kind(**layout[name])
+        return cls(**{"constants": {}, **layout, **parts, **given})
+
+    @property
+    def item(self) -> str:
+        """The tag that its runs have; its value says when they were last asked for."""
+        return f"item.{self.name}.{self.profile}"
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        """All columns of numbers, from left to right."""
+        if self.groups is not None and self.groups.tag == "task":
+            return [Column(measure, None, measure.title) for measure in self.measures]
+        return [
+            Column(measure, task, measure.title.replace("{task}", title))
+            for task, title in self.tasks.items()
+            for measure in self.measures
+            if measure.tasks is None or task in measure.tasks
+        ]
+
+    @property
+    def all_rows(self) -> Sequence[Row]:
+        """The rows of all groups."""
+        return self.rows if self.groups is None else self.groups.rows(self.rows)
+
+    def group_title(self, group: str) -> str:
+        """How a group is shown: a task by its title."""
+        return self.tasks.get(group, group)

@@ -1,0 +1,274 @@
+"""Finished runs to tables. Reads the store's data frame alone; knows no model and no torch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from dfolora.report.cells import (
+    HOLE,
+    NOT_APPLICABLE,
+    Cell,
+    RowRuns,
+    cells,
+    constant_cell,
+    item_runs,
+    row_runs,
+)
+from dfolora.report.grid import Grid
+from dfolora.report.significance import Verdict, judge
+from dfolora.report.spec import Column, TableSpec
+
+FACTS = {
+    "Model": "tags.model",
+    "Shots per class": "params.data.k",
+    "Calls": "params.budget",
+    "Patience": "params.patience",
+    "d": "tags.dim",
+    "Rank": "tags.rank",
+    "Alpha": "params.subspace.alpha",
+    "Sigma": "params.optimizer.sigma",
+    "Device": "params.used.device",
+    "Commit": "tags.commit",
+}
+"""What a caption tells of the runs, and where they have it."""
+CONSTANTS = {
+    "majority": "always gives the test set's most frequent class (of equals the first)",
+    "constant_yes": "always gives the label word Yes",
+}
+"""What constant predictors do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A row of a finished table."""
+
+    label: str
+    group: str = ""
+    """What it is a row of; empty where nothing is grouped."""
+    searched: str
+    """Numbers that the method searched."""
+    stored: str
+    """Parameters that it adds to the model."""
+    cells: Mapping[Column, Cell]
+    constant: bool = False
+    """Whether it is a constant predictor."""
+
+    @property
+    def average(self) -> float:
+        """Unweighted mean of the tasks' means; nan if one is missing."""
+        means = [cell.mean for column, cell in self.cells.items() if column.measure.averaged]
+        return float(pd.Series(means, dtype=float).mean(skipna=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A finished table."""
+
+    spec: TableSpec
+    lines: Sequence[Line]
+    columns: Sequence[Column]
+    caption: str
+    verdicts: Sequence[Verdict]
+    """Of the tests that the table asks for."""
+    runs: pd.DataFrame
+    """All that its cells lead to, unfinished and failed ones too."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether it has a column of averages."""
+        return any(column.measure.averaged for column in self.columns)
+
+    def average(self, line: Line) -> str:
+        """A line's average with its star."""
+        if pd.isna(line.average):
+            return HOLE
+        starred = any(v.starred and (v.group, v.label) == (line.group, line.label)
+                      for v in self.verdicts)  # fmt: skip
+        return f"{line.average:.2f}{'*' if starred else ''}"
+
+    def grid(self) -> Grid:
+        """The table as texts."""
+        grouped = self.spec.groups
+        header = [
+            *([grouped.title] if grouped else []),
+            "Method",
+            "#Params",
+            *(column.title for column in self.columns),
+            *(["Avg."] if self.averages else []),
+        ]
+        rows = [
+            [
+                *([self.spec.group_title(line.group)] if grouped else []),
+                line.label,
+                line.searched,
+                *map(str, line.cells.values()),
+                *([self.average(line)] if self.averages else []),
+            ]
+            for line in self.lines
+        ]
+        return Grid(title=self.spec.title, header=header, rows=rows, caption=self.caption)
+
+    def holes(self) -> Iterator[str]:
+        """Each cell without a number, and what is wrong there."""
+        for line in self.lines:
+            for column, cell in line.cells.items():
+                if cell.notes:
+                    place = ", ".join(filter(None, [line.group, line.label, column.title]))
+                    yield f"{place}: {'; '.join(cell.notes)}"
+
+    def frame(self) -> pd.DataFrame:
+        """One row a cell, per-seed scores kept; numbers missing where the table has a hole."""
+        return pd.DataFrame(
+            {
+                "table": self.spec.name,
+                "profile": self.spec.profile,
+                "group": line.group,
+                "method": line.label,
+                "n_params": line.searched.replace(",", ""),
+                "n_stored": line.stored.replace(",", ""),
+                "task": column.task or line.group,
+                "metric": column.measure.metric + (" ratio" if column.measure.ratio_to else ""),
+                "mean": cell.mean,
+                "std": cell.std,
+                "runs": len(cell.scores),
+                "missing_seeds": " ".join(cell.missing),
+                "scores": " ".join(f"{seed}:{score:.4f}" for seed, score in cell.scores.items()),
+                "commits": " ".join(cell.commits),
+                "run_ids": " ".join(f"{seed}:{run}" for seed, run in (cell.runs or {}).items()),
+                "notes": "; ".join(cell.notes),
+            }
+            for line in self.lines
+            for column, cell in line.cells.items()
+        )
+
+
+def build_table(runs: pd.DataFrame, spec: TableSpec) -> Table:
+    """Put runs into a table.
+
+    Args:
+        runs: As ``dfolora.tracking.Store.runs`` gives them.
+        spec: What to show.
+    """
+    runs = item_runs(runs, spec)
+    rows = [row_runs(runs, row) for row in spec.all_rows]
+    counted = pd.concat([row.counted for row in rows])
+    columns = [
+        column
+        for column in spec.columns
+        if not column.measure.optional or _measured(counted, column)
+    ]
+    lines = [
+        Line(
+            label=row.label,
+            group=row.group,
+            searched=_numbers(mine.counted, "metrics.params/searched"),
+            stored=_numbers(mine.counted, "metrics.params/stored"),
+            cells=cells(mine, columns, spec.seeds),
+        )
+        for row, mine in zip(spec.all_rows, rows, strict=True)
+    ]
+    lines = [*_constants(counted, columns, spec), *_with_ratios(lines)]
+    verdicts = _verdicts(lines, spec)
+    return Table(
+        spec=spec,
+        lines=lines,
+        columns=columns,
+        caption=_caption(counted, spec, verdicts),
+        verdicts=verdicts,
+        runs=_shown(runs, rows),
+    )
+
+
+def _measured(runs: pd.DataFrame, column: Column) -> bool:
+    metric = f"metrics.{column.measure.metric}"
+    return metric in runs and bool(runs[metric].notna().any())
+
+
+def _shown(runs: pd.DataFrame, rows: Sequence[RowRuns]) -> pd.DataFrame:
+    mine = pd.concat([part for row in rows for part in (row.counted, row.rest)])
+    return runs[runs["run_id"].isin(mine["run_id"])]
+
+
+def _constants(runs: pd.DataFrame, columns: Sequence[Column], spec: TableSpec) -> Iterator[Line]:
+    for name, label in spec.constants.items():
+        told = {column: constant_cell(runs, column, name) for column in columns}
+        yield Line(label=label, searched="0", stored="0", cells=told, constant=True)
+
+
+def _with_ratios(lines: Sequence[Line]) -> Iterator[Line]:
+    """Ratios to another row of the same group, seed by seed."""
+    by_label = {(line.group, line.label): line for line in lines}
+    for line in lines:
+        shown = dict(line.cells)
+        for column, cell in line.cells.items():
+            if column.measure.ratio_to is not None:
+                base = by_label[line.group, column.measure.ratio_to].cells[column]
+                shown[column] = _ratio(cell, base)
+        yield replace(line, cells=shown)
+
+
+def _ratio(cell: Cell, base: Cell) -> Cell:
+    if cell.hole or base.hole or set(cell.scores) != set(base.scores):
+        return replace(cell, scores={}, missing=[*cell.scores, *cell.missing])
+    ratios = {seed: score / base.scores[seed] for seed, score in cell.scores.items()}
+    return replace(cell, scores=ratios)
+
+
+def _verdicts(lines: Sequence[Line], spec: TableSpec) -> Sequence[Verdict]:
+    if spec.compare is None:
+        return []
+    averaged = {
+        (line.group, line.label): [c.mean for k, c in line.cells.items() if k.measure.averaged]
+        for line in lines
+    }
+    groups = dict.fromkeys(row.group for row in spec.all_rows)
+    return [
+        verdict
+        for group in groups
+        for verdict in judge(
+            {label: averaged[group, label] for label in spec.compare.rows},
+            averaged[group, spec.compare.against],
+            group=group,
+        )
+    ]
+
+
+def _numbers(runs: pd.DataFrame, metric: str) -> str:
+    if runs.empty:
+        return HOLE
+    return " / ".join(f"{int(n):,}" for n in sorted(runs[metric].dropna().unique()))
+
+
+def _caption(runs: pd.DataFrame, spec: TableSpec, verdicts: Sequence[Verdict]) -> str:
+    said: dict[str, Any] = {"Profile": spec.profile, "Seeds": ", ".join(map(str, spec.seeds))}
+    said |= {name: _values(runs, column) for name, column in FACTS.items()}
+    said["Runs"] = len(runs)
+    parts = [
+        spec.caption,
+        f"{HOLE} where runs are missing (finished/wanted) or of several commits, "
+        f"{NOT_APPLICABLE} where the predictor does not apply. #Params counts the numbers "
+        f"searched or trained.",
+    ]
+    parts += [f"{label} {CONSTANTS[name]}." for name, label in spec.constants.items()]
+    if spec.compare is not None:
+        parts.append(_tested(spec.compare.against, verdicts))
+    parts.append("; ".join(f"{name}: {value}" for name, value in said.items() if value != "") + ".")
+    return " ".join([*parts, spec.note])
+
+
+def _tested(against: str, verdicts: Sequence[Verdict]) -> str:
+    found = "; ".join(map(str, verdicts))
+    return (
+        f"A star marks an average that differs from {against}'s at 5 %: two-sided exact sign-flip "
+        f"permutation test on the tasks' mean differences, Holm-corrected over the rows tested. It "
+        f"assumes that under the null hypothesis a task's difference is as likely to have either "
+        f"sign, tasks being independent; seeds of one task are not taken to be. {found}."
+    )
+
+
+def _values(runs: pd.DataFrame, column: str) -> str:
+    values: Any = runs[column].dropna().unique() if column in runs else []
+    # Shorter ones first, which puts numbers in order.
+    return ", ".join(sorted((str(v) for v in values if v != "None"), key=lambda v: (len(v), v)))

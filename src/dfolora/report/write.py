@@ -1,0 +1,90 @@
+"""All files of an item: the same table in every format."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from dfolora.report import figures, pages
+from dfolora.report.formats import latex, long_latex, markdown
+from dfolora.report.grid import Grid
+from dfolora.report.published import Published, comparison
+from dfolora.report.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CURVE = "fitness.png"
+"""A run's own picture."""
+
+
+class Archive(Protocol):
+    """What a report asks of the store beside its runs; ``dfolora.tracking.Store`` has it."""
+
+    def history(self, run_ids: Sequence[str], metric: str) -> "pd.DataFrame":
+        """A metric's points."""
+        ...
+
+    def artifact(self, run_id: str, path: str) -> bytes | None:
+        """A file that a run left."""
+        ...
+
+
+def write_item(folder: Path, table: Table, published: Published, archive: Archive) -> str:
+    """Write ``<folder>/<name>`` as .md, .csv, .tex, .html, a figure also as .png and .svg.
+
+    Beside them the pages of the runs, in ``runs``, and the index.
+
+    Args:
+        folder: Made if need be.
+        table: What to write.
+        published: The paper's numbers; none where they would make no sense.
+        archive: For curves.
+
+    Returns:
+        The Markdown.
+    """
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    path = folder / table.spec.name
+    beside = comparison(table, published)
+    picture = None
+    if table.spec.picture is not None:
+        figures.save(figures.draw(table, _curves(table, archive)), path)
+        picture = path.with_suffix(".svg").read_bytes()
+    text = _markdown(table, beside)
+    _write(path.with_suffix(".md"), text)
+    table.frame().to_csv(path.with_suffix(".csv"), index=False)
+    _write(path.with_suffix(".tex"), _latex(table, beside))
+    _write(path.with_suffix(".html"), pages.item_page(table, beside, picture))
+    for run_id, page in pages.run_pages(table, lambda run_id: archive.artifact(run_id, CURVE)):
+        _write(folder / "runs" / f"{run_id}.html", page)
+    _write(folder / "index.html", pages.index_page(pages.update_index(folder, table)))
+    return text
+
+
+def _curves(table: Table, archive: Archive) -> dict[str, "pd.DataFrame"]:
+    assert table.spec.picture is not None
+    if table.spec.picture.kind != "curves":
+        return {}
+    finished = table.runs[table.runs["status"] == "FINISHED"]
+    ids = finished["run_id"].tolist()
+    return {metric: archive.history(ids, metric) for metric in figures.CURVES}
+
+
+def _markdown(table: Table, beside: Grid | None) -> str:
+    parts = [markdown(table.grid())]
+    if table.spec.picture is not None:
+        parts.append(f"![{table.spec.title}]({table.spec.name}.png)\n")
+    if holes := list(table.holes()):
+        parts.append("## What is missing\n\n" + "".join(f"- {hole}\n" for hole in holes))
+    if beside is not None:
+        parts.append(markdown(beside, level=2))
+    return "\n".join(parts)
+
+
+def _latex(table: Table, beside: Grid | None) -> str:
+    text = latex(table.grid(), f"tab:{table.spec.name}")
+    return text if beside is None else f"{text}\n{long_latex(beside)}"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
