@@ -13,7 +13,7 @@ from dfolora.packing import Pack
 
 
 class Backbone:
-    """A frozen model, its parts by name, and the logits of an answer's label words.
+    """A frozen model, its parts by name, and the logits of label words or of all tokens.
 
     Args:
         model: A ``transformers`` model with a vocabulary head. It is put into evaluation mode and
@@ -67,10 +67,18 @@ class Backbone:
         Returns:
             ``(..., C)``, float32.
         """
+        return self._logits(hidden, label_ids)
+
+    @torch.inference_mode()
+    def vocabulary_logits(self, hidden: Tensor) -> Tensor:
+        """Logits of all V tokens: ``(..., H) -> (..., V)``, float32; see `label_logits`."""
+        return self._logits(hidden, slice(None))
+
+    def _logits(self, hidden: Tensor, tokens: Tensor | slice) -> Tensor:
         transformed = self._family.transform(self.model, hidden)
         decoder = self.model.get_submodule(self._family.decoder)
-        bias = None if decoder.bias is None else decoder.bias[label_ids].float()
-        return functional.linear(transformed.float(), decoder.weight[label_ids].float(), bias)
+        bias = None if decoder.bias is None else decoder.bias[tokens].float()
+        return functional.linear(transformed.float(), decoder.weight[tokens].float(), bias)
 
     def _maps(self, layer: Any, path: str) -> dict[str, LinearMap]:
         width = self.architecture.width
