@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 import pipelines.run  # noqa: F401  registers the resolver ``choices``
 from dfolora.architecture import Architecture
 from dfolora.engine import Limits
-from dfolora.methods import InContext, LayerwiseSearch, ManualPrompt
+from dfolora.methods import Gap3, InContext, LayerwiseSearch, ManualPrompt
 from dfolora.mini.pretrain import Recipe
 from dfolora.optim import Cma, Lotfwa, Nevergrad, RandomSearch
 from dfolora.problem import ProblemSpec
@@ -31,6 +31,7 @@ SIGNATURES = {
     ("data", None): ProblemSpec,
     ("engine", None): Limits,
     ("method", "dfo_lora"): LayerwiseSearch,
+    ("method", "gap3"): Gap3,
     ("method", "in_context"): InContext,
     ("method", "manual_prompt"): ManualPrompt,
     ("optimizer", "cma"): Cma,
