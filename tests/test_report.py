@@ -34,7 +34,7 @@ def test_markdown_is_as_computed_by_hand():
         "| F-LoRA         | 1,500   | — (1/2)      | —            | —     |\n"
         "\n"
         "Test score in %. — where runs are missing (finished/wanted) or of several commits, n/a "
-        "where the predictor does not apply. #Params counts the numbers searched or trained. "
+        "where there can be no number. #Params counts the numbers searched or trained. "
         "Majority class always gives the test set's most frequent class (of equals the first). "
         "Constant Yes always gives the label word Yes. "
         "Profile: mini; Seeds: 8, 13; Model: mini_roberta; Shots per class: 16; Calls: 1000; "
@@ -297,6 +297,15 @@ def test_optional_measure_is_shown_where_one_run_has_it():
         cost("sst2", 13, 60, "cma") | {"metrics.memory/torch_mb": 7},
     ]
     assert table(*runs, spec=COSTS).grid().header[-1] == "torch MB"
+
+
+def test_metric_that_no_run_of_a_cell_has_is_not_applicable():
+    spec = replace(SPEC, measures=[*SPEC.measures, Measure(metric="calls", title="{task} calls")])
+    searched = [given | {"metrics.calls": 25.0} for given in RUNS[2:]]
+    built = table(*RUNS[:2], *searched, spec=spec)
+    assert cells(built, "Manual prompt")[:2] == ["75.00", "n/a"]
+    assert cells(built, "F-LoRA")[:2] == ["— (1/2)", "— (1/2)"]
+    assert list(built.holes()) == []
 
 
 def test_reading_is_linear_in_cells_and_passes_over_the_runs_once_a_row(monkeypatch):
