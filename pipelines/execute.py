@@ -78,7 +78,7 @@ def execute(
         whole(config[key], key, least=0)
     method: Method = instantiate(config.method)
     spec: ProblemSpec = instantiate(config.data)
-    architecture = Architecture.of(checkpoint.config())
+    architecture = Architecture.of(checkpoint.config(), quantized=checkpoint.quantized)
     method.check(architecture)
     spec.check(task, architecture.family.kind)
     task_rows = _task_rows(task, spec.root)

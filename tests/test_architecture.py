@@ -19,7 +19,7 @@ LEVELS = (  # a module imports only from lines above its own, and from within it
     ("layer", "mini"),
     ("backbone", "data", "quantize"),
     ("adapter", "checkpoint", "engine"),
-    ("subspace",),
+    ("subspace", "trainable"),
     ("evaluate",),
     ("tune",),
     ("select",),
@@ -43,26 +43,27 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
         "subspace", "tune",
     },
     "pandas": {"data.load", "report", "tracking"},
+    "peft": {"trainable"},
     "psutil": {"memory"},
     "pynvml": {"memory"},
     "scipy": {"report.significance"},
-    "safetensors": {"adapter", "subspace"},
+    "safetensors": {"adapter", "subspace", "trainable"},
     "sqlalchemy": {"tracking"},
     "tokenizers": {"mini.tokenizer"},
     "torch": {
-        "adapter", "architecture", "backbone", "checkpoint", "data.encode", "engine", "evaluate",
+        "adapter", "architecture", "backbone", "checkpoint", "data", "engine", "evaluate",
         "intervention", "layer", "lora", "memory", "methods", "mini.pretrain", "objective",
-        "packing", "problem", "quantize", "score", "subspace",
+        "packing", "problem", "quantize", "score", "subspace", "trainable",
     },
     "torchao": {"quantize"},
     "transformers": {
-        "checkpoint", "data.encode", "mini.pretrain", "mini.tokenizer", "problem", "quantize",
+        "checkpoint", "data", "mini.pretrain", "mini.tokenizer", "problem", "quantize",
     },
     "yaml": {"task"},
 }  # fmt: skip
 LAZY = {
-    "datasets", "jinja2", "matplotlib", "mlflow", "nevergrad", "pynvml", "scipy", "sqlalchemy",
-    "torchao",
+    "datasets", "jinja2", "matplotlib", "mlflow", "nevergrad", "peft", "pynvml", "scipy",
+    "sqlalchemy", "torchao",
 }  # fmt: skip
 """Slow to import or not needed by all: only inside of functions."""
 

@@ -16,7 +16,14 @@ from omegaconf import OmegaConf
 import pipelines.run  # noqa: F401  registers the resolver ``choices``
 from dfolora.architecture import Architecture
 from dfolora.engine import Limits
-from dfolora.methods import LayerwiseSearch, ManualPrompt, RandomLora
+from dfolora.methods import (
+    GradientTuning,
+    InContext,
+    LayerwiseSearch,
+    ManualPrompt,
+    RandomLora,
+    TrainingSpec,
+)
 from dfolora.mini.pretrain import Recipe
 from dfolora.optim import Cma, Lotfwa, Nevergrad, RandomSearch
 from dfolora.problem import ProblemSpec
@@ -25,6 +32,15 @@ from dfolora.report.figures import KINDS
 from dfolora.report.tables import CONSTANTS
 from dfolora.subspace import LoraSubspaceSpec
 from dfolora.task import Task
+from dfolora.trainable import (
+    Adapter,
+    BitFit,
+    FeatureHead,
+    Lora,
+    ModelTuning,
+    PrefixTuning,
+    PromptTuning,
+)
 from pipelines.execute import _labels
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -36,11 +52,21 @@ OPTIONS = [
 SIGNATURES = {
     ("data", None): ProblemSpec,
     ("engine", None): Limits,
+    ("method", "adapter"): GradientTuning,
     ("method", "bbt"): LayerwiseSearch,
     ("method", "bbtv2"): LayerwiseSearch,
     ("method", "dfo_lora"): LayerwiseSearch,
+    ("method", "in_context"): InContext,
     ("method", "manual_prompt"): ManualPrompt,
     ("method", "random_lora"): RandomLora,
+    ("method.trained", "adapter"): Adapter,
+    ("method.trained", "bitfit"): BitFit,
+    ("method.trained", "feature_mlp"): FeatureHead,
+    ("method.trained", "lora"): Lora,
+    ("method.trained", "model_tuning"): ModelTuning,
+    ("method.trained", "p_tuning_v2"): PrefixTuning,
+    ("method.trained", "prompt_tuning"): PromptTuning,
+    ("method.training", "lora"): TrainingSpec,
     ("optimizer", "cma"): Cma,
     ("optimizer", "fwa"): Lotfwa,
     ("optimizer", "nevergrad"): Nevergrad,
@@ -225,10 +251,13 @@ def test_profiles_set_the_same_things(profile):
 
 
 def node(group, option):
-    """The resolved node of an option as ``run.yaml`` alone has it: profiles change budgets."""
-    chosen = [] if option is None else [f"{group}={option}"]
+    """The resolved node of an option as ``run.yaml`` alone has it: profiles change budgets.
+
+    ``method.trained`` is that part of an option of ``method``.
+    """
+    chosen = [] if option is None else [f"{group.partition('.')[0]}={option}"]
     config = composed("~profile", *chosen)
-    return OmegaConf.to_container(config[group], resolve=True)
+    return OmegaConf.to_container(OmegaConf.select(config, group), resolve=True)
 
 
 @pytest.mark.parametrize(("group", "option"), SIGNATURES)
@@ -269,6 +298,9 @@ def test_every_constructor_with_options_is_compared():
     for group in ("method", "optimizer", "subspace"):
         kinds = {get_class(node(group, option)["_target_"]) for option in options(group)}
         assert kinds == {kind for (owner, _), kind in SIGNATURES.items() if owner == group}
+    trained = [node("method", option).get("trained") for option in options("method")]
+    kinds = {get_class(given["_target_"]) for given in trained if given}
+    assert kinds == {kind for (owner, _), kind in SIGNATURES.items() if owner == "method.trained"}
 
 
 @pytest.mark.parametrize("option", options("model"))

@@ -60,6 +60,10 @@ class Family:
     """``(model, input_ids (B, T)) -> (B, T, H)``: what enters layer 0."""
     transform: Callable[[Any, Tensor], Tensor]
     """``(model, hidden (B, H)) -> (B, H)``: what lies between the last layer and ``decoder``."""
+    body_transforms: bool
+    """Whether ``transform`` is part of ``body``, as in GPT-2, or of the head."""
+    caches: bool
+    """Whether attention takes keys and values of earlier tokens, so that prefixes can be given."""
     forward_options: Mapping[str, Any]
 
 
@@ -125,6 +129,8 @@ FAMILIES: Mapping[str, Family] = {
         input_first=False,
         embed=_roberta_embed,
         transform=_roberta_transform,
+        body_transforms=False,
+        caches=True,
         forward_options={},
     ),
     "bert": Family(
@@ -138,6 +144,8 @@ FAMILIES: Mapping[str, Family] = {
         input_first=False,
         embed=_bert_embed,
         transform=_bert_transform,
+        body_transforms=False,
+        caches=True,
         forward_options={},
     ),
     "gpt2": Family(
@@ -156,6 +164,8 @@ FAMILIES: Mapping[str, Family] = {
         input_first=True,
         embed=_gpt2_embed,
         transform=_gpt2_transform,
+        body_transforms=True,
+        caches=True,
         forward_options={"use_cache": False},
     ),
 }
@@ -179,10 +189,16 @@ class Architecture:
     ffn_width: int
     max_length: int
     """Longest input in tokens, special tokens included."""
+    quantized: bool = False
+    """Whether the layers' weights are in 8 bits, through which no gradient passes."""
 
     @classmethod
-    def of(cls, config: Any) -> "Architecture":
+    def of(cls, config: Any, *, quantized: bool = False) -> "Architecture":
         """Read a ``transformers`` configuration.
+
+        Args:
+            config: The configuration.
+            quantized: Whether the weights are to be in 8 bits.
 
         Raises:
             UserError: The model type is none that we know.
@@ -202,6 +218,7 @@ class Architecture:
             heads=config.num_attention_heads,
             ffn_width=_ffn_width(config),
             max_length=config.max_position_embeddings - offset,
+            quantized=quantized,
         )
 
     @property
@@ -221,3 +238,24 @@ class Architecture:
                 f"Got targets={list(targets)}; choose a non-empty subset of "
                 f"{', '.join(self.family.maps)}, each at most once."
             )
+
+    def whole_modules(self, maps: Sequence[str]) -> tuple[str, ...]:
+        """The modules inside a layer that hold these attention maps and no others.
+
+        Args:
+            maps: Names among q, k, v and o.
+
+        Raises:
+            UserError: A module holds others too, as GPT-2's ``c_attn`` does unless all of q, k and
+                v are named.
+        """
+        places = self.family.maps
+        modules = dict.fromkeys(places[name].module for name in maps)
+        for module in modules:
+            held = [name for name, place in places.items() if place.module == module]
+            if missing := [name for name in held if name not in maps]:
+                raise UserError(
+                    f"This model keeps {', '.join(held)} in one module, {module}, which is trained "
+                    f"as a whole; name {', '.join(missing)} too, or none of them."
+                )
+        return tuple(modules)

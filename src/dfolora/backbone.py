@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from dfolora.architecture import Architecture
@@ -23,7 +23,9 @@ class Backbone:
 
     def __init__(self, model: Any) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.architecture = Architecture.of(model.config)
+        # An 8-bit weight is a subclass, the only kind of parameter that is not one itself.
+        quantized = any(type(weight) is not nn.Parameter for weight in model.parameters())
+        self.architecture = Architecture.of(model.config, quantized=quantized)
         self._family = self.architecture.family
         modules = model.get_submodule(self._family.layers)
         self.layers = [
@@ -67,10 +69,32 @@ class Backbone:
         Returns:
             ``(..., C)``, float32.
         """
-        transformed = self._family.transform(self.model, hidden)
+        return self._decoded(self._family.transform(self.model, hidden), label_ids)
+
+    def forward(self, **inputs: Any) -> Tensor:
+        """What the model's own padded forward gives before the head; gradients pass.
+
+        Args:
+            inputs: ``input_ids (n, T)`` or ``inputs_embeds (n, T, H)``, ``attention_mask``, and
+                whatever else the model's body takes.
+
+        Returns:
+            ``(n, T, H)``.
+        """
+        body = self.model.get_submodule(self._family.body)
+        return body(**inputs, **self._family.forward_options).last_hidden_state
+
+    def answer_logits(self, hidden: Tensor, label_ids: Tensor) -> Tensor:
+        """As ``label_logits``, of what ``forward`` gives where the answers are; gradients pass."""
+        if not self._family.body_transforms:
+            hidden = self._family.transform(self.model, hidden)
+        return self._decoded(hidden, label_ids)
+
+    def _decoded(self, transformed: Tensor, label_ids: Tensor) -> Tensor:
         decoder = self.model.get_submodule(self._family.decoder)
         bias = None if decoder.bias is None else decoder.bias[label_ids].float()
-        return functional.linear(transformed.float(), decoder.weight[label_ids].float(), bias)
+        with torch.autocast(transformed.device.type, enabled=False):
+            return functional.linear(transformed.float(), decoder.weight[label_ids].float(), bias)
 
     def _maps(self, layer: Any, path: str) -> dict[str, LinearMap]:
         width = self.architecture.width

@@ -67,6 +67,11 @@ class Checkpoint:
         with _explained(f"model.path={self.path}", "model.path"):
             return transformers.AutoConfig.from_pretrained(self._source, revision=self.revision)
 
+    @property
+    def quantized(self) -> bool:
+        """Whether its layers' weights will be in 8 bits."""
+        return self.precision == "int8"
+
     def load_tokenizer(self) -> Any:
         """The tokenizer.
 

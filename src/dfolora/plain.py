@@ -58,6 +58,17 @@ def flag(value: object, where: str) -> bool:
     return value
 
 
+def positive(value: object, where: str) -> float:
+    """The value, a positive finite number."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 < value < float("inf")
+    ):
+        raise UserError(f"{where}={value} must be a positive number.")
+    return value
+
+
 def whole(value: object, where: str, *, least: int) -> int:
     """The value, a whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -3,6 +3,8 @@
 from dfolora.data.encode import Batch, Encode, Encoder, Readout, encode, filler_ids, fits
 from dfolora.data.fewshot import FewShotSplit, eligible_rows, sample_few_shot
 from dfolora.data.load import Part, Rows, fingerprint, load_rows
+from dfolora.data.parts import part, pieces
+from dfolora.data.text import TextEncoder
 
 __all__ = [
     "Batch",
@@ -12,11 +14,14 @@ __all__ = [
     "Part",
     "Readout",
     "Rows",
+    "TextEncoder",
     "eligible_rows",
     "encode",
     "filler_ids",
     "fingerprint",
     "fits",
     "load_rows",
+    "part",
+    "pieces",
     "sample_few_shot",
 ]

@@ -2,13 +2,14 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from dfolora.data.load import Rows
+from dfolora.data.tokens import Defuser, padded
 from dfolora.errors import UserError
 from dfolora.task import FILLER, MASK, Prompt
 
@@ -40,6 +41,14 @@ class Batch:
     """What is encoded."""
     truncated: int
     """How many rows lost text to the length limit."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same, its tensors on a device."""
+        tensors = {
+            name: getattr(self, name).to(device)
+            for name in ("input_ids", "attention_mask", "answer", "labels")
+        }
+        return replace(self, **tensors)
 
 
 def encode(
@@ -85,7 +94,7 @@ def encode(
         answer = [_mask_position(row, tokenizer, n) for n, row in enumerate(ids, 1)]
     else:
         answer = _causal_answers([len(row) for row in ids], readout, group)
-    input_ids, attention_mask = _padded(ids, tokenizer.pad_token_id or 0)
+    input_ids, attention_mask = padded(ids, tokenizer.pad_token_id or 0)
     return Batch(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -126,11 +135,37 @@ class Encoder:
             fillers=self.fillers,
         )
 
+    def token_counts(self, rows: Rows) -> tuple[int, ...]:
+        """See `token_counts`."""
+        return token_counts(rows, self.prompt, self.tokenizer, fillers=self.fillers)
+
     def shortest(self) -> int:
-        """Tokens of the prompt around a row of empty fields, special tokens included."""
-        render = _Renderer(self.prompt, self.tokenizer, self.fillers)
+        """Tokens of a row of empty fields, special tokens included."""
         empty = dict.fromkeys(self.prompt.placeholders, "")
-        return len(render.tokens([render(empty)])[0])
+        return self.token_counts(Rows(texts=(empty,), labels=(0,)))[0]
+
+    def filler_words(self) -> str:
+        """What the prompt's ``{filler}`` stands for."""
+        return str(self.tokenizer.decode(filler_ids(self.tokenizer, self.fillers)))
+
+
+def token_counts(
+    rows: Rows, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, fillers: int = FILLERS
+) -> tuple[int, ...]:
+    """How many tokens each row is before `encode` cuts it, special tokens included.
+
+    Args:
+        rows: ``N`` rows with the prompt's fields.
+        prompt: The pattern.
+        tokenizer: The model's.
+        fillers: How many filler words the prompt's ``{filler}`` stands for.
+
+    Returns:
+        One number per row, ``(N,)``.
+    """
+    render = _Renderer(prompt, tokenizer, fillers)
+    ids = render.tokens([render(render.safe(text)) for text in rows.texts])
+    return tuple(map(len, ids))
 
 
 def fits(
@@ -147,9 +182,7 @@ def fits(
     Returns:
         One truth value per row, ``(N,)``.
     """
-    render = _Renderer(prompt, tokenizer)
-    ids = render.tokens([render(render.safe(text)) for text in rows.texts])
-    return tuple(len(row) <= max_length for row in ids)
+    return tuple(count <= max_length for count in token_counts(rows, prompt, tokenizer))
 
 
 class _Renderer:
@@ -161,14 +194,7 @@ class _Renderer:
         self._pattern = prompt.pattern
         self._tokenizer = tokenizer
         self._constants = _constants(prompt, tokenizer, fillers)
-        self._special = {
-            *tokenizer.all_special_tokens,
-            *(token.content for token in tokenizer.added_tokens_decoder.values() if token.special),
-        }
-
-    def safe(self, text: Mapping[str, str]) -> dict[str, str]:
-        """The row with a space inside each spelled-out special token, so that it stays text."""
-        return {field: self._defused(value) for field, value in text.items()}
+        self.safe = Defuser(tokenizer)
 
     def __call__(self, text: Mapping[str, str]) -> str:
         """The filled pattern."""
@@ -178,11 +204,6 @@ class _Renderer:
         """Token ids of filled patterns, special tokens included."""
         encoded = self._tokenizer(list(prompts), verbose=False)  # no warning: we cut what is long
         return [list(row) for row in encoded["input_ids"]]
-
-    def _defused(self, text: str) -> str:
-        for token in self._special:
-            text = text.replace(token, f"{token[:1]} {token[1:]}")
-        return text
 
 
 def _constants(
@@ -264,11 +285,3 @@ def _causal_answers(lengths: Sequence[int], readout: Readout, group: int | None)
     size = len(lengths) if group is None else group
     starts = [n - n % size for n in range(len(lengths))]
     return [max(lengths[start : start + size]) - 1 for start in starts]
-
-
-def _padded(ids: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both ``(N, T)``, padded on the right."""
-    longest = max(map(len, ids))
-    tokens = [[*row, *[pad] * (longest - len(row))] for row in ids]
-    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in ids]
-    return torch.tensor(tokens), torch.tensor(mask)

@@ -1,13 +1,18 @@
 """The rows of the tables: each method turns a backbone and a few-shot split into a predictor."""
 
 from dfolora.methods.base import FewShotData, Fit, Method, Predictor, Progress, Step
+from dfolora.methods.gradient import GradientTuning
+from dfolora.methods.in_context import InContext
 from dfolora.methods.layerwise import LayerwiseSearch
 from dfolora.methods.manual_prompt import ManualPrompt
 from dfolora.methods.random_lora import RandomLora
+from dfolora.methods.training import TrainingSpec
 
 __all__ = [
     "FewShotData",
     "Fit",
+    "GradientTuning",
+    "InContext",
     "LayerwiseSearch",
     "ManualPrompt",
     "Method",
@@ -15,4 +20,5 @@ __all__ = [
     "Progress",
     "RandomLora",
     "Step",
+    "TrainingSpec",
 ]

@@ -14,7 +14,6 @@ from torch import Tensor
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.data.encode import Encode, Encoder
-from dfolora.errors import UserError
 from dfolora.intervention import Intervention
 
 Array = NDArray[np.float64]
@@ -110,18 +109,3 @@ class Incumbents(Generic[Change]):
             known = z.tobytes(), self._make(block, z[None])
             self._known[block] = known
         return known[1]
-
-
-def check_positive(**values: object) -> None:
-    """Raise UserError unless each named value is a positive finite number.
-
-    Args:
-        values: By the names that users know them by, a dot written as two underscores.
-    """
-    for name, value in values.items():
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < float("inf")
-        ):
-            raise UserError(f"{name.replace('__', '.')}={value} must be a positive number.")

@@ -24,9 +24,9 @@ from dfolora.data.encode import Encoder
 from dfolora.errors import UserError
 from dfolora.intervention import LayerLora
 from dfolora.lora import LoraFactors
-from dfolora.plain import whole
+from dfolora.plain import positive, whole
 from dfolora.seeding import stream
-from dfolora.subspace.base import Incumbents, check_positive
+from dfolora.subspace.base import Incumbents
 from dfolora.subspace.statistics import Statistics, layer_stds
 
 BProjection = Literal["hidden_std", "linear_default"]
@@ -80,9 +80,9 @@ class LoraSubspaceSpec:
             )
         if not 1 <= self.rank <= architecture.width:
             raise UserError(f"rank={self.rank} must lie between 1 and {architecture.width}.")
-        check_positive(
-            subspace__alpha=self.alpha, optimizer__sigma=self.sigma, scaling=self.scaling
-        )
+        positive(self.alpha, "subspace.alpha")
+        positive(self.sigma, "optimizer.sigma")
+        positive(self.scaling, "scaling")
         for name, choice, law in (
             ("b_projection", self.b_projection, BProjection),
             ("statistics", self.statistics, Statistics),

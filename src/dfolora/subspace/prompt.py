@@ -23,9 +23,9 @@ from dfolora.backbone import Backbone
 from dfolora.data.encode import Encoder
 from dfolora.errors import UserError
 from dfolora.intervention import SoftPrompt
-from dfolora.plain import flag, whole
+from dfolora.plain import flag, positive, whole
 from dfolora.seeding import stream
-from dfolora.subspace.base import Incumbents, check_positive
+from dfolora.subspace.base import Incumbents
 from dfolora.subspace.statistics import layer_stds
 
 
@@ -53,7 +53,8 @@ class PromptSubspaceSpec:
         whole(self.dim, "subspace.dim", least=1)
         whole(self.positions, "prompt_tokens", least=1)
         flag(self.every_layer, "subspace.every_layer")
-        check_positive(subspace__alpha=self.alpha, optimizer__sigma=self.sigma)
+        positive(self.alpha, "subspace.alpha")
+        positive(self.sigma, "optimizer.sigma")
         if self.positions >= architecture.max_length:
             raise UserError(
                 f"{self.positions} prompt vectors leave no room in a model of at most "

@@ -1,0 +1,83 @@
+"""Rows as plain text, without a prompt: for classifiers that read a token's features."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfolora.data.encode import Batch, Encoder
+from dfolora.data.load import Rows
+from dfolora.data.tokens import Defuser, padded
+from dfolora.errors import UserError
+from dfolora.task import Kind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoder:
+    """An ``Encode``: the fields of a row, joined as the tokenizer joins a pair of texts.
+
+    The answer is read where such classifiers read a row: at a masked model's first token, at a
+    causal model's last. Token types, where a model has them, are left at the first.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    kind: Kind
+    max_length: int
+
+    @classmethod
+    def of(cls, plain: Encoder) -> "TextEncoder":
+        """With the tokenizer and the limit of a prompt's encoder."""
+        return cls(tokenizer=plain.tokenizer, kind=plain.prompt.kind, max_length=plain.max_length)
+
+    def __call__(self, rows: Rows, group: int | None = None) -> Batch:
+        """Encode rows; what is too long loses the ends of its longest texts.
+
+        Args:
+            rows: ``N`` rows.
+            group: Of no effect.
+
+        Raises:
+            UserError: There are no rows, or one has no token.
+        """
+        if not len(rows):
+            raise UserError("No rows to encode.")
+        if (special := self.tokenizer.num_special_tokens_to_add(pair=True)) >= self.max_length:
+            raise UserError(
+                f"A limit of {self.max_length} tokens leaves no room for text beside {special} "
+                f"special ones; raise data.max_length."
+            )
+        safe = Defuser(self.tokenizer)
+        texts = [_pair(safe(row)) for row in rows.texts]
+        ids = self._tokens(texts)
+        overlong = [n for n, row in enumerate(ids) if len(row) > self.max_length]
+        for n in overlong:
+            (ids[n],) = self._tokens(texts[n : n + 1], truncation=True, max_length=self.max_length)
+        if [] in ids:
+            raise UserError(
+                f"Row {ids.index([]) + 1} has no token after encoding, so there is nothing to "
+                f"read; leave out rows without text."
+            )
+        input_ids, attention_mask = padded(ids, self.tokenizer.pad_token_id or 0)
+        last = attention_mask.sum(-1) - 1
+        return Batch(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            answer=last if self.kind == "causal" else torch.zeros_like(last),
+            labels=torch.tensor(rows.labels),
+            rows=rows,
+            truncated=len(overlong),
+        )
+
+    def _tokens(self, texts: list[tuple[str, ...]], **options: object) -> list[list[int]]:
+        encoded = self.tokenizer(*map(list, zip(*texts, strict=True)), verbose=False, **options)
+        return [list(row) for row in encoded["input_ids"]]
+
+
+def _pair(row: Mapping[str, str]) -> tuple[str, ...]:
+    """One text or two, which is as many as tokenizers join."""
+    first, *rest = row.values()
+    return (first, " ".join(rest)) if rest else (first,)

@@ -1,0 +1,37 @@
+"""Texts to token ids, and these to tensors: what all ways to put rows to a model share."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Defuser:
+    """Puts a space inside each special token that a text spells out, so that it stays text."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._special = {
+            *tokenizer.all_special_tokens,
+            *(token.content for token in tokenizer.added_tokens_decoder.values() if token.special),
+        }
+
+    def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
+        """The row's fields, defused."""
+        return {field: self._defused(text) for field, text in row.items()}
+
+    def _defused(self, text: str) -> str:
+        for token in self._special:
+            text = text.replace(token, f"{token[:1]} {token[1:]}")
+        return text
+
+
+def padded(ids: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both ``(N, T)``, padded on the right."""
+    longest = max(map(len, ids))
+    tokens = [[*row, *[pad] * (longest - len(row))] for row in ids]
+    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in ids]
+    return torch.tensor(tokens), torch.tensor(mask)

@@ -1,0 +1,195 @@
+"""In-context learning: train rows with their answers stand as text before the row in question.
+
+Brown et al., *Language Models are Few-Shot Learners*, 2020. The frozen model is as it was.
+"""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from dfolora.architecture import Architecture
+from dfolora.backbone import Backbone
+from dfolora.data.encode import Batch, Encode, Encoder
+from dfolora.data.load import Rows
+from dfolora.engine import Engine, Limits
+from dfolora.errors import UserError
+from dfolora.methods.base import FewShotData, Progress
+from dfolora.plain import whole
+from dfolora.seeding import stream
+from dfolora.select import DevPoint
+from dfolora.task import FILLER, MASK
+
+BEFORE = "demonstrations before the row"
+"""The field of a row that holds them; no column is called so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InContext:
+    """A method that fits nothing: it shows train rows, as many as the model can read at once.
+
+    They come in a random order in which classes take turns, so that however many fit, no class has
+    two more than another. Each is the filled prompt with its label word in the mask's place or, for
+    a causal model, after the prompt and a space; single spaces join them and the row.
+    """
+
+    demonstrations: int = 32
+    """At most so many before a row; 0 is the manual prompt."""
+    limits: Limits = field(default_factory=Limits)
+    """How much goes through the model at once."""
+
+    @property
+    def seeded(self) -> bool:
+        """See ``Method``."""
+        return True
+
+    @property
+    def budget(self) -> int:
+        """See ``Method``."""
+        return 0
+
+    def check(self, architecture: Architecture) -> None:
+        """Every supported model will do."""
+        whole(self.demonstrations, "method.demonstrations", least=0)
+        self.limits.check()
+
+    def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
+        """See ``Method``."""
+        shown = _by_turns(train.labels, seed)[: self.demonstrations]
+        filled = (_demonstration(plain, train.texts[n], train.labels[n]) for n in shown)
+        texts = tuple(accumulate(filled, initial=""))
+        pattern = f"{{{BEFORE}}}{plain.prompt.pattern}"
+        encoder = replace(plain, prompt=replace(plain.prompt, pattern=pattern))
+        # What each number of demonstrations adds to a row, by the example of the shortest.
+        lengths = plain.token_counts(train)
+        shortest = train.select([lengths.index(min(lengths))] * len(texts))
+        counts = encoder.token_counts(_preceded(shortest, texts))
+        if len(counts) > 1 and counts[1] > plain.max_length:
+            raise UserError(
+                f"The demonstrations are longer than the model: the first of them and the shortest "
+                f"train row are {counts[1]} tokens, the limit is {plain.max_length}. Raise "
+                f"data.max_length if the model allows it, lower data.max_words, or set "
+                f"method.demonstrations=0 to show none."
+            )
+        added = tuple(count - counts[0] for count in counts)
+        return Demonstrated(plain=plain, encoder=encoder, texts=texts, added=added)
+
+    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> "Shown":
+        """See ``Method``."""
+        if not isinstance(data.encode, Demonstrated):
+            raise TypeError("In-context learning needs data.encode to be its own encoder.")
+        return Shown(backbone, data.label_ids, data.encode, self.limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstrated:
+    """An ``Encode`` that puts before each row as many demonstrations as fit.
+
+    Rows that are too long by themselves have none and are cut as ever.
+    """
+
+    plain: Encoder
+    """The prompt alone."""
+    encoder: Encoder
+    """The prompt with the field ``BEFORE`` at its start."""
+    texts: tuple[str, ...]
+    """What 0, 1, 2, ... demonstrations are."""
+    added: tuple[int, ...]
+    """How many tokens these are."""
+
+    def __call__(self, rows: Rows, group: int | None = None) -> Batch:
+        """See `encode`."""
+        return self.encoder(self._shown(rows, self._fitting(rows)), group)
+
+    def counts(self, batch: Batch) -> list[int]:
+        """How many demonstrations stand before each row of a batch encoded here, ``(N,)``."""
+        number = {text: count for count, text in enumerate(self.texts)}
+        return [number[text[BEFORE]] for text in batch.rows.texts]
+
+    def _fitting(self, rows: Rows) -> list[int]:
+        """How many fit beside each row: by the sum of both, then by the tokens of the whole."""
+        limit = self.plain.max_length
+        alone = self.plain.token_counts(rows)
+        counts = [max(bisect_right(self.added, limit - tokens) - 1, 0) for tokens in alone]
+        # Where texts meet, the whole may have more tokens than its parts.
+        while too_many := [
+            n
+            for n, tokens in enumerate(self.encoder.token_counts(self._shown(rows, counts)))
+            if tokens > limit and counts[n]
+        ]:
+            for n in too_many:
+                counts[n] -= 1
+        return counts
+
+    def _shown(self, rows: Rows, counts: Sequence[int]) -> Rows:
+        return _preceded(rows, [self.texts[count] for count in counts])
+
+
+class Shown:
+    """Both the fit, which takes no step, and the predictor."""
+
+    dev: DevPoint | None = None
+    searched = 0
+    stored = 0
+
+    def __init__(
+        self, backbone: Backbone, label_ids: Tensor, encode: Demonstrated, limits: Limits
+    ) -> None:
+        self._backbone = backbone
+        self._label_ids = label_ids
+        self._encode = encode
+        self._limits = limits
+        self.found: Mapping[str, float] = {}
+        """How many demonstrations the rows had that were last predicted."""
+
+    def __iter__(self) -> Iterator[Progress]:
+        """See ``Fit``."""
+        return iter(())
+
+    def predictor(self) -> "Shown":
+        """See ``Fit``."""
+        return self
+
+    def logits(self, batch: Batch) -> Tensor:
+        """See ``Predictor``."""
+        counts = self._encode.counts(batch)
+        self.found = {
+            "demonstrations_mean": float(np.mean(counts)),
+            "demonstrations_min": min(counts),
+            "demonstrations_max": max(counts),
+        }
+        engine = Engine(self._backbone, batch, self._label_ids, self._limits, carry=False)
+        return engine({})[0]
+
+    def save(self, folder: str | Path) -> None:
+        """Nothing was fitted."""
+
+
+def _by_turns(labels: Sequence[int], seed: int) -> list[int]:
+    """Row numbers in a random order in which every class has its nth row before any its next."""
+    order = stream(seed, "demonstrations").permutation(len(labels)).tolist()
+    seen, turns = Counter[int](), dict[int, int]()
+    for row in order:
+        turns[row] = seen[labels[row]]
+        seen[labels[row]] += 1
+    return sorted(order, key=turns.__getitem__)
+
+
+def _demonstration(plain: Encoder, text: Mapping[str, str], label: int) -> str:
+    prompt, word = plain.prompt, plain.prompt.label_words[label]
+    constants = {MASK: word}
+    if FILLER in prompt.placeholders:
+        constants[FILLER] = plain.filler_words()
+    filled = prompt.pattern.format_map({**text, **constants})
+    return f"{filled} " if prompt.kind == "masked" else f"{filled} {word} "
+
+
+def _preceded(rows: Rows, before: Sequence[str]) -> Rows:
+    """The rows, each with its demonstrations as one more field."""
+    texts = zip(rows.texts, before, strict=True)
+    return replace(rows, texts=tuple({**text, BEFORE: shown} for text, shown in texts))
