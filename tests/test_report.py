@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from dfolora.report import Groups, Measure, build_table
+from dfolora.report import Compare, Groups, Measure, build_table
 from dfolora.report.formats import markdown
 from tests.reporting import RUNS, SPEC, run, table
 
@@ -319,3 +319,20 @@ def test_reading_is_linear_in_cells_and_passes_over_the_runs_once_a_row(monkeypa
     )
     table(*RUNS)
     assert calls == [7, 7, 7]
+
+
+def test_star_marks_what_the_test_finds_and_the_caption_says_how():
+    tasks = {f"task{number}": f"Task {number}" for number in range(7)}
+    spec = replace(
+        SPEC, tasks=tasks, rows=SPEC.rows[1:], constants={}, seeds=[8],
+        compare=Compare(against="C-LoRA", rows=["F-LoRA"]),
+    )  # fmt: skip
+    better = [run(task, 8, 0.50) for task in tasks]
+    better += [run(task, 8, 0.51 + 0.01 * n, "fwa") for n, task in enumerate(tasks)]
+    built = table(*better, spec=spec)
+    assert cells(built, "F-LoRA")[-1] == "54.00*"
+    assert "F-LoRA: +4.00, p = 0.016." in built.caption
+    assert "sign-flip" in built.caption
+    worse_once = table(*better[:7], run("task0", 8, 0.40, "fwa"), *better[8:], spec=spec)
+    assert cells(worse_once, "F-LoRA")[-1] == "52.43"
+    assert "*" not in markdown(worse_once.grid())
