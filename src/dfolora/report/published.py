@@ -48,14 +48,15 @@ class Published:
         path = folder / f"{name}.csv"
         if not path.exists():
             return cls()
-        frame = pd.read_csv(path, dtype={"group": str, "note": str})
-        frame[["group", "note"]] = frame[["group", "note"]].fillna("")
+        texts = ["group", "method", "task", "metric", "note"]
+        frame = pd.read_csv(path, dtype=dict.fromkeys(texts, str))
+        frame[texts] = frame[texts].fillna("")
         return cls(
             numbers={
                 (row.group, row.method, row.task, row.metric): Number(
                     mean=row.mean, std=row.std, corrected=row.corrected, note=row.note
                 )
-                for row in frame.rename(columns={"mean": "mean"}).itertuples(index=False)
+                for row in frame.itertuples(index=False)
             }
         )
 

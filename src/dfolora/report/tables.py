@@ -248,7 +248,7 @@ def _caption(runs: pd.DataFrame, spec: TableSpec, verdicts: Sequence[Verdict]) -
     parts = [
         spec.caption,
         f"{HOLE} where runs are missing (finished/wanted) or of several commits, "
-        f"{NOT_APPLICABLE} where the predictor does not apply. #Params counts the numbers "
+        f"{NOT_APPLICABLE} where there can be no number. #Params counts the numbers "
         f"searched or trained.",
     ]
     parts += [f"{label} {CONSTANTS[name]}." for name, label in spec.constants.items()]
