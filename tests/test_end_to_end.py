@@ -228,7 +228,7 @@ def test_make_reproduces_a_table_by_running_and_reporting():
         ["make", "-n", "reproduce-table1", "PROFILE=paper", "MODELS=M", "DATA=D"],
         cwd=PROJECT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    run = "pipelines.run experiment=table1 profile=paper model.root=M data.root=D"
+    run = "pipelines.run experiment=table1 profile=paper workers=1 model.root=M data.root=D"
     assert planned.index(run) < planned.index("pipelines.report table=table1 profile=paper")
 
 
