@@ -255,7 +255,8 @@ class Architecture:
             held = [name for name, place in places.items() if place.module == module]
             if missing := [name for name in held if name not in maps]:
                 raise UserError(
-                    f"This model keeps {', '.join(held)} in one module, {module}, which is trained "
-                    f"as a whole; name {', '.join(missing)} too, or none of them."
+                    f"Got {', '.join(maps)}, but this model keeps {', '.join(held)} in one module, "
+                    f"{module}, which is trained as a whole; name {', '.join(missing)} too, or "
+                    f"none of them."
                 )
         return tuple(modules)

@@ -23,7 +23,7 @@ class Backbone:
 
     def __init__(self, model: Any) -> None:
         self.model = model.eval().requires_grad_(False)
-        # An 8-bit weight is a subclass, the only kind of parameter that is not one itself.
+        # An 8-bit weight is of a type of torchao's; all others are plain parameters.
         quantized = any(type(weight) is not nn.Parameter for weight in model.parameters())
         self.architecture = Architecture.of(model.config, quantized=quantized)
         self._family = self.architecture.family

@@ -50,10 +50,12 @@ class TrainingSpec:
     def check(self) -> None:
         """Raise UserError if a value makes no sense."""
         rates = self.learning_rates
-        if not isinstance(rates, list | tuple) or not rates or len(set(rates)) < len(rates):
-            raise UserError(f"learning_rates={rates} must be a list of different numbers.")
+        if not isinstance(rates, list | tuple) or not rates:
+            raise UserError(f"training.learning_rates={rates} must be a list of numbers.")
         for rate in rates:
-            positive(rate, "learning_rates: one")
+            positive(rate, "learning_rate")
+        if len(set(rates)) < len(rates):
+            raise UserError(f"training.learning_rates={list(rates)} repeats a number.")
         for name in ("epochs", "batch_size", "dev_every"):
             whole(getattr(self, name), f"training.{name}", least=1)
         if self.weight_decay != 0:

@@ -33,7 +33,9 @@ def train_tokenizer(kind: Kind) -> Any:
     if not masked:
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -20,13 +20,6 @@ Reader = Callable[[Tensor], Tensor]
 """Numbers of rows of a batch ``(n,)`` -> logits ``(n, C)``, float32; gradients pass."""
 
 
-def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write ``trained.safetensors``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(held, folder / "trained.safetensors", metadata={"format": "pt"})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Attached:
     """Something trainable on a model, for as long as it is there."""
@@ -38,14 +31,15 @@ class Attached:
     new_head: bool = False
     """Whether a head starts at random, so that the start is no candidate."""
     write: Callable[[Path], None] | None = None
-    """Writes the present parameters to a folder; None: as ``trained.safetensors``."""
+    """Writes the present parameters to a folder its own way, where it has one."""
 
     def save(self, folder: Path) -> None:
-        """Write the present parameters."""
-        if self.write is None:
-            save_tensors(folder, self.parameters)
-        else:
-            self.write(folder)
+        """Write the present parameters; where there is no own way, ``trained.safetensors``."""
+        if self.write is not None:
+            return self.write(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: value.detach().cpu() for name, value in self.parameters.items()}
+        save_file(tensors, folder / "trained.safetensors", metadata={"format": "pt"})
 
 
 class Trainable(Protocol):
@@ -90,7 +84,8 @@ def through_model(
 ) -> Callable[[Batch], Reader]:
     """A reader that runs the model on each part that is asked for.
 
-    Beside a half-precision model the trained parameters stay float32: torch casts as it goes.
+    Beside a half-precision model the trained parameters stay float32: torch casts as it goes. The
+    loss is not scaled, so fp16, whose small gradients vanish, is worse than bf16.
 
     Args:
         backbone: The model.

@@ -19,7 +19,7 @@ from dfolora.trainable.base import Attached, at_answers, drawn, through_model
 from dfolora.trainable.library import check_peft
 
 PREFIX_STD = 0.02
-"""Of the prefixes' start: that of most models' own."""
+"""Of the prefixes' start; that of most models' initial weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

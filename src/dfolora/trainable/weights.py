@@ -124,10 +124,14 @@ def _copies(backbone: Backbone, names: Iterable[str]) -> dict[str, nn.Parameter]
 def _with_copies(
     backbone: Backbone, copies: Mapping[str, Tensor], read: Callable[[Batch], Tensor]
 ) -> Callable[[Batch], Tensor]:
-    """``read``, on the model with the copies in place of its own parameters."""
+    """``read``, on the model with the copies, rounded to its type, in place of its parameters."""
     reading = _Reading(backbone.model, read)
-    placed = {f"model.{name}": copy for name, copy in copies.items()}
-    return lambda batch: functional_call(reading, placed, (batch,))
+
+    def read_with_copies(batch: Batch) -> Tensor:
+        placed = {f"model.{name}": copy.to(backbone.dtype) for name, copy in copies.items()}
+        return functional_call(reading, placed, (batch,))
+
+    return read_with_copies
 
 
 def _answering_by_words(backbone: Backbone, names: Iterable[str], label_ids: Tensor) -> Attached:
