@@ -17,6 +17,7 @@ import pipelines.run  # noqa: F401  registers the resolver ``choices``
 from dfolora.architecture import Architecture
 from dfolora.engine import Limits
 from dfolora.methods import (
+    Gap3,
     GradientTuning,
     InContext,
     LayerwiseSearch,
@@ -56,6 +57,7 @@ SIGNATURES = {
     ("method", "bbt"): LayerwiseSearch,
     ("method", "bbtv2"): LayerwiseSearch,
     ("method", "dfo_lora"): LayerwiseSearch,
+    ("method", "gap3"): Gap3,
     ("method", "in_context"): InContext,
     ("method", "manual_prompt"): ManualPrompt,
     ("method", "random_lora"): RandomLora,
