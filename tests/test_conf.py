@@ -29,8 +29,8 @@ from dfolora.mini.pretrain import Recipe
 from dfolora.optim import Cma, Lotfwa, Nevergrad, RandomSearch
 from dfolora.problem import ProblemSpec
 from dfolora.report import TableSpec
+from dfolora.report.captions import CONSTANTS
 from dfolora.report.figures import KINDS
-from dfolora.report.tables import CONSTANTS
 from dfolora.subspace import LoraSubspaceSpec
 from dfolora.task import Task
 from dfolora.trainable import (
@@ -228,6 +228,29 @@ def test_items_of_table_1_have_its_rows(name):
     assert {**theirs, "task": None} == {**ours, "task": None}
     assert set(ours["task"]) <= set(theirs["task"])
     assert reported_spec(name, "paper").rows == reported_spec("table1", "paper").rows
+
+
+SHARED = {  # what an item asks for, and the job of Table 2 that it is
+    "table4": (["row=c_lora"], "c_lora"),
+    "table6": (["row=c_lora", "targets=[q,k]"], "c_lora"),
+    "figure3": (["row=f_lora", "dim=${sweep.dim}"], "f_lora"),
+    "figure3 ": (["row=bbtv2_dim", "dim=500"], "bbtv2"),
+    "figure4": (["row=f_lora", "rank=2"], "f_lora"),
+}
+
+
+@pytest.mark.parametrize("profile", options("profile"))
+@pytest.mark.parametrize("item", SHARED)
+def test_items_share_their_runs_with_table_2(item, profile):
+    """What a run is made of, but for its seeds, is the same, so it is run once."""
+    job, row = SHARED[item]
+    asked = composed(f"experiment={item.strip()}", f"profile={profile}", *job)
+    known = composed("experiment=table2", f"profile={profile}", f"row={row}")
+    for group in ("data", "method"):
+        ours, theirs = (
+            OmegaConf.to_container(config[group], resolve=True) for config in (asked, known)
+        )
+        assert ours == theirs
 
 
 def labels_of(*overrides):
