@@ -8,6 +8,7 @@ from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.errors import UserError
 from dfolora.packing import Sequences
+from dfolora.quantize import quantize_layers
 from tests.conftest import tiny_model
 from tests.reference.one_candidate import answer_logits
 
@@ -82,6 +83,26 @@ def test_label_logits_are_the_full_models(backbone, batch, states, label_ids):
     expected = answer_logits(backbone.model, batch, label_ids)[pack.rows]
     torch.testing.assert_close(got, expected, **CLOSE)
     assert expected.std() > 0.1
+
+
+def test_forward_and_answer_logits_are_the_full_models_and_pass_gradients(
+    backbone, batch, label_ids
+):
+    hidden = backbone.forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    answers = hidden[torch.arange(len(batch.answer)), batch.answer].requires_grad_()
+    got = backbone.answer_logits(answers, label_ids)
+    expected = answer_logits(backbone.model, batch, label_ids)
+    torch.testing.assert_close(got.detach(), expected, **CLOSE)
+    (gradient,) = torch.autograd.grad(got.sum(), answers)
+    assert gradient.abs().max() > 0
+
+
+def test_weights_in_8_bits_are_seen(family):
+    pytest.importorskip("torchao")
+    model = tiny_model(family)
+    assert not Backbone(model).architecture.quantized
+    quantize_layers(model)
+    assert Backbone(model).architecture.quantized
 
 
 def test_label_logits_are_float32_beside_a_half_precision_model(family, batch, label_ids):
