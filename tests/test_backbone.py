@@ -8,6 +8,7 @@ from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.errors import UserError
 from dfolora.packing import Sequences
+from dfolora.quantize import quantize_layers
 from tests.conftest import tiny_model
 from tests.reference.one_candidate import answer_logits
 
@@ -91,6 +92,26 @@ def test_vocabulary_logits_hold_the_label_words(backbone, batch, states, label_i
     assert got.shape == (len(batch.labels), 120)
     some = backbone.label_logits(hidden, label_ids)
     torch.testing.assert_close(got[:, label_ids], some, rtol=0, atol=1e-6)  # other matrix sizes
+
+
+def test_forward_and_answer_logits_are_the_full_models_and_pass_gradients(
+    backbone, batch, label_ids
+):
+    hidden = backbone.forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    answers = hidden[torch.arange(len(batch.answer)), batch.answer].requires_grad_()
+    got = backbone.answer_logits(answers, label_ids)
+    expected = answer_logits(backbone.model, batch, label_ids)
+    torch.testing.assert_close(got.detach(), expected, **CLOSE)
+    (gradient,) = torch.autograd.grad(got.sum(), answers)
+    assert gradient.abs().max() > 0
+
+
+def test_weights_in_8_bits_are_seen(family):
+    pytest.importorskip("torchao")
+    model = tiny_model(family)
+    assert not Backbone(model).architecture.quantized
+    quantize_layers(model)
+    assert Backbone(model).architecture.quantized
 
 
 def test_label_logits_are_float32_beside_a_half_precision_model(family, batch, label_ids):

@@ -11,7 +11,6 @@ from torch.nn import functional
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.data import Encode, Encoder
-from dfolora.errors import UserError
 from dfolora.plain import whole
 from dfolora.trainable.base import Attached, check_choices, drawn, label_words, through_model
 
@@ -34,16 +33,9 @@ class Adapter:
         """See ``Trainable``."""
         whole(self.bottleneck, "bottleneck", least=1)
         check_choices("after", self.after, PLACES)
-        layers = self._layers(architecture)
-        if (
-            not layers
-            or len(set(layers)) < len(layers)
-            or not set(layers) <= set(range(architecture.layers))
-        ):
-            raise UserError(
-                f"Got layers={self.layers}; choose some of 0 to {architecture.layers - 1}, each at "
-                f"most once, or null for all."
-            )
+        if self.layers is not None:
+            known = range(architecture.layers)
+            check_choices("layers", self.layers, known, shown=f"0 to {architecture.layers - 1}")
 
     def encoder(self, plain: Encoder) -> Encode:
         """The prompt as it is."""

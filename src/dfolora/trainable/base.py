@@ -1,6 +1,6 @@
 """What is trained, and how it is put onto a frozen model and taken off again."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,11 +125,20 @@ def label_words(backbone: Backbone, label_ids: Tensor) -> Callable[[Batch], Tens
     return lambda batch: backbone.answer_logits(answers(backbone, batch), ids)
 
 
-def check_choices(where: str, chosen: object, choices: tuple[str, ...]) -> None:
-    """Raise UserError unless some of the choices are named, each at most once."""
+def check_choices(
+    where: str, chosen: object, choices: Collection[object], *, shown: str | None = None
+) -> None:
+    """Raise UserError unless some of the choices are named, each at most once.
+
+    Args:
+        where: The value's name.
+        chosen: The value.
+        choices: What it may name.
+        shown: How these are told; None: one by one.
+    """
     given = list(chosen) if isinstance(chosen, list | tuple) else []
     if not given or len(set(given)) < len(given) or not set(given) <= set(choices):
         raise UserError(
-            f"Got {where}={chosen}; choose a non-empty subset of {', '.join(choices)}, each at "
-            f"most once."
+            f"Got {where}={chosen}; choose a non-empty subset of "
+            f"{shown or ', '.join(map(str, choices))}, each at most once."
         )
