@@ -6,6 +6,8 @@ PORT ?= 5000
 # Local folders in place of the hub: MODELS holds one folder a model, DATA one a task.
 MODELS ?=
 DATA ?=
+# Processes that share a sweep's jobs: a GPU is one job's.
+WORKERS ?= $(if $(filter mini,$(PROFILE)),2,1)
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -38,7 +40,7 @@ reproduce-figure4: ## The rank
 reproduce-curves: ## Losses and dev scores of one task as methods go on
 $(ITEMS:%=reproduce-%): reproduce-%: $(READY)
 	@# The report is written also when a run failed, with a hole in its place.
-	@$(RUN) -m pipelines.run experiment=$* profile=$(PROFILE) $(LOCAL); status=$$?; \
+	@$(RUN) -m pipelines.run experiment=$* profile=$(PROFILE) workers=$(WORKERS) $(LOCAL); status=$$?; \
 	$(RUN) -m pipelines.report table=$* profile=$(PROFILE) && exit $$status
 
 benchmark: $(READY) ## Time the engine beside the authors' way, then write reports/benchmark.md

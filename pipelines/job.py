@@ -7,7 +7,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from threading import Thread
 
 from omegaconf import DictConfig
 
@@ -59,7 +61,20 @@ def team(count: int) -> ProcessPoolExecutor:
         count: How many.
     """
     os.environ.setdefault(THREADS, str(max(1, (os.cpu_count() or 1) // count)))
-    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+    context = get_context("spawn")
+    return ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """No process of the team outlives the command, however that was killed."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(DEFECT)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def result(job: Future[Ended]) -> Ended:

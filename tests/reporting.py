@@ -60,7 +60,8 @@ def run(task, seed, score, optimizer="cma", **changes):
         **changes,
     }
     told = [task, optimizer or "none", seed, *changes.values()]
-    return {"run_id": "-".join(map(str, told)).replace("/", "_"), **values}
+    run_id = "-".join(map(str, told)).replace("/", "_")
+    return {"run_id": run_id, "artifact_uri": f"mlruns/{run_id}", **values}
 
 
 RUNS = [

@@ -105,6 +105,15 @@ def test_weights_in_8_bits_are_seen(family):
     assert Backbone(model).architecture.quantized
 
 
+def test_vocabulary_logits_hold_the_label_words(backbone, batch, states, label_ids):
+    """And the rest of one row of weights a token."""
+    hidden = states[-1][pack_of(batch).answers]
+    got = backbone.vocabulary_logits(hidden)
+    assert got.shape == (len(batch.labels), 120)
+    some = backbone.label_logits(hidden, label_ids)
+    torch.testing.assert_close(got[:, label_ids], some, rtol=0, atol=1e-6)  # other matrix sizes
+
+
 def test_label_logits_are_float32_beside_a_half_precision_model(family, batch, label_ids):
     backbone = Backbone(tiny_model(family).bfloat16())
     assert backbone.dtype == torch.bfloat16

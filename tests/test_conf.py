@@ -17,6 +17,7 @@ import pipelines.run  # noqa: F401  registers the resolver ``choices``
 from dfolora.architecture import Architecture
 from dfolora.engine import Limits
 from dfolora.methods import (
+    Gap3,
     GradientTuning,
     InContext,
     LayerwiseSearch,
@@ -28,8 +29,8 @@ from dfolora.mini.pretrain import Recipe
 from dfolora.optim import Cma, Lotfwa, Nevergrad, RandomSearch
 from dfolora.problem import ProblemSpec
 from dfolora.report import TableSpec
+from dfolora.report.captions import CONSTANTS
 from dfolora.report.figures import KINDS
-from dfolora.report.tables import CONSTANTS
 from dfolora.subspace import LoraSubspaceSpec
 from dfolora.task import Task
 from dfolora.trainable import (
@@ -56,6 +57,7 @@ SIGNATURES = {
     ("method", "bbt"): LayerwiseSearch,
     ("method", "bbtv2"): LayerwiseSearch,
     ("method", "dfo_lora"): LayerwiseSearch,
+    ("method", "gap3"): Gap3,
     ("method", "in_context"): InContext,
     ("method", "manual_prompt"): ManualPrompt,
     ("method", "random_lora"): RandomLora,
@@ -146,13 +148,10 @@ def test_method_gets_the_optimizer_and_its_sigma(option):
 @pytest.mark.parametrize("profile", options("profile"))
 @pytest.mark.parametrize("table", options("table"))
 def test_table_shows_what_exists(table, profile):
-    layout = OmegaConf.to_container(reported(table, profile), resolve=True, throw_on_missing=True)
-    sweep, shown = layout["sweep"], layout["table"]
-    spec = TableSpec.from_mapping(shown, profile=profile, seeds=sweep["seeds"], note=sweep["note"])
+    spec = reported_spec(table, profile)
     assert spec.name == table
     for name, title in spec.tasks.items():
         assert title == Task.from_file(CONF / "task" / f"{name}.yaml").title
-    assert set(spec.tasks) <= {task.rpartition("/")[2] for task in sweep["tasks"]}
     for row in spec.rows:
         for tag, value in row.where.items():
             assert value in options(tag) if tag in GROUPS else tag in ("dim", "rank", "targets")
@@ -168,8 +167,13 @@ def test_table_shows_what_exists(table, profile):
     assert spec.note
 
 
-def reported(table, profile):
-    return composed(f"table={table}", f"profile={profile}", config="report")
+def reported_spec(table, profile):
+    config = composed(f"table={table}", f"profile={profile}", config="report")
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    sweep = plain["sweep"]
+    return TableSpec.from_mapping(
+        plain["table"], profile=profile, seeds=sweep["seeds"], note=sweep["note"]
+    )
 
 
 def swept(experiment, profile):
@@ -201,10 +205,8 @@ def test_experiment_sweeps_over_what_exists(experiment, profile):
 def test_experiment_fills_every_row_of_its_table(name, profile):
     """Each row of a table, or point of a figure, gets runs by one of the experiment's jobs."""
     sweep = swept(name, profile)
-    config = reported(name, profile)
-    layout = OmegaConf.to_container(config.table, resolve=True)
-    spec = TableSpec.from_mapping(layout, profile=profile, seeds=config.sweep.seeds, note="")
-    assert [int(seed) for seed in sweep.pop("seed")] == list(config.sweep.seeds)
+    spec = reported_spec(name, profile)
+    assert [int(seed) for seed in sweep.pop("seed")] == spec.seeds
     tasks = sweep.pop("task")
     assert {task.rpartition("/")[2] for task in tasks} == set(spec.tasks)
     assert {column.task for column in spec.columns} <= {None, *spec.tasks}
@@ -225,7 +227,30 @@ def test_items_of_table_1_have_its_rows(name):
     theirs, ours = swept("table1", "paper"), swept(name, "paper")
     assert {**theirs, "task": None} == {**ours, "task": None}
     assert set(ours["task"]) <= set(theirs["task"])
-    assert reported(name, "paper").table.rows == reported("table1", "paper").table.rows
+    assert reported_spec(name, "paper").rows == reported_spec("table1", "paper").rows
+
+
+SHARED = {  # what an item asks for, and the job of Table 2 that it is
+    "table4": (["row=c_lora"], "c_lora"),
+    "table6": (["row=c_lora", "targets=[q,k]"], "c_lora"),
+    "figure3": (["row=f_lora", "dim=${sweep.dim}"], "f_lora"),
+    "figure3 ": (["row=bbtv2_dim", "dim=500"], "bbtv2"),
+    "figure4": (["row=f_lora", "rank=2"], "f_lora"),
+}
+
+
+@pytest.mark.parametrize("profile", options("profile"))
+@pytest.mark.parametrize("item", SHARED)
+def test_items_share_their_runs_with_table_2(item, profile):
+    """What a run is made of, but for its seeds, is the same, so it is run once."""
+    job, row = SHARED[item]
+    asked = composed(f"experiment={item.strip()}", f"profile={profile}", *job)
+    known = composed("experiment=table2", f"profile={profile}", f"row={row}")
+    for group in ("data", "method"):
+        ours, theirs = (
+            OmegaConf.to_container(config[group], resolve=True) for config in (asked, known)
+        )
+        assert ours == theirs
 
 
 def labels_of(*overrides):

@@ -155,8 +155,19 @@ def test_masked_prompt_needs_a_mask_token():
 
 def test_second_mask_in_the_pattern_is_found():
     prompt = Prompt(kind="masked", pattern="{x} {mask} <mask>", label_words=("a", "b"))
-    with pytest.raises(UserError, match=r"Mask lost: row 1 has 2 mask tokens instead of one .*toy"):
+    with pytest.raises(UserError, match=r"Mask lost: row 1 has 2 mask tokens instead of 1 .*toy"):
         encode(rows(("a", "")), prompt, toy(), max_length=9)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "answer"), [("{x} {hole} {mask}", 3), ("{mask} {x} {hole} {hole}", 1)]
+)
+def test_holes_are_masks_that_do_not_answer(pattern, answer):
+    prompt = Prompt(kind="masked", pattern=pattern, label_words=("a", "b"))
+    batch = encode(rows(("a", "")), prompt, toy(), max_length=9)
+    assert batch.answer.tolist() == [answer]
+    masks = batch.input_ids[0] == toy().mask_token_id
+    assert masks.sum() == pattern.count("hole") + 1
 
 
 def test_mask_that_the_tokenizer_drops_is_found():

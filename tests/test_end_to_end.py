@@ -84,6 +84,11 @@ def test_experiment_then_report_fill_the_table(tmp_path):
     assert rows["C-LoRA"].count("(") == 2  # two tasks have a mean and a spread, the rest are holes
     assert "Seeds: 8, 13" in table
     assert (tmp_path / "table1.csv").read_text().count("\n") == 1 + 17 * 8
+    assert {path.name for path in tmp_path.glob("*1.*")} == {
+        f"table1.{suffix}" for suffix in ("csv", "html", "md", "tex")
+    }
+    assert len(list((tmp_path / "runs").glob("*.html"))) == 10
+    assert "## Beside the paper" not in table  # other tasks, another model
 
 
 def test_record_holds_curves_artifacts_and_an_adapter_that_peft_loads(in_folder):
@@ -223,7 +228,7 @@ def test_make_reproduces_a_table_by_running_and_reporting():
         ["make", "-n", "reproduce-table1", "PROFILE=paper", "MODELS=M", "DATA=D"],
         cwd=PROJECT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    run = "pipelines.run experiment=table1 profile=paper model.root=M data.root=D"
+    run = "pipelines.run experiment=table1 profile=paper workers=1 model.root=M data.root=D"
     assert planned.index(run) < planned.index("pipelines.report table=table1 profile=paper")
 
 

@@ -363,3 +363,15 @@ def test_any_sequence_of_calls(data):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)  # factors are float32
         if draw(st.booleans(), label="changed"):
             solution[draw(st.integers(0, 2), label="row")] = candidates[0]
+
+
+@pytest.mark.parametrize("tokens", [2048, 30])
+def test_vocabulary_is_read_at_any_place(family, batch, tokens, grouping):
+    """Several positions a row; of a causal row none past its answer."""
+    backbone = shared_backbone(family)
+    places = torch.stack([batch.answer, batch.answer // 2, batch.answer * 0], dim=1)
+    got = Engine(backbone, batch, LABELS, Limits(tokens=tokens)).vocabulary(places)
+    model = backbone.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    expected = model.logits[torch.arange(len(places))[:, None], places]
+    torch.testing.assert_close(got, expected, **CLOSE)
+    assert expected.std() > 0.1

@@ -2,14 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
+import psutil
 
 from dfolora.tracking import Store
 from pipelines.job import DEFECT, THREADS, Ended, result, team
-from tests.test_end_to_end import command
+from tests.test_end_to_end import PROJECT, command
 
 SWEEP = ["-m", "row=manual_prompt,c_lora,f_lora", "seed=8,13", "budget=25", "dim=40"]
 
@@ -57,6 +61,35 @@ def test_killed_worker_is_told_as_a_failure(monkeypatch):
         ended = result(pool.submit(_kill_oneself))
     assert (ended.ending, ended.status) == ("failed", DEFECT)
     assert "killed" in ended.line
+
+
+def test_workers_end_when_the_command_is_killed(tmp_path):
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    arguments = ["-m", "dim=40,44,48,52", "budget=100000", "workers=2"]
+    ran = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.run", *arguments], cwd=PROJECT, env=environment
+    )
+    try:
+        children = _eventually(lambda: _spawned(ran.pid))
+    finally:
+        ran.kill()
+        ran.wait()
+    assert len(psutil.wait_procs(children, timeout=30)[0]) == 2
+
+
+def _spawned(pid):
+    """The two workers, not the tracker of their resources."""
+    children = psutil.Process(pid).children()
+    found = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+    return found if len(found) == 2 else None
+
+
+def _eventually(found, seconds=60.0):
+    for _ in range(int(seconds / 0.1)):
+        if (value := found()) is not None:
+            return value
+        time.sleep(0.1)
+    raise AssertionError("it never came")
 
 
 def test_result_of_a_job_is_handed_on():

@@ -48,9 +48,23 @@ FILLED = {
     ("rte", "released", "masked"): "A Red fox, running . ?<mask> , It's 3 ducks",
     ("rte", "published", "masked"): "A Red fox, running . ?<mask> , It's 3 ducks",
     ("rte", "released", "causal"): "A Red fox, running . It's 3 ducks Answer:",
+    ("sst2", "gap3", "masked"): "A Red fox, running .<mask>",
+    ("sst2", "gap3", "causal"): "A Red fox, running .",
+    ("yelpp", "gap3", "masked"): "A Red fox, running .<mask>",
+    ("yelpp", "gap3", "causal"): "A Red fox, running .",
+    ("agnews", "gap3", "masked"): "A Red fox, running .<mask>",
+    ("agnews", "gap3", "causal"): "A Red fox, running .",
+    ("dbpedia", "gap3", "masked"): "<mask> A Red fox, running .",
+    ("dbpedia", "gap3", "causal"): "A Red fox, running .",
+    ("mrpc", "gap3", "masked"): "A Red fox, running .<mask> It's 3 ducks",
+    ("mrpc", "gap3", "causal"): "A Red fox, running . It's 3 ducks",
+    ("snli", "gap3", "masked"): "A Red fox, running .<mask> It's 3 ducks",
+    ("snli", "gap3", "causal"): "A Red fox, running . It's 3 ducks",
+    ("rte", "gap3", "masked"): "A Red fox, running .<mask> It's 3 ducks",
+    ("rte", "gap3", "causal"): "A Red fox, running . It's 3 ducks",
 }
 """The sample in each prompt as the tokens spell it (RoBERTa's mask swallows the space before it),
-written out by hand from the released loaders; a new prompt needs a line here."""
+written out by hand from the released loaders and GAP3's fields; a new prompt needs a line here."""
 
 LABEL_WORDS = {
     ("sst2", "masked"): "bad great",
@@ -70,7 +84,21 @@ LABEL_WORDS = {
     ("rte", "masked"): "Yes No",
     ("rte", "causal"): "Yes No",
 }
-"""The words in the order of the hub's labels, the same in both variants."""
+"""The words in the order of the hub's labels, the same in both variants of the paper."""
+GAP3_WORDS = {
+    "sst2": ("bad good",) * 2,
+    "yelpp": ("bad good",) * 2,
+    "agnews": ("world sports business technology",) * 2,
+    "dbpedia": (
+        "company education artist athlete office transportation building "
+        "nature village animal plant album film literature",
+    )
+    * 2,
+    "mrpc": ("No Yes", "no yes"),
+    "snli": ("Yes Maybe No", "always sometimes never"),
+    "rte": ("Yes No", "true false"),
+}
+"""Those of GAP3, masked and causal."""
 
 FIRST_PIECE = {
     ("roberta-base", "released"): {
@@ -79,9 +107,18 @@ FIRST_PIECE = {
         "Village": "Vill",
         "Plant": "Pl",
         "Album": "Al",
+        "athlete": "ath",
+        "transportation": "trans",
+        "village": "vill",
+        "literature": "liter",
     },
     ("roberta-base", "natural"): {"Athlete": "ĠAth"},
-    ("gpt2", "released"): {"athlete": "ath", "transportation": "trans", "village": "vill"},
+    ("gpt2", "released"): {
+        "athlete": "ath",
+        "transportation": "trans",
+        "village": "vill",
+        "literature": "liter",
+    },
     ("gpt2", "natural"): {},
     ("bert-base-uncased", "released"): {},
     ("bert-base-uncased", "natural"): {},
@@ -120,7 +157,10 @@ def test_answer_is_where_the_prompt_asks(task, variant, prompt, name):
 @pytest.mark.parametrize(("task", "variant", "prompt", "name"), CASES)
 def test_label_words_are_these_pieces(task, variant, prompt, name, style):
     tokenizer = real_tokenizer(name)
-    assert " ".join(prompt.label_words) == LABEL_WORDS[task.name, prompt.kind]
+    words = LABEL_WORDS[task.name, prompt.kind]
+    if variant == "gap3":
+        words = GAP3_WORDS[task.name][prompt.kind == "causal"]
+    assert " ".join(prompt.label_words) == words
     ids = label_word_ids(prompt, tokenizer, style)
     assert len(set(ids)) == len(task.classes)
     space = "Ġ" if style == "natural" and name != "bert-base-uncased" else ""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from dfolora.report import Groups, Measure, build_table
+from dfolora.report import Compare, Groups, Measure, build_table
 from dfolora.report.formats import markdown
 from tests.reporting import RUNS, SPEC, run, table
 
@@ -34,7 +34,7 @@ def test_markdown_is_as_computed_by_hand():
         "| F-LoRA         | 1,500   | — (1/2)      | —            | —     |\n"
         "\n"
         "Test score in %. — where runs are missing (finished/wanted) or of several commits, n/a "
-        "where the predictor does not apply. #Params counts the numbers searched or trained. "
+        "where there can be no number. #Params counts the numbers searched or trained. "
         "Majority class always gives the test set's most frequent class (of equals the first). "
         "Constant Yes always gives the label word Yes. "
         "Profile: mini; Seeds: 8, 13; Model: mini_roberta; Shots per class: 16; Calls: 1000; "
@@ -299,6 +299,15 @@ def test_optional_measure_is_shown_where_one_run_has_it():
     assert table(*runs, spec=COSTS).grid().header[-1] == "torch MB"
 
 
+def test_metric_that_no_run_of_a_cell_has_is_not_applicable():
+    spec = replace(SPEC, measures=[*SPEC.measures, Measure(metric="calls", title="{task} calls")])
+    searched = [given | {"metrics.calls": 25.0} for given in RUNS[2:]]
+    built = table(*RUNS[:2], *searched, spec=spec)
+    assert cells(built, "Manual prompt")[:2] == ["75.00", "n/a"]
+    assert cells(built, "F-LoRA")[:2] == ["— (1/2)", "— (1/2)"]
+    assert list(built.holes()) == []
+
+
 def test_reading_is_linear_in_cells_and_passes_over_the_runs_once_a_row(monkeypatch):
     """Rows are told apart once each, however many columns and seeds there are."""
     from dfolora.report import tables
@@ -310,3 +319,20 @@ def test_reading_is_linear_in_cells_and_passes_over_the_runs_once_a_row(monkeypa
     )
     table(*RUNS)
     assert calls == [7, 7, 7]
+
+
+def test_star_marks_what_the_test_finds_and_the_caption_says_how():
+    tasks = {f"task{number}": f"Task {number}" for number in range(7)}
+    spec = replace(
+        SPEC, tasks=tasks, rows=SPEC.rows[1:], constants={}, seeds=[8],
+        compare=Compare(against="C-LoRA", rows=["F-LoRA"]),
+    )  # fmt: skip
+    better = [run(task, 8, 0.50) for task in tasks]
+    better += [run(task, 8, 0.51 + 0.01 * n, "fwa") for n, task in enumerate(tasks)]
+    built = table(*better, spec=spec)
+    assert cells(built, "F-LoRA")[-1] == "54.00*"
+    assert "F-LoRA: +4.00, p = 0.016." in built.caption
+    assert "sign-flip" in built.caption
+    worse_once = table(*better[:7], run("task0", 8, 0.40, "fwa"), *better[8:], spec=spec)
+    assert cells(worse_once, "F-LoRA")[-1] == "52.43"
+    assert "*" not in markdown(worse_once.grid())

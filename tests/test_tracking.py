@@ -1,5 +1,6 @@
 """The store, on temporary SQLite files: a fresh one is made once, for its making takes seconds."""
 
+import gc
 import math
 import shutil
 import subprocess
@@ -186,6 +187,68 @@ def test_frame_has_the_finished_runs_of_all_experiments_oldest_first(store):
 
 def test_fresh_store_has_no_runs(store):
     assert store.runs().empty
+    assert store.tagged("item.table1").empty
+
+
+def test_tagged_runs_are_found_whatever_became_of_them(store):
+    with begin(store, "one", **{"item.table1.mini": "1"}) as finished:
+        pass
+    with pytest.raises(RuntimeError), begin(store, "two", **{"item.table1.mini": "1"}) as failed:
+        raise RuntimeError
+    unfinished = begin(store, **{"item.table1.mini": "2"})
+    with begin(store, **{"item.table2.mini": "1"}):
+        pass
+    found = store.tagged("item.table1.mini")
+    assert found["run_id"].tolist() == [finished.run_id, failed.run_id, unfinished.run_id]
+    assert found["status"].tolist() == ["FINISHED", "FAILED", "RUNNING"]
+    assert found["name"].tolist() == ["a run"] * 3
+    assert found["tags.item.table1.mini"].tolist() == ["1", "1", "2"]
+
+
+def test_reading_takes_one_query_a_page(store, monkeypatch):
+    for _ in range(5):
+        with begin(store, **{"item.table1.mini": "1"}):
+            pass
+    monkeypatch.setattr(tracking, "RUNS_A_PAGE", 2)
+    asked = []
+    original = MlflowClient.search_runs
+
+    def search_runs(self, *arguments, **options):
+        asked.append((options["max_results"], gc.isenabled()))
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "search_runs", search_runs)
+    assert store.tagged("item.table1.mini")["run_id"].nunique() == 5
+    assert asked == [(2, False)] * 3
+    assert gc.isenabled()
+
+
+def test_history_has_every_point_of_every_run_with_its_seconds(store):
+    logs = []
+    for loss in (0.5, 0.25):
+        with begin(store) as log:
+            log.metrics({"train/loss": 1.0}, step=1)
+            log.metrics({"train/loss": loss}, step=21)
+        logs.append(log.run_id)
+    points = store.history(logs, "train/loss")
+    assert points["run_id"].tolist() == [logs[0], logs[0], logs[1], logs[1]]
+    assert points["step"].tolist() == [1, 21, 1, 21]
+    assert points["value"].tolist() == [1.0, 0.5, 1.0, 0.25]
+    assert points["seconds"].between(0, 60).all()
+    assert store.history(logs, "dev/score").empty
+
+
+def test_artifact_is_read_back_and_a_missing_one_is_none(store, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "fitness.png").write_bytes(b"png")
+    with begin(store) as log:
+        log.artifacts(tmp_path / "outputs")
+    with begin(store) as bare:
+        pass
+    there, missing = store.runs()["artifact_uri"]
+    assert store.artifact(there, "fitness.png") == b"png"
+    assert store.artifact(missing, "fitness.png") is None
+    assert store.artifact(f"mlflow-artifacts:/{bare.run_id}", "fitness.png") is None
 
 
 def test_opening_a_store_again_keeps_its_runs(store, uri):

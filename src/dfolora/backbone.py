@@ -13,7 +13,7 @@ from dfolora.packing import Pack
 
 
 class Backbone:
-    """A frozen model, its parts by name, and the logits of an answer's label words.
+    """A frozen model, its parts by name, and the logits of label words or of all tokens.
 
     Args:
         model: A ``transformers`` model with a vocabulary head. It is put into evaluation mode and
@@ -71,6 +71,11 @@ class Backbone:
         """
         return self._decoded(self._family.transform(self.model, hidden), label_ids)
 
+    @torch.inference_mode()
+    def vocabulary_logits(self, hidden: Tensor) -> Tensor:
+        """Logits of all V tokens: ``(..., H) -> (..., V)``, float32; see `label_logits`."""
+        return self._decoded(self._family.transform(self.model, hidden), slice(None))
+
     def forward(self, **inputs: Any) -> Tensor:
         """What the model's own padded forward gives before the head; gradients pass.
 
@@ -90,11 +95,11 @@ class Backbone:
             hidden = self._family.transform(self.model, hidden)
         return self._decoded(hidden, label_ids)
 
-    def _decoded(self, transformed: Tensor, label_ids: Tensor) -> Tensor:
+    def _decoded(self, transformed: Tensor, tokens: Tensor | slice) -> Tensor:
         decoder = self.model.get_submodule(self._family.decoder)
-        bias = None if decoder.bias is None else decoder.bias[label_ids].float()
+        bias = None if decoder.bias is None else decoder.bias[tokens].float()
         with torch.autocast(transformed.device.type, enabled=False):
-            return functional.linear(transformed.float(), decoder.weight[label_ids].float(), bias)
+            return functional.linear(transformed.float(), decoder.weight[tokens].float(), bias)
 
     def _maps(self, layer: Any, path: str) -> dict[str, LinearMap]:
         width = self.architecture.width

@@ -11,7 +11,7 @@ Letters: P candidates, N examples, M tokens of a pack, H hidden size, C classes.
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -110,15 +110,47 @@ class Engine:
         Raises:
             UserError: Not even one candidate on one example finds enough memory.
         """
+        population = 1 if searched is None else searched.population
+        return self._retried(lambda: self._logits(incumbents, searched), population)
+
+    @torch.inference_mode()
+    def vocabulary(self, places: Tensor) -> Tensor:
+        """Logits of all tokens, of the model without interventions.
+
+        Args:
+            places: Where to read them, ``(N, K)`` positions; of a causal model's rows none is past
+                the answer.
+
+        Returns:
+            ``(N, K, V)``, float32.
+
+        Raises:
+            UserError: Not even one example finds enough memory.
+        """
+        return self._retried(lambda: self._vocabulary(places.to(self._backbone.device)), 1)
+
+    def _vocabulary(self, places: Tensor) -> Tensor:
+        shape = *places.shape, len(self._backbone.embedding)
+        logits = torch.empty(shape, device=self._backbone.device)
+        for prefix in self._prefixes:
+            pack = prefix.pack
+            hidden = self._backbone.embed(pack)
+            for layer in self._backbone.layers:
+                hidden = layer(hidden, pack)
+            read = hidden[0, pack.starts[:, None] + places[pack.rows]]
+            logits[pack.rows] = self._backbone.vocabulary_logits(read)
+        return logits
+
+    def _retried(self, work: Callable[[], Tensor], population: int) -> Tensor:
         while True:
             try:
-                return self._logits(incumbents, searched)
+                return work()
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
                 reason = str(error).partition("\n")[0]
             # Not in the handler, where the error still holds what the failed pass had allocated.
-            self._halve(reason, 1 if searched is None else searched.population)
+            self._halve(reason, population)
 
     def _logits(self, incumbents: Interventions, searched: Intervention | None) -> Tensor:
         population = 1 if searched is None else searched.population
@@ -206,7 +238,7 @@ class Engine:
         warnings.warn(
             f"Out of memory with {used} tokens at once; going on with {self._tokens}. "
             f"engine.tokens={self._tokens} avoids the attempt.",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

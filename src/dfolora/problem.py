@@ -74,7 +74,7 @@ class ProblemSpec:
     root: str | None = None
     """A folder of local files; None for the task's own source."""
     prompt: str = "released"
-    """The prompt's variant: ``released`` or ``published``."""
+    """The prompt's variant: ``released``, ``published`` or ``gap3``."""
     label_words: LabelWordStyle = "released"
     """``released`` (the bare word) or ``natural`` (with a space before it)."""
     readout: Readout = "last_token"

@@ -20,6 +20,8 @@ LabelWordStyle = Literal["released", "natural"]
 
 MASK, FILLER = "mask", "filler"
 """The placeholders of a pattern that are not fields of the row."""
+HOLE = "hole"
+"""One more, in no task's file: a mask that stands for a missing word and does not answer."""
 
 REQUIRED = ("name", "title", "dataset", "fields", "label", "classes", "metric", "prompts")
 """The keys that no task can lack."""
@@ -66,6 +68,9 @@ class Prompt:
     """One word per class, in the order of the task's classes."""
     prefix: str = "{filler} . "
     """What stands before the pattern for methods that need filler words there."""
+    slots: tuple[str, ...] | None = None
+    """The placeholders before which a search of the prompt's words may put some, ``mask`` also for
+    the end of a causal pattern; None: all."""
 
     def __post_init__(self) -> None:
         masks = self.placeholders.count(MASK)
@@ -78,6 +83,11 @@ class Prompt:
             raise UserError(
                 f"Causal pattern {self.pattern!r} has a {{mask}}; remove it: "
                 f"a causal model answers after the last token."
+            )
+        if unknown := sorted({*(self.slots or ())} - {*self.placeholders, MASK}):
+            raise UserError(
+                f"Pattern {self.pattern!r} has no {unknown}, so no slots before them; choose from "
+                f"{sorted({*self.placeholders, MASK})}."
             )
 
     def prefixed(self) -> "Prompt":
@@ -287,11 +297,11 @@ def _prompts(value: object, where: str) -> dict[str, Prompt]:
 
 def _prompt(value: object, kind: Kind, where: str) -> Prompt:
     data = mapping(value, where)
-    check_keys(data, where, required=("pattern", "label_words"), optional=("prefix",))
-    prefix = {"prefix": text(data["prefix"], f"{where}.prefix")} if "prefix" in data else {}
+    check_keys(data, where, required=("pattern", "label_words"), optional=("prefix", "slots"))
     return Prompt(
         kind=kind,
         pattern=text(data["pattern"], f"{where}.pattern"),
         label_words=texts(data["label_words"], f"{where}.label_words"),
-        **prefix,
+        prefix=text(data.get("prefix", Prompt.prefix), f"{where}.prefix"),
+        slots=texts(data["slots"], f"{where}.slots") if "slots" in data else None,
     )

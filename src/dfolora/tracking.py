@@ -16,6 +16,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from filelock import FileLock
 
@@ -119,8 +121,8 @@ class Store:
     def runs(self) -> "pd.DataFrame":
         """All finished runs of all experiments, oldest first, one a row.
 
-        Columns are ``run_id``, ``name``, ``status``, ``experiment_id``, and ``tags.NAME``,
-        ``params.NAME``, ``metrics.NAME`` of whatever any of the runs has.
+        Columns are ``run_id``, ``name``, ``status``, ``experiment_id``, ``artifact_uri``, and
+        ``tags.NAME``, ``params.NAME``, ``metrics.NAME`` of whatever any of the runs has.
         """
         import pandas as pd
 
@@ -145,16 +147,27 @@ class Store:
             ]
         return pd.DataFrame(points, columns=["run_id", "step", "seconds", "value"])
 
-    def artifact(self, run_id: str, path: str) -> bytes | None:
-        """The contents of a file that a run left; None where there is no such file."""
+    def artifact(self, folder: str, name: str) -> bytes | None:
+        """The contents of a file that a run left; None where there is no such file.
+
+        Args:
+            folder: The run's ``artifact_uri``.
+            name: The file's.
+        """
+        from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                found = self._client.download_artifacts(run_id, path, folder)
+        place = urlsplit(folder)
+        try:
+            if place.scheme in ("", "file"):  # a hundred times faster
+                return Path(url2pathname(place.path), name).read_bytes()
+            with tempfile.TemporaryDirectory() as copy:
+                found = download_artifacts(
+                    artifact_uri=f"{folder}/{name}", dst_path=copy, tracking_uri=self.uri
+                )
                 return Path(found).read_bytes()
-            except (MlflowException, OSError):
-                return None
+        except (MlflowException, OSError):
+            return None
 
     def _search(self, wanted: str) -> Iterator[Any]:
         ids, token = self._experiment_ids(), None
@@ -202,6 +215,7 @@ def _row(run: Any) -> dict[str, Any]:
         "name": info.run_name,
         "status": info.status,
         "experiment_id": info.experiment_id,
+        "artifact_uri": info.artifact_uri,
         **values,
     }
 

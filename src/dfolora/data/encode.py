@@ -11,7 +11,7 @@ from torch import Tensor
 from dfolora.data.load import Rows
 from dfolora.data.tokens import Defuser, padded
 from dfolora.errors import UserError
-from dfolora.task import FILLER, MASK, Prompt
+from dfolora.task import FILLER, HOLE, MASK, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,7 +80,7 @@ def encode(
 
     Raises:
         UserError: If the prompt does not fit the tokenizer or ``max_length``, or a row ends up
-            without exactly one mask (masked) or without a token (causal).
+            without its masks, of which one answers (masked), or without a token (causal).
     """
     if not len(rows):
         raise UserError("No rows to encode.")
@@ -91,7 +91,8 @@ def encode(
     for n in overlong:
         ids[n] = _fitted(texts[n], render, max_length)
     if prompt.kind == "masked":
-        answer = [_mask_position(row, tokenizer, n) for n, row in enumerate(ids, 1)]
+        masks = [name for name in prompt.placeholders if name in (MASK, HOLE)]
+        answer = [_mask_position(row, tokenizer, n, masks) for n, row in enumerate(ids, 1)]
     else:
         answer = _causal_answers([len(row) for row in ids], readout, group)
     input_ids, attention_mask = padded(ids, tokenizer.pad_token_id or 0)
@@ -217,7 +218,7 @@ def _constants(
                 f"Tokenizer {tokenizer.name_or_path} has no mask token for the masked pattern "
                 f"{prompt.pattern!r}; use a causal prompt or a masked language model."
             )
-        constants[MASK] = str(tokenizer.mask_token)
+        constants |= {MASK: str(tokenizer.mask_token), HOLE: str(tokenizer.mask_token)}
     if FILLER in prompt.placeholders:
         constants[FILLER] = str(tokenizer.decode(filler_ids(tokenizer, fillers)))
     return constants
@@ -262,14 +263,17 @@ def _fitted(text: Mapping[str, str], render: _Renderer, max_length: int) -> list
     return capped(cap)
 
 
-def _mask_position(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase", row: int) -> int:
+def _mask_position(
+    ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase", row: int, expected: Sequence[str]
+) -> int:
     masks = [position for position, token in enumerate(ids) if token == tokenizer.mask_token_id]
-    if len(masks) != 1:
+    if len(masks) != len(expected):
         raise UserError(
-            f"Mask lost: row {row} has {len(masks)} mask tokens instead of one after encoding by "
-            f"{tokenizer.name_or_path}; check the pattern and the tokenizer's mask token."
+            f"Mask lost: row {row} has {len(masks)} mask tokens instead of {len(expected)} after "
+            f"encoding by {tokenizer.name_or_path}; check the pattern and the tokenizer's mask "
+            f"token."
         )
-    return masks[0]
+    return masks[expected.index(MASK)]
 
 
 def _causal_answers(lengths: Sequence[int], readout: Readout, group: int | None) -> list[int]:

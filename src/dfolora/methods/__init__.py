@@ -1,6 +1,7 @@
 """The rows of the tables: each method turns a backbone and a few-shot split into a predictor."""
 
 from dfolora.methods.base import FewShotData, Fit, Method, Predictor, Progress, Step
+from dfolora.methods.gap3 import Gap3
 from dfolora.methods.gradient import GradientTuning
 from dfolora.methods.in_context import InContext
 from dfolora.methods.layerwise import LayerwiseSearch
@@ -11,6 +12,7 @@ from dfolora.methods.training import TrainingSpec
 __all__ = [
     "FewShotData",
     "Fit",
+    "Gap3",
     "GradientTuning",
     "InContext",
     "LayerwiseSearch",

@@ -34,7 +34,7 @@ class Cell:
     notes: Sequence[str] = ()
     """What is wrong."""
     applies: bool = True
-    """Whether the method can have a score here at all."""
+    """Whether the method can have a number here at all."""
 
     @property
     def mixed(self) -> bool:
@@ -150,13 +150,16 @@ def _cell(runs: RowRuns, column: Column, wanted: Sequence[str]) -> Cell:
     ids = dict(zip(rest["tags.seed"], rest["run_id"], strict=True))
     ids |= dict(zip(counted["tags.seed"], counted["run_id"], strict=True))
     notes = [] if len(commits) < 2 else [_commits(measured)]
+    # A method may have no such number at all: nothing chooses the zero-shot prompt.
+    applies = bool(values) or not set(wanted) <= set(counted["tags.seed"])
     return Cell(
         scores={seed: measure.factor * values[seed] for seed in wanted if seed in values},
         digits=measure.digits,
         missing=missing,
         commits=commits,
         runs={seed: ids[seed] for seed in wanted if seed in ids},
-        notes=[*notes, *_reasons(rest, counted, missing)],
+        notes=[*notes, *_reasons(rest, counted, missing)] if applies else [],
+        applies=applies,
     )
 
 

@@ -43,21 +43,22 @@ def save(figure: Any, path: Path) -> None:
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-def _figure(panels: int, *, height: float = PANEL[1]) -> tuple[Any, Sequence[Any]]:
+def _figure(rows: int, columns: int, *, height: float = PANEL[1]) -> tuple[Any, Sequence[Any]]:
     # The object interface: pyplot would keep global state and look for a display.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(PANEL[0] * panels, height), layout="constrained")
-    return figure, [figure.add_subplot(1, panels, 1 + index) for index in range(panels)]
+    figure = Figure(figsize=(PANEL[0] * columns, height * rows), layout="constrained")
+    places = range(1, 1 + rows * columns)
+    return figure, [figure.add_subplot(rows, columns, place) for place in places]
 
 
 def _bars(table: Table, _curves: Mapping[str, pd.DataFrame]) -> Any:
     """The average of each row; an empty place for a hole, a line for a constant predictor."""
     lines = [line for line in table.lines if not line.constant]
-    figure, (axes,) = _figure(1, height=1.2 + 0.3 * len(lines))
+    figure, (axes,) = _figure(1, 1, height=1.2 + 0.3 * len(lines))
     for place, line in enumerate(lines):
         if not pd.isna(line.average):
-            axes.barh(place, line.average, color=f"C{place % 10}")
+            axes.barh(place, line.average, color="C0")
         axes.text(
             0 if pd.isna(line.average) else line.average, place, f" {table.average(line)}",
             va="center", fontsize="small", parse_math=False,
@@ -66,8 +67,7 @@ def _bars(table: Table, _curves: Mapping[str, pd.DataFrame]) -> Any:
         if not pd.isna(line.average):
             axes.axvline(line.average, color="gray", linestyle=style, label=line.label)
     axes.set_yticks(range(len(lines)), [line.label for line in lines], parse_math=False)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 100), xlabel="average test score in %")
+    axes.set(xlim=(0, 100), ylim=(len(lines) - 0.5, -0.5), xlabel="average test score in %")
     _finish(axes, table.spec.title)
     return figure
 
@@ -76,7 +76,7 @@ def _lines(table: Table, _curves: Mapping[str, pd.DataFrame]) -> Any:
     """A panel a column, a curve a row, the groups from left to right; bars are deviations."""
     picture = table.spec.picture
     assert picture is not None
-    figure, panels = _figure(len(table.columns))
+    figure, panels = _figure(1, len(table.columns))
     for axes, column in zip(panels, table.columns, strict=True):
         for label in dict.fromkeys(line.label for line in table.lines if not line.constant):
             cells = [
@@ -89,7 +89,7 @@ def _lines(table: Table, _curves: Mapping[str, pd.DataFrame]) -> Any:
                 yerr=[0 if pd.isna(cell.std) else cell.std for _, cell in cells],
                 marker="o", capsize=3, label=label,
             )  # fmt: skip
-        ticks = [float(line.group) for line in table.lines if not line.constant]
+        ticks = sorted({float(line.group) for line in table.lines if not line.constant})
         if picture.log_x:
             axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
@@ -101,19 +101,22 @@ def _lines(table: Table, _curves: Mapping[str, pd.DataFrame]) -> Any:
 
 def _curves(table: Table, curves: Mapping[str, pd.DataFrame]) -> Any:
     """Each curve against calls and against seconds: mean and deviation over seeds."""
-    figure, panels = _figure(2 * len(CURVES))
+    figure, panels = _figure(len(CURVES), 2)
     places = iter(panels)
     for metric, title in CURVES.items():
         for x, x_title in (("step", "calls"), ("seconds", "seconds")):
             axes = next(places)
-            for index, line in enumerate(x for x in table.lines if not x.constant):
-                _band(axes, line, curves.get(metric), x, f"C{index % 10}")
+            for index, line in enumerate(line for line in table.lines if not line.constant):
+                style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--"}
+                _band(axes, line, curves.get(metric), x, style)
             axes.set(xlabel=x_title, ylabel=title)
             _finish(axes, table.spec.title if axes is panels[0] else "")
     return figure
 
 
-def _band(axes: Any, line: Line, points: pd.DataFrame | None, x: str, color: str) -> None:
+def _band(
+    axes: Any, line: Line, points: pd.DataFrame | None, x: str, style: Mapping[str, str]
+) -> None:
     """Only where all of a line's seeds have begun; a run that has ended stays where it was."""
     cell = next(iter(line.cells.values()))
     if points is None or points.empty or cell.hole or cell.runs is None:
@@ -124,9 +127,15 @@ def _band(axes: Any, line: Line, points: pd.DataFrame | None, x: str, color: str
     wide = mine.pivot_table(index=x, columns="run_id", values="value", aggfunc="last")
     wide = wide.sort_index().ffill().dropna()
     mean, std = wide.mean(axis=1), wide.std(axis=1).fillna(0.0)
-    axes.plot(wide.index, mean, color=color, label=line.label, drawstyle="steps-post")
+    axes.plot(wide.index, mean, label=line.label, drawstyle="steps-post", **style)
     axes.fill_between(
-        wide.index, mean - std, mean + std, color=color, alpha=0.2, step="post", linewidth=0
+        wide.index,
+        mean - std,
+        mean + std,
+        color=style["color"],
+        alpha=0.2,
+        step="post",
+        linewidth=0,
     )
 
 

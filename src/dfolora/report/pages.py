@@ -103,10 +103,10 @@ def run_pages(table: Table, picture_of: Callable[[str], bytes | None]) -> Iterat
 
     Args:
         table: Whose runs.
-        picture_of: A run's curve as a PNG, by run id.
+        picture_of: A run's curve as a PNG, by its ``artifact_uri``.
     """
     for run in table.runs.to_dict("records"):
-        yield run["run_id"], run_page(run, picture_of(run["run_id"]))
+        yield run["run_id"], run_page(run, picture_of(run["artifact_uri"]))
 
 
 def _embedded(picture: bytes, kind: str) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from dfolora.report.cells import Cell
 from dfolora.report.grid import Grid
 from dfolora.report.spec import Column
 from dfolora.report.tables import Line, Table
@@ -48,16 +47,26 @@ class Published:
         path = folder / f"{name}.csv"
         if not path.exists():
             return cls()
-        frame = pd.read_csv(path, dtype={"group": str, "note": str})
-        frame[["group", "note"]] = frame[["group", "note"]].fillna("")
+        texts = ["group", "method", "task", "metric", "note"]
+        frame = pd.read_csv(path, dtype=dict.fromkeys(texts, str))
+        frame[texts] = frame[texts].fillna("")
         return cls(
             numbers={
                 (row.group, row.method, row.task, row.metric): Number(
                     mean=row.mean, std=row.std, corrected=row.corrected, note=row.note
                 )
-                for row in frame.rename(columns={"mean": "mean"}).itertuples(index=False)
+                for row in frame.itertuples(index=False)
             }
         )
+
+    def of(self, line: Line, column: Column) -> Number | None:
+        """A cell's number; of a ratio, that of the two rows' numbers."""
+        place, measure = (column.task or "", column.measure.metric), column.measure
+        own = self.numbers.get((line.group, line.label, *place))
+        if measure.ratio_to is None or own is None:
+            return own
+        base = self.numbers.get((line.group, measure.ratio_to, *place))
+        return None if base is None else Number(mean=own.mean / base.mean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,25 +118,20 @@ def beside(table: Table, published: Published) -> Iterator[Beside]:
     constants = [line for line in table.lines if line.constant]
     for line in table.lines:
         for column, cell in line.cells.items():
-            key = (line.group, line.label, column.task or "", column.measure.metric)
-            if column.measure.ratio_to is None and key in published.numbers:
-                best = max(
-                    (each.cells[column].mean for each in constants), key=_or_least, default=nan
-                )
-                yield _beside_cell(line, column, cell, published.numbers[key], best)
+            number = published.of(line, column)
+            if number is not None:
+                means = (each.cells[column].mean for each in constants)
+                yield Beside(
+                    line=line, title=column.title, mean=cell.mean, std=cell.std,
+                    runs=len(cell.scores), published=number,
+                    constant=max(means, key=_or_least, default=nan),
+                )  # fmt: skip
         key = (line.group, line.label, AVERAGE, "")
         if key in published.numbers:
             yield Beside(
                 line=line, title=AVERAGE, mean=line.average, std=nan, runs=0,
                 published=published.numbers[key], constant=nan,
             )  # fmt: skip
-
-
-def _beside_cell(line: Line, column: Column, cell: Cell, number: Number, best: float) -> Beside:
-    return Beside(
-        line=line, title=column.title, mean=cell.mean, std=cell.std, runs=len(cell.scores),
-        published=number, constant=best,
-    )  # fmt: skip
 
 
 def _or_least(value: float) -> float:

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pandas as pd
 
+from dfolora.report.captions import caption
 from dfolora.report.cells import (
     HOLE,
-    NOT_APPLICABLE,
     Cell,
     RowRuns,
     cells,
@@ -19,25 +18,6 @@ from dfolora.report.cells import (
 from dfolora.report.grid import Grid
 from dfolora.report.significance import Verdict, judge
 from dfolora.report.spec import Column, TableSpec
-
-FACTS = {
-    "Model": "tags.model",
-    "Shots per class": "params.data.k",
-    "Calls": "params.budget",
-    "Patience": "params.patience",
-    "d": "tags.dim",
-    "Rank": "tags.rank",
-    "Alpha": "params.subspace.alpha",
-    "Sigma": "params.optimizer.sigma",
-    "Device": "params.used.device",
-    "Commit": "tags.commit",
-}
-"""What a caption tells of the runs, and where they have it."""
-CONSTANTS = {
-    "majority": "always gives the test set's most frequent class (of equals the first)",
-    "constant_yes": "always gives the label word Yes",
-}
-"""What constant predictors do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +155,7 @@ def build_table(runs: pd.DataFrame, spec: TableSpec) -> Table:
         spec=spec,
         lines=lines,
         columns=columns,
-        caption=_caption(counted, spec, verdicts),
+        caption=caption(counted, spec, verdicts),
         verdicts=verdicts,
         runs=_shown(runs, rows),
     )
@@ -239,36 +219,3 @@ def _numbers(runs: pd.DataFrame, metric: str) -> str:
     if runs.empty:
         return HOLE
     return " / ".join(f"{int(n):,}" for n in sorted(runs[metric].dropna().unique()))
-
-
-def _caption(runs: pd.DataFrame, spec: TableSpec, verdicts: Sequence[Verdict]) -> str:
-    said: dict[str, Any] = {"Profile": spec.profile, "Seeds": ", ".join(map(str, spec.seeds))}
-    said |= {name: _values(runs, column) for name, column in FACTS.items()}
-    said["Runs"] = len(runs)
-    parts = [
-        spec.caption,
-        f"{HOLE} where runs are missing (finished/wanted) or of several commits, "
-        f"{NOT_APPLICABLE} where the predictor does not apply. #Params counts the numbers "
-        f"searched or trained.",
-    ]
-    parts += [f"{label} {CONSTANTS[name]}." for name, label in spec.constants.items()]
-    if spec.compare is not None:
-        parts.append(_tested(spec.compare.against, verdicts))
-    parts.append("; ".join(f"{name}: {value}" for name, value in said.items() if value != "") + ".")
-    return " ".join([*parts, spec.note])
-
-
-def _tested(against: str, verdicts: Sequence[Verdict]) -> str:
-    found = "; ".join(map(str, verdicts))
-    return (
-        f"A star marks an average that differs from {against}'s at 5 %: two-sided exact sign-flip "
-        f"permutation test on the tasks' mean differences, Holm-corrected over the rows tested. It "
-        f"assumes that under the null hypothesis a task's difference is as likely to have either "
-        f"sign, tasks being independent; seeds of one task are not taken to be. {found}."
-    )
-
-
-def _values(runs: pd.DataFrame, column: str) -> str:
-    values: Any = runs[column].dropna().unique() if column in runs else []
-    # Shorter ones first, which puts numbers in order.
-    return ", ".join(sorted((str(v) for v in values if v != "None"), key=lambda v: (len(v), v)))

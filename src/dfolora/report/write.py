@@ -24,8 +24,8 @@ class Archive(Protocol):
         """A metric's points."""
         ...
 
-    def artifact(self, run_id: str, path: str) -> bytes | None:
-        """A file that a run left."""
+    def artifact(self, folder: str, name: str) -> bytes | None:
+        """A file that a run left, by its ``artifact_uri``."""
         ...
 
 
@@ -55,7 +55,7 @@ def write_item(folder: Path, table: Table, published: Published, archive: Archiv
     table.frame().to_csv(path.with_suffix(".csv"), index=False)
     _write(path.with_suffix(".tex"), _latex(table, beside))
     _write(path.with_suffix(".html"), pages.item_page(table, beside, picture))
-    for run_id, page in pages.run_pages(table, lambda run_id: archive.artifact(run_id, CURVE)):
+    for run_id, page in pages.run_pages(table, lambda folder: archive.artifact(folder, CURVE)):
         _write(folder / "runs" / f"{run_id}.html", page)
     _write(folder / "index.html", pages.index_page(pages.update_index(folder, table)))
     return text

@@ -1,0 +1,191 @@
+"""Passes over a set of rows in one prompt after another, and the tokens that they speak for.
+
+Letters: N examples, C classes, K places in a row, V tokens of the vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dfolora.backbone import Backbone
+from dfolora.data.encode import Batch
+from dfolora.data.load import Rows
+from dfolora.engine import Engine, Limits
+from dfolora.errors import UserError
+from dfolora.methods.gap3.genome import Genome, Hole, Template
+from dfolora.metric import METRICS
+from dfolora.objective import cross_entropy
+
+Array = NDArray[np.float64]
+
+Fitness = tuple[float, float]
+"""Higher is better: the score, ties by the confidence."""
+
+PASSES = 3
+"""What an individual with a hole costs: two to find the token, one for the whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Individual:
+    """A prompt, and how it does."""
+
+    genome: Genome
+    score: float
+    """The task's metric, in [0, 1]."""
+    confidence: float
+    """Mean probability of the gold label word among the label words."""
+    loss: float
+    """Mean cross-entropy over the label words."""
+    log_likelihood: float
+    """Log-probability of the gold label word among all tokens, summed over the rows."""
+
+    @property
+    def fitness(self) -> Fitness:
+        """By which individuals are compared."""
+        return self.score, self.confidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScores:
+    """What every token would do in a hole."""
+
+    gains: Array
+    """``sum log p(t | x, gold label) - sum log p(t | x)``: ``(V,)``."""
+    log_likelihood: float
+    """``sum log p(gold label | x)`` while the hole is open."""
+
+    def predicted(self, token: int) -> float:
+        """``sum log p(gold label | x, t)`` by Bayes' rule."""
+        return self.log_likelihood + float(self.gains[token])
+
+
+class Passes:
+    """Rows in one prompt after another.
+
+    Args:
+        backbone: The frozen model.
+        template: Rows and genomes to batches.
+        rows: The N examples.
+        label_ids: ``(C,)``, the label words' token ids.
+        metric: Name of the task's metric.
+        limits: How much goes through the model at once.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        template: Template,
+        rows: Rows,
+        label_ids: Tensor,
+        metric: str,
+        limits: Limits,
+    ) -> None:
+        self._backbone = backbone
+        self._template = template
+        self._rows = rows
+        self._label_ids = label_ids
+        self._labels = torch.tensor(rows.labels)
+        self._metric = METRICS[metric]
+        self._limits = limits
+        self.calls = 0
+        """Passes made so far."""
+
+    def token_scores(self, hole: Hole) -> TokenScores:
+        """Two passes: one with the gold labels filled in, one with the labels left open."""
+        gold = self._template.encode_gold(self._rows, hole)
+        (given,) = self._log_probabilities(gold, gold.answer[:, None])
+        blank, places = self._template.encode_blank(self._rows, hole)
+        free, answers = self._log_probabilities(blank, torch.stack([places, blank.answer], 1))
+        gains = (_over_rows(given) - _over_rows(free)).cpu().numpy()
+        return TokenScores(gains=gains, log_likelihood=self._log_likelihood(answers))
+
+    def evaluate(self, genome: Genome) -> Individual:
+        """One pass.
+
+        Raises:
+            UserError: The model gives no finite numbers.
+        """
+        batch = self._template.encode(self._rows, genome)
+        (answers,) = self._log_probabilities(batch, batch.answer[:, None])
+        words = answers[:, self._label_ids.to(answers.device)].cpu()
+        (loss,) = cross_entropy(words[None], self._labels)
+        if not np.isfinite(loss):
+            raise UserError(
+                f"The loss under the prompt {self._template.prompt(genome).pattern!r} is not a "
+                f"finite number. Check the model's weights, or use precision=fp32."
+            )
+        confidences = words.double().softmax(-1).gather(1, self._labels[:, None])
+        return Individual(
+            genome=genome,
+            score=float(self._metric(self._labels.numpy(), words.argmax(-1).numpy())),
+            confidence=float(confidences.mean()),
+            loss=float(loss),
+            log_likelihood=self._log_likelihood(answers),
+        )
+
+    def _log_probabilities(self, batch: Batch, places: Tensor) -> tuple[Tensor, ...]:
+        """Of all tokens, in one pass: ``(N, K) -> K times (N, V)``, float32."""
+        self.calls += 1
+        engine = Engine(self._backbone, batch, self._label_ids, self._limits, carry=False)
+        return engine.vocabulary(places).log_softmax(-1).unbind(1)
+
+    def _log_likelihood(self, answers: Tensor) -> float:
+        gold = self._label_ids[self._labels, None].to(answers.device)
+        return float(_over_rows(answers.gather(1, gold)))
+
+
+class Guide:
+    """Fills holes with the token that the model says is best, and learns where that was wrong.
+
+    Args:
+        passes: Over the train set.
+        template: Which words may be.
+        top: So many tokens, the best of all, are tried.
+        tokens: V.
+    """
+
+    def __init__(self, passes: Passes, template: Template, *, top: int, tokens: int) -> None:
+        self._passes = passes
+        self._template = template
+        self._top = top
+        self._bias = np.zeros(tokens)
+        self.seen = {template.empty}
+        """Every genome there was, and that without words."""
+
+    def realised(self, child: Genome | Hole) -> Individual | None:
+        """The child, evaluated; None if no token makes of its hole what has not been there."""
+        if not isinstance(child, Hole):
+            return self._evaluated(child)
+        scores = self._passes.token_scores(child)
+        token = self._token(child, scores)
+        if token is None:
+            return None
+        individual = self._evaluated(child.filled(token))
+        missed = individual.log_likelihood - scores.predicted(token)
+        self._bias[token] = min(self._bias[token], missed)
+        return individual
+
+    def _evaluated(self, genome: Genome) -> Individual:
+        self.seen.add(genome)
+        return self._passes.evaluate(genome)
+
+    def _token(self, hole: Hole, scores: TokenScores) -> int | None:
+        known = len(self._template.plain.tokenizer)  # a model may embed more
+        ranked = np.argsort(-(scores.gains + self._bias)[:known], kind="stable")
+        for token in ranked[: self._top].tolist():
+            genome = hole.filled(token)
+            if (
+                genome not in self.seen
+                and self._template.suits(token)
+                and self._template.spells(genome, hole.slot)
+            ):
+                return int(token)
+        return None
+
+
+def _over_rows(log_probabilities: Tensor) -> Tensor:
+    """Their sum, ``(N, n) -> (n,)``, float64."""
+    return log_probabilities.sum(0, dtype=torch.float64)

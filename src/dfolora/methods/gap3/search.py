@@ -1,0 +1,243 @@
+"""The genetic algorithm: who survives, who has children, how long it goes on."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from math import isqrt, nan
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfolora.architecture import Architecture
+from dfolora.backbone import Backbone
+from dfolora.data.encode import Encode, Encoder
+from dfolora.data.load import Rows
+from dfolora.engine import Limits
+from dfolora.errors import UserError
+from dfolora.methods.base import FewShotData, Progress
+from dfolora.methods.gap3.genome import Genome, Hole, Template, crossed, mutated, size
+from dfolora.methods.gap3.guide import PASSES, Fitness, Guide, Individual, Passes
+from dfolora.methods.gap3.predictor import Written
+from dfolora.plain import whole
+from dfolora.seeding import stream
+from dfolora.select import DevPoint, by_score
+
+COMPARISONS: Mapping[str, Callable[[Fitness, Fitness], bool]] = {
+    "fixed": lambda new, best: new > best,
+    # As in the released code, where a signed difference counts as true unless it is 0.
+    "released": lambda new, best: new != best,
+}
+SELECTIONS = ("incumbent", "released")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap3:
+    """A genetic algorithm over the words between a prompt's fields."""
+
+    population: int = 64
+    """Individuals; the square root of their number survives a generation."""
+    generations: int | None = 50
+    """At most so many after the first population; None: as many as the budget pays for."""
+    budget: int = 6000
+    """At most so many passes over the train set: three an individual with a new token, else one."""
+    mutation: float = 0.75
+    """Probability that a child gets a new token."""
+    crossover: float = 0.5
+    """Probability that a child has a slot of its second parent."""
+    top: int = 4096
+    """So many tokens, the best of all, are tried in a hole."""
+    room: int = 100
+    """At most so many tokens of words in a prompt."""
+    comparison: str = "fixed"
+    """A name in ``COMPARISONS``: when an individual replaces the best."""
+    selection: str = "incumbent"
+    """``incumbent``: the dev set chooses among the bests of different generations; ``released``: it
+    is the last best, and the dev set is not looked at."""
+    dev_interval: int = 100
+    """Calls between two looks at the dev set, which come as a generation ends."""
+    limits: Limits = field(default_factory=Limits)
+    """How much goes through the model at once."""
+
+    @property
+    def seeded(self) -> bool:
+        """See ``Method``."""
+        return True
+
+    def check(self, architecture: Architecture) -> None:
+        """See ``Method``."""
+        whole(self.population, "method.population", least=2)
+        if self.generations is not None:
+            whole(self.generations, "method.generations", least=0)
+        whole(self.budget, "budget", least=1)
+        whole(self.top, "method.top", least=1)
+        whole(self.room, "method.room", least=1)
+        whole(self.dev_interval, "dev_interval", least=1)
+        _check_probability(self.mutation, "method.mutation")
+        _check_probability(self.crossover, "method.crossover")
+        for name, value, choices in (
+            ("method.comparison", self.comparison, tuple(COMPARISONS)),
+            ("selection", self.selection, SELECTIONS),
+        ):
+            if value not in choices:
+                raise UserError(f"Unknown {name}={value}; choose one of {', '.join(choices)}.")
+        self.limits.check()
+        if self.budget < PASSES * self.population:
+            raise UserError(
+                f"budget={self.budget} is smaller than the first population, which needs "
+                f"{PASSES * self.population} calls, {PASSES} for each of "
+                f"method.population={self.population}; raise budget or take a smaller population."
+            )
+
+    def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
+        """See ``Method``."""
+        return Template(plain=plain, room=self.room)
+
+    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> "GeneticSearch":
+        """See ``Method``."""
+        self.check(backbone.architecture)
+        if not isinstance(data.encode, Template):
+            raise TypeError("The genetic prompt search needs data.encode to be its own encoder.")
+        return GeneticSearch(self, backbone, data, data.encode, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneticStep:
+    """A generation, as a ``Step``."""
+
+    calls: int
+    patterns: Sequence[str]
+    """Of its new individuals, ``(P,)``."""
+    scores: Sequence[float]
+    """Theirs on the train set, ``(P,)``."""
+    losses: NDArray[np.float64]
+    """Their mean cross-entropy over the label words, ``(P,)``."""
+    loss: float
+    """That of the best so far."""
+    step_size: float = nan
+
+    def journaled(self) -> Mapping[str, object]:
+        """The prompts and their scores."""
+        return {"patterns": list(self.patterns), "scores": list(self.scores)}
+
+
+class GeneticSearch:
+    """One search, as a ``Fit``."""
+
+    def __init__(
+        self, method: Gap3, backbone: Backbone, data: FewShotData, template: Template, seed: int
+    ) -> None:
+        self._method = method
+        self._backbone = backbone
+        self._label_ids = data.label_ids
+        self._template = template
+        self._rng = stream(seed, "genetic")
+        self._train, self._dev = (
+            Passes(backbone, template, part.rows, data.label_ids, data.metric, method.limits)
+            for part in (data.train, data.dev)
+        )
+        self._guide = Guide(self._train, template, top=method.top, tokens=len(backbone.embedding))
+        self._population: list[Individual] = []
+        self._best: Individual | None = None
+        self._last: DevPoint | None = None
+        self._selected: DevPoint | None = None
+
+    def __iter__(self) -> Iterator[Progress]:
+        """Search until generations or budget are spent, or nothing new is to be found."""
+        for generation in count():
+            before, survivors = self._train.calls, self._survivors()
+            new = list(self._bred(self._method.population - len(survivors)))
+            if not new:
+                return
+            self._population = [*survivors, *new]
+            last = generation == self._method.generations or not self._affordable
+            looks = self._looks(before, last)
+            yield Progress(step=self._step(new), looks=looks, selected=self._selected)
+            if last:
+                return
+
+    def predictor(self) -> Written:
+        """The prompt that the dev set chose, or the last best."""
+        genome, dev = self._best_genome, None
+        if self._method.selection == "incumbent":
+            dev = self._selected or self._look()
+            genome = dev.solution
+        limits = self._method.limits
+        return Written(self._backbone, self._template, genome, dev, self._label_ids, limits)
+
+    @property
+    def _best_genome(self) -> Genome:
+        return self._template.empty if self._best is None else self._best.genome
+
+    @property
+    def _affordable(self) -> bool:
+        """Whether the budget pays for one more individual, whatever it takes."""
+        return self._train.calls + PASSES <= self._method.budget
+
+    def _survivors(self) -> list[Individual]:
+        """The fittest, and the best so far should it not be among them."""
+        fittest = sorted(self._population, key=lambda one: one.fitness, reverse=True)
+        survivors = fittest[: isqrt(self._method.population)]
+        if self._best is not None and self._best not in survivors:
+            survivors.append(self._best)
+        return survivors
+
+    def _bred(self, number: int) -> Iterator[Individual]:
+        """At most so many new individuals, evaluated."""
+        better = COMPARISONS[self._method.comparison]
+        for _ in range(number):
+            if not self._affordable:
+                return
+            individual = self._guide.realised(self._child())
+            if individual is None:
+                continue
+            if self._best is None or better(individual.fitness, self._best.fitness):
+                self._best = individual
+            yield individual
+
+    def _child(self) -> Genome | Hole:
+        """Of two parents, likelier the better they score; at first a hole between the fields."""
+        method, slots, rng = self._method, self._template.slots, self._rng
+        if not self._population:
+            return mutated(self._template.empty, slots, method.room, rng)
+        weights = np.exp([one.score for one in self._population])
+        first, second = rng.choice(len(weights), size=2, p=weights / weights.sum())
+        own, theirs = self._population[first].genome, self._population[second].genome
+        child = crossed(own, theirs, method.crossover, rng)
+        if size(child) > method.room:
+            child = own
+        # A child that was there before would be paid for and bring nothing.
+        if rng.random() < method.mutation or child in self._guide.seen:
+            return mutated(child, slots, method.room, rng)
+        return child
+
+    def _step(self, new: Sequence[Individual]) -> GeneticStep:
+        return GeneticStep(
+            calls=self._train.calls,
+            patterns=[self._template.prompt(one.genome).pattern for one in new],
+            scores=[one.score for one in new],
+            losses=np.array([one.loss for one in new]),
+            loss=nan if self._best is None else self._best.loss,
+        )
+
+    def _looks(self, calls_before: int, last: bool) -> list[DevPoint]:
+        interval = self._method.dev_interval
+        due = calls_before // interval < self._train.calls // interval or last
+        return [self._look()] if due and self._method.selection == "incumbent" else []
+
+    def _look(self) -> DevPoint:
+        """The best on the dev set; kept if it does better there than those before."""
+        calls, genome, last = self._train.calls, self._best_genome, self._last
+        if last is None or last.solution != genome:
+            seen = self._dev.evaluate(genome)
+            point = DevPoint(calls=calls, score=seen.score, loss=seen.loss, solution=genome)
+        else:
+            point = replace(last, calls=calls)
+        if self._selected is None or by_score(point) < by_score(self._selected):
+            self._selected = point
+        self._last = point
+        return point
+
+
+def _check_probability(value: object, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise UserError(f"{name}={value} must be a probability, from 0 to 1.")

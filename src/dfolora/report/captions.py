@@ -1,0 +1,69 @@
+"""What stands below a table."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from dfolora.report.cells import HOLE, NOT_APPLICABLE
+from dfolora.report.significance import Verdict
+from dfolora.report.spec import TableSpec
+
+FACTS = {
+    "Model": "tags.model",
+    "Shots per class": "params.data.k",
+    "Calls": "params.budget",
+    "Patience": "params.patience",
+    "d": "tags.dim",
+    "Rank": "tags.rank",
+    "Alpha": "params.subspace.alpha",
+    "Sigma": "params.optimizer.sigma",
+    "Device": "params.used.device",
+    "Commit": "tags.commit",
+}
+"""What a caption tells of the runs, and where they have it."""
+CONSTANTS = {
+    "majority": "always gives the test set's most frequent class (of equals the first)",
+    "constant_yes": "always gives the label word Yes",
+}
+"""What constant predictors do."""
+
+
+def caption(runs: pd.DataFrame, spec: TableSpec, verdicts: Sequence[Verdict]) -> str:
+    """What the numbers are, how they were tested, and what the runs have in common.
+
+    Args:
+        runs: All that the table counts.
+        spec: What it shows.
+        verdicts: Of its tests.
+    """
+    said: dict[str, Any] = {"Profile": spec.profile, "Seeds": ", ".join(map(str, spec.seeds))}
+    said |= {name: _values(runs, column) for name, column in FACTS.items()}
+    said["Runs"] = len(runs)
+    parts = [
+        spec.caption,
+        f"{HOLE} where runs are missing (finished/wanted) or of several commits, "
+        f"{NOT_APPLICABLE} where there can be no number. #Params counts the numbers "
+        f"searched or trained.",
+    ]
+    parts += [f"{label} {CONSTANTS[name]}." for name, label in spec.constants.items()]
+    if spec.compare is not None:
+        parts.append(_tested(spec.compare.against, verdicts))
+    parts.append("; ".join(f"{name}: {value}" for name, value in said.items() if value != "") + ".")
+    return " ".join([*parts, spec.note])
+
+
+def _tested(against: str, verdicts: Sequence[Verdict]) -> str:
+    found = "; ".join(map(str, verdicts))
+    return (
+        f"A star marks an average that differs from {against}'s at 5 %: two-sided exact sign-flip "
+        f"permutation test on the tasks' mean differences, Holm-corrected over the rows tested. It "
+        f"assumes that under the null hypothesis a task's difference is as likely to have either "
+        f"sign, tasks being independent; seeds of one task are not taken to be. {found}."
+    )
+
+
+def _values(runs: pd.DataFrame, column: str) -> str:
+    values: Any = runs[column].dropna().unique() if column in runs else []
+    # Shorter ones first, which puts numbers in order.
+    return ", ".join(sorted((str(v) for v in values if v != "None"), key=lambda v: (len(v), v)))

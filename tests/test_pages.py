@@ -1,0 +1,138 @@
+"""The HTML pages: their links and escapes, read as text and in a real browser."""
+
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from dfolora.report import Picture, Published
+from dfolora.report.published import Number
+from dfolora.report.write import write_item
+from tests.browser import opened
+from tests.reporting import RUNS, SPEC, run, table
+
+SCRIPT = "<script>document.title = 'owned'</script>"
+HOSTILE = "<img src=x onerror=alert(1)>\"'&"
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63"
+    "f8cfc0000003010100c9fe92ef0000000049454e44ae426082"
+)
+NUMBERS = {("", "C-LoRA", "sst2", "test/score"): Number(mean=80.0, std=1.0, note=HOSTILE)}
+
+
+class Archive:
+    """One run left a picture."""
+
+    def history(self, run_ids, metric):
+        return pd.DataFrame(columns=["run_id", "step", "seconds", "value"])
+
+    def artifact(self, folder, name):
+        return PIXEL if (folder, name) == ("mlruns/sst2-cma-8", "fitness.png") else None
+
+
+def hostile_table():
+    rows = [*SPEC.rows, replace(SPEC.rows[1], label=HOSTILE)]
+    spec = replace(
+        SPEC, title=f"A table {SCRIPT}", rows=rows, note=HOSTILE, picture=Picture(kind="bars")
+    )
+    failed = run("mrpc", 8, None, optimizer="fwa", status="FAILED", model=HOSTILE)
+    failed["name"], failed["run_id"] = HOSTILE, "0123456789abcdef"
+    return table(*RUNS, failed, spec=spec)
+
+
+@pytest.fixture
+def reports(tmp_path):
+    write_item(tmp_path, hostile_table(), Published(numbers=NUMBERS), Archive())
+    other = table(*RUNS, spec=replace(SPEC, name="figure9", title="Another"))
+    write_item(tmp_path, other, Published(), Archive())
+    return tmp_path
+
+
+class Seen(HTMLParser):
+    """Tags, links and sources of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.sources = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        given = dict(attributes)
+        assert not any(name.startswith("on") for name in given)
+        self.links += [given["href"]] if tag == "a" else []
+        self.sources += [given["src"]] if "src" in given else []
+
+
+def test_pages_fetch_nothing_and_their_links_lead_somewhere(reports):
+    pages = [*reports.glob("*.html"), *reports.glob("runs/*.html")]
+    assert len(pages) == 3 + 8
+    for page in pages:
+        seen = Seen(page.read_text())
+        assert not {"script", "link", "iframe"} & set(seen.tags)
+        assert all(source.startswith("data:image/") for source in seen.sources)
+        for link in seen.links:
+            if page.parent.name != "runs" or not link.startswith("http://127.0.0.1:5000/#/"):
+                assert (page.parent / link).exists(), link
+
+
+def test_every_cell_leads_to_its_runs(reports):
+    links = Seen((reports / "table1.html").read_text()).links
+    runs = {link.removeprefix("runs/").removesuffix(".html") for link in links if "runs/" in link}
+    assert runs == {given["run_id"] for given in RUNS} | {"0123456789abcdef"}
+
+
+def test_run_page_has_configuration_scores_and_curve(reports):
+    page = (reports / "runs" / "sst2-cma-8.html").read_text()
+    for text in ("sst2-cma-8", "budget", "1000", "test/score", "0.8", "item.table1.mini"):
+        assert text in page
+    assert "data:image/png;base64" in page
+    assert "data:image" not in (reports / "runs" / "sst2-cma-13.html").read_text()
+
+
+def test_index_lists_every_item_once_and_forgets_those_that_are_gone(reports):
+    write_item(reports, table(*RUNS), Published(), Archive())
+    index = (reports / "index.html").read_text()
+    assert index.count('href="table1.html"') == index.count('href="figure9.html"') == 1
+    assert "9 of 10" not in index
+    (reports / "figure9.html").unlink()
+    write_item(reports, table(*RUNS), Published(), Archive())
+    assert "figure9" not in (reports / "index.html").read_text()
+
+
+def test_markdown_names_holes_figure_and_paper(reports):
+    text = (reports / "table1.md").read_text()
+    assert "## What is missing\n\n- F-LoRA, MRPC: seed 8: run 01234567 failed\n" in text
+    assert "](table1.png)" in text
+    assert "## Beside the paper" in text
+    assert "## " not in (reports / "figure9.md").read_text()
+
+
+def test_pages_in_a_browser(reports, tmp_path):
+    (tmp_path / "chromium").mkdir()
+    with opened(tmp_path / "chromium") as browser:
+        browser.get((reports / "index.html").as_uri())
+        browser.find_element("link text", f"A table {SCRIPT}").click()
+        assert browser.title == f"A table {SCRIPT}"  # nothing of it was run
+        rows = browser.find_elements("css selector", "#results tbody tr")
+        assert len(rows) == 6
+        cells = rows[3].find_elements("tag name", "td")
+        assert [cell.text for cell in cells] == [
+            "C-LoRA", "1,500", "85.00 (7.07)", "62.00 (2.83)", "73.50",
+        ]  # fmt: skip
+        picture = browser.find_element("tag name", "img")
+        assert browser.execute_script("return arguments[0].naturalWidth", picture) > 100
+        assert browser.find_element("id", "holes").text == (
+            "F-LoRA, MRPC: seed 8: run 01234567 failed"
+        )
+        assert len(browser.find_elements("css selector", "#paper tbody tr")) == 1
+        cells[2].find_element("tag name", "summary").click()
+        assert cells[2].text.splitlines() == [
+            "85.00 (7.07)", "seed 8: sst2-cma 80.00", "seed 13: sst2-cma 90.00",
+        ]  # fmt: skip
+        cells[2].find_element("tag name", "a").click()
+        assert browser.find_element("id", "run").text == "sst2-cma-8"
+        browser.get((reports / "runs" / "0123456789abcdef.html").as_uri())
+        assert browser.title == HOSTILE
+        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
