@@ -35,6 +35,8 @@ OUTPUTS = Path("outputs")
 SEEDS = ("split_seed", "search_seed")
 PARTS = ("task", "model", "data", "method", *SEEDS)
 """What a run is made of; its record holds these and the values that they refer to."""
+MOST_STORED = 100_000_000
+"""Numbers of a predictor's that are worth a place in the store: a large model's own are not."""
 REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 
 
@@ -169,7 +171,8 @@ def _fit(
     if curve.calls:
         log.metrics({"time/calls_per_s": curve.calls[-1] / (fitted - started)})
         save_fitness_curve(folder / "fitness.png", curve, bar.name)
-    predictor.save(folder / "adapter")
+    if predictor.stored <= MOST_STORED:
+        predictor.save(folder / "adapter")
     told = f"test {scores['score']:.3f}"
     if predictor.dev is not None:
         told += f", dev {predictor.dev.score:.3f}"

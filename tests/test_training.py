@@ -211,6 +211,15 @@ def test_start_is_kept_where_nothing_beats_it():
     assert not torch.equal(linear.weight, start)
 
 
+def test_first_of_equal_looks_is_kept():
+    """With a rate too small to change a single weight every look is the same."""
+    history = trained(Linear(), spec_of(learning_rates=[1e-30, 1e-31], dev_every=1))
+    assert len({look.loss for progress in history for look in progress.looks}) == 1
+    assert history[-1].selected.calls == 0
+    headed = trained(Linear(new_head=True), spec_of(learning_rates=[1e-30, 1e-31], dev_every=1))
+    assert headed[-1].selected.calls == 3
+
+
 def test_rate_that_diverges_stops_and_the_others_go_on():
     history = trained(
         Linear(lambda number: number == 5), spec_of(learning_rates=[0.3, 0.02], dev_every=1)
