@@ -1,7 +1,6 @@
 """One run, from its configuration to its record in the store."""
 
 import gc
-import re
 import shutil
 import tempfile
 import time
@@ -29,15 +28,12 @@ from dfolora.record import commit, digest, flat, provenance
 from dfolora.score import score_test
 from dfolora.task import Task
 from dfolora.tracking import RunLog, Store
+from pipelines.identity import SEEDS, labels_of, name_of, settings_of, used_keys
 from pipelines.progress import RunBar
 
 OUTPUTS = Path("outputs")
-SEEDS = ("split_seed", "search_seed")
-PARTS = ("task", "model", "data", "method", *SEEDS)
-"""What a run is made of; its record holds these and the values that they refer to."""
 MOST_STORED = 100_000_000
 """Numbers of a predictor's that are worth a place in the store: a large model's own are not."""
-REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +69,7 @@ def execute(
         UserError: Something given is wrong; but for the weights themselves, this is told before
             they are loaded.
     """
-    used = _used(config)  # first, for to instantiate a part resolves what it refers to
+    used = used_keys(config)  # first, for to instantiate a part resolves what it refers to
     task = Task.from_mapping(OmegaConf.to_container(config.task, resolve=True))
     checkpoint: Checkpoint = instantiate(config.model, _convert_="all")
     for key in SEEDS:
@@ -85,18 +81,18 @@ def execute(
     spec.check(task, architecture.family.kind)
     task_rows = _task_rows(task, spec.root)
     plain = OmegaConf.to_container(config, resolve=True)
-    settings = _settings(plain, checkpoint, method)
+    settings = settings_of(plain, checkpoint, method)
     rows = {"task": plain["task"], "rows": task_rows.fingerprint}
     seeds = {key: plain[key] for key in SEEDS if method.seeded}
     run_digest = digest({"settings": settings, **rows, **seeds})
-    labels = _labels(plain, choices, checkpoint, method) | {
+    labels = labels_of(plain, choices, checkpoint, method) | {
         "settings": digest(settings),
         "rows": digest(rows),
         "sweep_id": sweep_id,
     }
     if "experiment" in choices:
         labels[f"item.{choices['experiment']}.{choices['profile']}"] = sweep_id
-    name = _name(plain, choices, labels)
+    name = name_of(plain, choices, labels)
     store = _store(config.tracking.uri)
     with store.alone(run_digest):
         if (run_id := store.finished_run(run_digest)) is not None:
@@ -252,74 +248,10 @@ def _summary(
     return summary
 
 
-def _settings(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[str, Any]:
-    """What is the same in one row of a table: the method and the model, whatever task and seed.
-
-    Where files lie and how work is cut into pieces does not matter, nor how a split is drawn to a
-    method that sees none.
-    """
-    ignored = {"root"} if method.seeded else {"root", "k", "max_words"}
-    return {
-        "data": {key: value for key, value in plain["data"].items() if key not in ignored},
-        "model": checkpoint.identity(),
-        "method": {key: value for key, value in plain["method"].items() if key != "limits"},
-    }
-
-
-def _used(config: DictConfig) -> list[str]:
-    """The top-level keys that matter to the run: not, for example, another method's."""
-    raw = OmegaConf.to_container(config, resolve=False)
-    used, waiting = set[str](), list(PARTS)
-    while waiting:
-        key = waiting.pop()
-        used.add(key)
-        waiting += (set(REFERENCE.findall(str(raw[key]))) & raw.keys()) - used - {"sweep"}
-    return [key for key in raw if key in used]
-
-
-def _labels(
-    plain: Any, choices: Mapping[str, str], checkpoint: Checkpoint, method: Method
-) -> dict[str, str]:
-    """The tags by which runs are told apart, filtered and put into tables."""
-    labels = {
-        "task": plain["task"]["name"],
-        "model": checkpoint.label or choices["model"],
-        "method": choices["method"],
-        "profile": choices["profile"],
-        "seed": "any",
-    }
-    if method.seeded:
-        split, search = (plain[key] for key in SEEDS)
-        labels["seed"] = str(split) if split == search else f"{split}/{search}"
-    if "optimizer" in plain["method"]:
-        labels["optimizer"] = choices["optimizer"]
-    subspace = plain["method"].get("subspace", {})
-    if subspace == plain["subspace"]:
-        labels["subspace"] = choices["subspace"]
-    for key in ("dim", "rank"):
-        if key in subspace:
-            labels[key] = str(subspace[key])
-    if "targets" in subspace:
-        labels["targets"] = "".join(subspace["targets"])
-    return labels
-
-
-def _name(plain: Any, choices: Mapping[str, str], labels: Mapping[str, str]) -> str:
-    parts = [choices["task"], labels["model"], labels["method"]]
-    if "optimizer" in labels:
-        optimizer = plain["optimizer"].get("name", labels["optimizer"])  # one of nevergrad's
-        parts.append(optimizer)
-    if "rank" in labels:
-        parts.append(f"r{labels['rank']}")
-    if labels["seed"] != "any":
-        parts.append(f"seed{labels['seed']}")
-    return "-".join(parts)
-
-
 def _hardware(backbone: Backbone) -> Mapping[str, str]:
     on_gpu = backbone.device.type == "cuda"
     return {
-        "used.device": torch.cuda.get_device_name(backbone.device) if on_gpu else "cpu",
+        "used.device": torch.cuda.get_devicename_of(backbone.device) if on_gpu else "cpu",
         "used.dtype": str(backbone.model.dtype),
         "used.threads": str(torch.get_num_threads()),
     }
