@@ -47,7 +47,7 @@ def job(config: DictConfig) -> None:
     chosen = hydra_config.runtime.choices
     choices = {group: option for group, option in chosen.items() if option is not None}
     sweep_id, total = os.environ[SWEEP_ID], getattr(hydra_config.job, "total", 1)
-    if not isinstance(config.workers, int) or config.workers < 1:
+    if type(config.workers) is not int or config.workers < 1:  # True is an int
         print(
             f"error: workers={config.workers} must be a whole number, 1 or more.", file=sys.stderr
         )

@@ -42,7 +42,7 @@ from dfolora.trainable import (
     PrefixTuning,
     PromptTuning,
 )
-from pipelines.execute import _labels
+from pipelines.identity import labels_of
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
@@ -211,7 +211,7 @@ def test_experiment_fills_every_row_of_its_table(name, profile):
     assert {task.rpartition("/")[2] for task in tasks} == set(spec.tasks)
     assert {column.task for column in spec.columns} <= {None, *spec.tasks}
     made = [
-        labels_of(f"experiment={name}", f"profile={profile}", f"task={tasks[0]}", *job)
+        tags_of(f"experiment={name}", f"profile={profile}", f"task={tasks[0]}", *job)
         for job in itertools.product(
             *([f"{key}={value}" for value in values] for key, values in sweep.items())
         )
@@ -253,14 +253,14 @@ def test_items_share_their_runs_with_table_2(item, profile):
         assert ours == theirs
 
 
-def labels_of(*overrides):
+def tags_of(*overrides):
     """The tags of the run."""
     config = composed(*overrides, hydra=True)
     choices = {k: v for k, v in config.hydra.runtime.choices.items() if v is not None}
     checkpoint = instantiate(config.model, _convert_="all")
     method = instantiate(config.method)
     del config.hydra
-    return _labels(OmegaConf.to_container(config, resolve=True), choices, checkpoint, method)
+    return labels_of(OmegaConf.to_container(config, resolve=True), choices, checkpoint, method)
 
 
 def test_every_item_of_the_makefile_is_an_experiment_and_a_table():

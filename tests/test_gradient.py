@@ -128,7 +128,7 @@ MISTAKES = {
         ["method=prompt_tuning", "data.max_length=10"], r"10 trained tokens .* limit of 10"),
     "no learning rate": (
         ["method=lora", "method.training.learning_rates=[]"], r"learning_rates=\[\] must be"),
-    "an unknown head": (["method=model_tuning", "method.trained.head=x"], r"Unknown head=x"),
+    "an unknown head": (["method=model_tuning", "method.trained.head=x"], r"Unknown method.trained.head=x"),
 }  # fmt: skip
 
 

@@ -109,8 +109,14 @@ REFUSED = {
     "an unknown map": (Lora(targets=["w"]), r"targets=\['w'\]; choose a non-empty subset"),
     "no rank": (Lora(rank=0), r"rank=0 must be a whole number, 1 or more"),
     "half an alpha": (Lora(alpha=0.5), r"alpha=0.5 must be a whole number"),
-    "an unknown head": (ModelTuning(head="crf"), r"Unknown head=crf; choose one of label_words"),
-    "an unknown feature head": (FeatureHead(head="cnn"), r"Unknown head=cnn; .* mlp, bilstm"),
+    "an unknown head": (
+        ModelTuning(head="crf"),
+        r"Unknown method.trained.head=crf; choose one of label_words",
+    ),
+    "an unknown feature head": (
+        FeatureHead(head="cnn"),
+        r"Unknown method.trained.head=cnn; .* mlp, bilstm",
+    ),
     "no prompt": (PromptTuning(tokens=0), r"tokens=0 must be a whole number, 1 or more"),
     "a prompt too long": (PromptTuning(tokens=64), r"64 trained tokens leave no room .* most 64"),
     "a prefix too long": (PrefixTuning(tokens=99), r"99 trained tokens leave no room .* most 64"),

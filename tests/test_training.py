@@ -118,7 +118,7 @@ def test_epochs_are_counted_and_described():
     assert [step.step_size for step in steps] == [0.1, 0.1, 0.01, 0.01]
     assert steps[1].journaled() == {"learning_rate": 0.1, "epoch": 2}
     assert all(len(step.losses) == 3 for step in steps)  # 4 + 4 + 2 rows
-    assert steps[0].loss == pytest.approx(steps[0].losses.mean())
+    assert steps[0].loss == pytest.approx(np.average(steps[0].losses, weights=[4, 4, 2]))
 
 
 def test_each_epoch_takes_every_row_once_in_an_order_of_its_own_and_each_rate_the_same_orders():

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfolora.errors import UserError
+from dfolora.plain import subset
 from dfolora.task import Kind
 
 
@@ -230,14 +231,9 @@ class Architecture:
         """
         return 8 * self.width + 2 * self.ffn_width
 
-    def check_targets(self, targets: Sequence[str]) -> None:
+    def check_targets(self, targets: Sequence[str], where: str = "targets") -> None:
         """Raise UserError unless every target names an attention map, each once."""
-        unknown = [name for name in targets if name not in self.family.maps]
-        if unknown or not targets or len(set(targets)) != len(targets):
-            raise UserError(
-                f"Got targets={list(targets)}; choose a non-empty subset of "
-                f"{', '.join(self.family.maps)}, each at most once."
-            )
+        subset(targets, where, self.family.maps)
 
     def whole_modules(self, maps: Sequence[str]) -> tuple[str, ...]:
         """The modules inside a layer that hold these attention maps and no others.

@@ -1,6 +1,6 @@
 """Reading plain data, as YAML gives it: a wrong value is told with the place it stands at."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from dfolora.errors import UserError
@@ -74,3 +74,33 @@ def whole(value: object, where: str, *, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{where}={value} must be a whole number, {least} or more.")
     return value
+
+
+def share(value: object, where: str) -> float:
+    """The value, a number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise UserError(f"{where}={value} must be a probability, from 0 to 1.")
+    return value
+
+
+def subset(
+    value: object, where: str, choices: Collection[object], *, shown: str | None = None
+) -> None:
+    """Raise UserError unless the value is a list of some of the choices, each at most once.
+
+    Args:
+        value: What was given.
+        where: The place that it stands at.
+        choices: What it may hold.
+        shown: How these are told; None: one by one.
+    """
+    given = list(value) if isinstance(value, list | tuple) else []
+    # By type too, for True is 1 and 1.0 is no layer; and as lists, for some values have no hash.
+    known = [(type(choice), choice) for choice in choices]
+    typed = [(type(item), item) for item in given]
+    once = all(item not in typed[:place] for place, item in enumerate(typed))
+    if not given or not once or not all(item in known for item in typed):
+        raise UserError(
+            f"Got {where}={value}; choose a non-empty subset of "
+            f"{shown or ', '.join(map(str, choices))}, each at most once."
+        )

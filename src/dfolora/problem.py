@@ -74,7 +74,8 @@ class ProblemSpec:
     root: str | None = None
     """A folder of local files; None for the task's own source."""
     prompt: str = "released"
-    """The prompt's variant: ``released``, ``published`` or ``gap3``."""
+    """The prompt's variant: ``released``, ``published``, or, where a task has them, ``bbt`` (of
+    BBT's code, causal) and ``gap3`` (GAP3's fields and label words)."""
     label_words: LabelWordStyle = "released"
     """``released`` (the bare word) or ``natural`` (with a space before it)."""
     readout: Readout = "last_token"

@@ -45,7 +45,7 @@ class Step(Protocol):
 
     @property
     def loss(self) -> float:
-        """Of the train set, as the step ends; nan where nobody knows."""
+        """Of the train set as the step ends, or of an epoch as it goes; nan where nobody knows."""
         ...
 
     @property

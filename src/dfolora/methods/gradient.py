@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.data.encode import Batch, Encode, Encoder
 from dfolora.data.load import Rows
-from dfolora.engine import TOKENS
+from dfolora.engine import TOKENS, Limits
 from dfolora.errors import UserError
 from dfolora.methods.base import FewShotData, Progress
 from dfolora.methods.training import Trained, Training, TrainingSpec, all_logits, readers
@@ -29,6 +30,8 @@ class GradientTuning:
 
     trained: Trainable
     training: TrainingSpec
+    limits: Limits = field(default_factory=Limits)
+    """How many tokens go through the model at once where nothing is trained, as on dev and test."""
 
     @property
     def seeded(self) -> bool:
@@ -42,7 +45,10 @@ class GradientTuning:
 
     def check(self, architecture: Architecture) -> None:
         """See ``Method``."""
+        if not isinstance(self.training, TrainingSpec):
+            raise UserError(f"method.training={self.training} must be a TrainingSpec, as in conf/.")
         self.training.check()
+        self.limits.check()
         if self.trained.through_model and architecture.quantized:
             raise UserError(
                 "precision=int8 lets no gradient through the model, which this method needs; use "
@@ -75,12 +81,24 @@ class GradientFit:
 
     def __iter__(self) -> Iterator[Progress]:
         """Train; the model is changed until the last epoch, or until this iterator is closed."""
-        tokens = TOKENS[self._backbone.device.type]
         with self.attached() as attached:
-            training = Training(attached, self._data, self._method.training, self._seed, tokens)
-            for progress in training:
-                self._chosen, self._calls = progress.selected, progress.step.calls
-                yield progress
+            spec, tokens = self._method.training, self.tokens
+            training = Training(attached, self._data, spec, self._seed, tokens)
+            try:
+                for progress in training:
+                    self._chosen, self._calls = progress.selected, progress.step.calls
+                    yield progress
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"Out of memory in training: {str(error).partition('.')[0]}. Lower "
+                    f"method.training.batch_size={spec.batch_size}, data.max_length or "
+                    f"engine.tokens, or use precision=bf16."
+                ) from error
+
+    @property
+    def tokens(self) -> int:
+        """At most so many at once where nothing is trained."""
+        return self._method.limits.tokens or TOKENS[self._backbone.device.type]
 
     def attached(self) -> AbstractContextManager[Attached]:
         """What is trained, on the model."""
@@ -123,7 +141,7 @@ class GradientPredictor:
         """See ``Predictor``."""
         with self._fit.attached() as attached:
             self._solution.put(attached.parameters)
-            return all_logits(readers(attached, batch, TOKENS[self._backbone.device.type]))
+            return all_logits(readers(attached, batch, self._fit.tokens))
 
     def save(self, folder: str | Path) -> None:
         """Write a PEFT folder, or a file of tensors."""

@@ -51,16 +51,16 @@ class TrainingSpec:
         """Raise UserError if a value makes no sense."""
         rates = self.learning_rates
         if not isinstance(rates, list | tuple) or not rates:
-            raise UserError(f"training.learning_rates={rates} must be a list of numbers.")
+            raise UserError(f"method.training.learning_rates={rates} must be a list of numbers.")
         for rate in rates:
-            positive(rate, "learning_rate")
+            positive(rate, "in method.training.learning_rates, learning_rate")
         if len(set(rates)) < len(rates):
-            raise UserError(f"training.learning_rates={list(rates)} repeats a number.")
+            raise UserError(f"method.training.learning_rates={list(rates)} repeats a number.")
         for name in ("epochs", "batch_size", "dev_every"):
-            whole(getattr(self, name), f"training.{name}", least=1)
+            whole(getattr(self, name), f"method.training.{name}", least=1)
         if self.weight_decay != 0:
-            positive(self.weight_decay, "training.weight_decay")
-        positive(self.clip, "training.clip")
+            positive(self.weight_decay, "method.training.weight_decay")
+        positive(self.clip, "method.training.clip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +70,11 @@ class Epoch:
     calls: int
     losses: NDArray[np.float64]
     """Of the minibatches, each before its own update; inf where training broke off."""
+    loss: float
+    """Mean over the rows as they came, each before its minibatch's update; inf as ``losses``."""
     learning_rate: float
     epoch: int
     """Of this learning rate, from 1 on."""
-
-    @property
-    def loss(self) -> float:
-        """Mean of the minibatches'; inf where training broke off."""
-        return float(self.losses.mean())
 
     @property
     def step_size(self) -> float:
@@ -196,11 +193,13 @@ class Training:
         rng = stream(self._seed, "batches")
         for epoch in range(1, self._spec.epochs + 1):
             order = torch.from_numpy(rng.permutation(len(self._labels)))
-            losses = list(self._losses(optimizer, order.split(self._spec.batch_size)))
+            batches = order.split(self._spec.batch_size)
+            losses = np.array(list(self._losses(optimizer, batches)))
             self._calls += PASSES
             yield Epoch(
                 calls=self._calls,
-                losses=np.array(losses),
+                losses=losses,
+                loss=float(np.average(losses, weights=[*map(len, batches[: len(losses)])])),
                 learning_rate=learning_rate,
                 epoch=epoch,
             )

@@ -11,8 +11,8 @@ from torch.nn import functional
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.data import Encode, Encoder
-from dfolora.plain import whole
-from dfolora.trainable.base import Attached, check_choices, drawn, label_words, through_model
+from dfolora.plain import subset, whole
+from dfolora.trainable.base import Attached, drawn, label_words, through_model
 
 PLACES = ("attention", "ffn")
 
@@ -31,11 +31,12 @@ class Adapter:
 
     def check(self, architecture: Architecture) -> None:
         """See ``Trainable``."""
-        whole(self.bottleneck, "bottleneck", least=1)
-        check_choices("after", self.after, PLACES)
+        whole(self.bottleneck, "method.trained.bottleneck", least=1)
+        subset(self.after, "method.trained.after", PLACES)
         if self.layers is not None:
             known = range(architecture.layers)
-            check_choices("layers", self.layers, known, shown=f"0 to {architecture.layers - 1}")
+            shown = f"0 to {architecture.layers - 1} (null for all)"
+            subset(self.layers, "method.trained.layers", known, shown=shown)
 
     def encoder(self, plain: Encoder) -> Encode:
         """The prompt as it is."""

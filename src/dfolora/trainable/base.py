@@ -1,6 +1,6 @@
 """What is trained, and how it is put onto a frozen model and taken off again."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.data import Batch, Encode, Encoder, part
-from dfolora.errors import UserError
 from dfolora.seeding import stream
 
 Reader = Callable[[Tensor], Tensor]
@@ -123,22 +122,3 @@ def label_words(backbone: Backbone, label_ids: Tensor) -> Callable[[Batch], Tens
     """
     ids = label_ids.to(backbone.device)
     return lambda batch: backbone.answer_logits(answers(backbone, batch), ids)
-
-
-def check_choices(
-    where: str, chosen: object, choices: Collection[object], *, shown: str | None = None
-) -> None:
-    """Raise UserError unless some of the choices are named, each at most once.
-
-    Args:
-        where: The value's name.
-        chosen: The value.
-        choices: What it may name.
-        shown: How these are told; None: one by one.
-    """
-    given = list(chosen) if isinstance(chosen, list | tuple) else []
-    if not given or len(set(given)) < len(given) or not set(given) <= set(choices):
-        raise UserError(
-            f"Got {where}={chosen}; choose a non-empty subset of "
-            f"{shown or ', '.join(map(str, choices))}, each at most once."
-        )

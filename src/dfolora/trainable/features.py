@@ -28,8 +28,10 @@ class FeatureHead:
 
     def check(self, architecture: Architecture) -> None:
         """See ``Trainable``."""
-        if self.head not in HEADS:
-            raise UserError(f"Unknown head={self.head}; choose one of {', '.join(HEADS)}.")
+        if self.head not in tuple(HEADS):
+            raise UserError(
+                f"Unknown method.trained.head={self.head}; choose one of {', '.join(HEADS)}."
+            )
 
     def encoder(self, plain: Encoder) -> Encode:
         """The bare text."""

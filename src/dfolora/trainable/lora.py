@@ -28,9 +28,9 @@ class Lora:
 
     def check(self, architecture: Architecture) -> None:
         """See ``Trainable``."""
-        whole(self.rank, "rank", least=1)
-        whole(self.alpha, "alpha", least=1)
-        architecture.check_targets(self.targets)
+        whole(self.rank, "method.trained.rank", least=1)
+        whole(self.alpha, "method.trained.alpha", least=1)
+        architecture.check_targets(self.targets, "method.trained.targets")
         architecture.whole_modules(self.targets)
         check_peft()
 

@@ -97,7 +97,7 @@ class PrefixTuning:
 
 
 def _check(tokens: int, architecture: Architecture) -> None:
-    whole(tokens, "tokens", least=1)
+    whole(tokens, "method.trained.tokens", least=1)
     if tokens >= architecture.max_length:
         raise UserError(
             f"{tokens} trained tokens leave no room in a model of at most "

@@ -17,10 +17,10 @@ from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.data import Batch, Encode, Encoder, TextEncoder
 from dfolora.errors import UserError
+from dfolora.plain import subset
 from dfolora.trainable.base import (
     Attached,
     answers,
-    check_choices,
     drawn,
     label_words,
     through_model,
@@ -43,7 +43,9 @@ class ModelTuning:
     def check(self, architecture: Architecture) -> None:
         """See ``Trainable``."""
         if self.head not in HEADS:
-            raise UserError(f"Unknown head={self.head}; choose one of {', '.join(HEADS)}.")
+            raise UserError(
+                f"Unknown method.trained.head={self.head}; choose one of {', '.join(HEADS)}."
+            )
 
     def encoder(self, plain: Encoder) -> Encode:
         """The prompt, or the bare text for a classifier."""
@@ -91,7 +93,7 @@ class BitFit:
         """Dotted names inside a layer."""
         maps, parts = architecture.family.maps, architecture.family.parts
         places = {name: getattr(parts, name) for name in OTHERS}
-        check_choices("biases", self.biases, (*maps, *places))
+        subset(self.biases, "method.trained.biases", (*maps, *places))
         whole = architecture.whole_modules([name for name in self.biases if name in maps])
         return [*whole, *(places[name] for name in self.biases if name in places)]
 

@@ -42,8 +42,9 @@ class Hole:
 class Template:
     """The fields of a prompt in their order, without its words; an ``Encode`` of just these.
 
-    Rows above the limit lose text as ever, and none is left out; ``room`` tokens are kept free for
-    words, so that a row which is whole here is whole under every prompt.
+    Rows above the limit lose text as ever, and none is left out. As an ``Encode`` it keeps ``room``
+    tokens free for words, so that a row which is whole here is whole under every prompt: what it
+    counts as truncated are the rows that some prompt might cut.
     """
 
     plain: Encoder

@@ -18,16 +18,15 @@ from dfolora.methods.base import FewShotData, Progress
 from dfolora.methods.gap3.genome import Genome, Hole, Template, crossed, mutated, size
 from dfolora.methods.gap3.guide import PASSES, Fitness, Guide, Individual, Passes
 from dfolora.methods.gap3.predictor import Written
-from dfolora.plain import whole
+from dfolora.plain import share, whole
 from dfolora.seeding import stream
-from dfolora.select import DevPoint, by_score
+from dfolora.select import SELECTIONS, DevPoint, by_score
 
 COMPARISONS: Mapping[str, Callable[[Fitness, Fitness], bool]] = {
     "fixed": lambda new, best: new > best,
     # As in the released code, where a signed difference counts as true unless it is 0.
     "released": lambda new, best: new != best,
 }
-SELECTIONS = ("incumbent", "released")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +71,11 @@ class Gap3:
         whole(self.top, "method.top", least=1)
         whole(self.room, "method.room", least=1)
         whole(self.dev_interval, "dev_interval", least=1)
-        _check_probability(self.mutation, "method.mutation")
-        _check_probability(self.crossover, "method.crossover")
+        share(self.mutation, "method.mutation")
+        share(self.crossover, "method.crossover")
         for name, value, choices in (
             ("method.comparison", self.comparison, tuple(COMPARISONS)),
-            ("selection", self.selection, SELECTIONS),
+            ("selection", self.selection, tuple(SELECTIONS)),
         ):
             if value not in choices:
                 raise UserError(f"Unknown {name}={value}; choose one of {', '.join(choices)}.")
@@ -159,7 +158,8 @@ class GeneticSearch:
         """The prompt that the dev set chose, or the last best."""
         genome, dev = self._best_genome, None
         if self._method.selection == "incumbent":
-            dev = self._selected or self._look()
+            last = self._look()  # makes no pass where nothing came after the last look
+            dev = self._selected or last
             genome = dev.solution
         limits = self._method.limits
         return Written(self._backbone, self._template, genome, dev, self._label_ids, limits)
@@ -236,8 +236,3 @@ class GeneticSearch:
             self._selected = point
         self._last = point
         return point
-
-
-def _check_probability(value: object, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise UserError(f"{name}={value} must be a probability, from 0 to 1.")
