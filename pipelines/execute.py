@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.checkpoint import Checkpoint
+from dfolora.errors import UserError
 from dfolora.figure import Curve, save_fitness_curve
 from dfolora.journal import Journal
 from dfolora.memory import PeakMemory
@@ -71,11 +73,11 @@ def execute(
     """
     used = used_keys(config)  # first, for to instantiate a part resolves what it refers to
     task = Task.from_mapping(OmegaConf.to_container(config.task, resolve=True))
-    checkpoint: Checkpoint = instantiate(config.model, _convert_="all")
+    checkpoint: Checkpoint = _built(config, "model", _convert_="all")
     for key in SEEDS:
         whole(config[key], key, least=0)
-    method: Method = instantiate(config.method)
-    spec: ProblemSpec = instantiate(config.data)
+    method: Method = _built(config, "method")
+    spec: ProblemSpec = _built(config, "data")
     architecture = Architecture.of(checkpoint.config(), quantized=checkpoint.quantized)
     method.check(architecture)
     spec.check(task, architecture.family.kind)
@@ -175,6 +177,17 @@ def _fit(
         if predictor.dev.calls <= 1:
             told += " (nothing beat the start there, so it is kept)"
     return f"{told}, {fitted - started:.1f} s"
+
+
+def _built(config: DictConfig, key: str, **options: Any) -> Any:
+    """What a node of the configuration names, or what is wrong with it in one line."""
+    try:
+        return instantiate(config[key], **options)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{key} cannot be built: {reason}. See conf/{key}/.") from error
 
 
 @lru_cache

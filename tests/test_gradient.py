@@ -128,7 +128,11 @@ MISTAKES = {
         ["method=prompt_tuning", "data.max_length=10"], r"10 trained tokens .* limit of 10"),
     "no learning rate": (
         ["method=lora", "method.training.learning_rates=[]"], r"learning_rates=\[\] must be"),
-    "an unknown head": (["method=model_tuning", "method.trained.head=x"], r"Unknown method.trained.head=x"),
+    "no training": (["method=lora", "method.training=null"], r"method.training=None must be"),
+    "no room at once": (["method=lora", "engine.tokens=0"], r"engine.tokens=0 must be a whole"),
+    "an unknown key": (
+        ["method=lora", "+method.trained.foo=1"], r"method cannot be built: .*argument 'foo'"),
+    "an unknown head": (["method=model_tuning", "method.trained.head=x"], r"Unknown .*head=x"),
 }  # fmt: skip
 
 
