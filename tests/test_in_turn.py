@@ -63,7 +63,7 @@ def seen(multirun, *overrides):
 
 @pytest.mark.parametrize(
     "overrides",
-    [SWEEP, ["rank=3"], ["experiment=table1", "seed=8", "profile=mini"]],
+    [SWEEP, ["rank=3"], ["experiment=table1", "seed=8", "row=bbt,c_lora,f_lora"]],
     ids=["product", "one job", "experiment"],
 )
 def test_jobs_are_those_of_the_basic_sweeper(multirun, overrides):
