@@ -76,6 +76,12 @@ def whole(value: object, where: str, *, least: int) -> int:
     return value
 
 
+def choice(value: object, where: str, choices: Collection[str]) -> None:
+    """Raise UserError unless the value is one of the choices."""
+    if value not in tuple(choices):  # as a tuple, for some values have no hash
+        raise UserError(f"Unknown {where}={value}; choose one of {', '.join(choices)}.")
+
+
 def share(value: object, where: str) -> float:
     """The value, a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:

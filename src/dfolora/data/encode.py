@@ -147,7 +147,7 @@ class Encoder:
 
     def filler_words(self) -> str:
         """What the prompt's ``{filler}`` stands for."""
-        return str(self.tokenizer.decode(filler_ids(self.tokenizer, self.fillers)))
+        return _filler_words(self.tokenizer, self.fillers)
 
 
 def token_counts(
@@ -220,7 +220,7 @@ def _constants(
             )
         constants |= {MASK: str(tokenizer.mask_token), HOLE: str(tokenizer.mask_token)}
     if FILLER in prompt.placeholders:
-        constants[FILLER] = str(tokenizer.decode(filler_ids(tokenizer, fillers)))
+        constants[FILLER] = _filler_words(tokenizer, fillers)
     return constants
 
 
@@ -242,6 +242,10 @@ def filler_ids(tokenizer: "PreTrainedTokenizerBase", fillers: int) -> list[int]:
             f"remove {{filler}} from the pattern."
         )
     return list(range(FIRST_FILLER, stop))
+
+
+def _filler_words(tokenizer: "PreTrainedTokenizerBase", fillers: int) -> str:
+    return str(tokenizer.decode(filler_ids(tokenizer, fillers)))
 
 
 def _fitted(text: Mapping[str, str], render: _Renderer, max_length: int) -> list[int]:

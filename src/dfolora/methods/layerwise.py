@@ -22,7 +22,7 @@ from dfolora.evaluate import PopulationEvaluator
 from dfolora.methods.base import FewShotData, Progress
 from dfolora.objective import check_objective
 from dfolora.optim import Cma, Optimizer, OptimizerFactory
-from dfolora.plain import whole
+from dfolora.plain import choice, whole
 from dfolora.seeding import stream
 from dfolora.select import SELECTIONS, DevPoint, DevSelection
 from dfolora.subspace import LoraSubspaceSpec, Subspace, SubspaceSpec
@@ -60,13 +60,9 @@ class LayerwiseSearch:
     def check(self, architecture: Architecture) -> None:
         """See ``Method``."""
         check_objective(self.objective)
-        for name, value, choices in (
-            ("incumbent", self.incumbent, INCUMBENTS),
-            ("schedule", self.schedule, SCHEDULES),
-            ("selection", self.selection, SELECTIONS),
-        ):
-            if value not in choices:
-                raise UserError(f"Unknown {name}={value}; choose one of {', '.join(choices)}.")
+        choice(self.incumbent, "incumbent", INCUMBENTS)
+        choice(self.schedule, "schedule", SCHEDULES)
+        choice(self.selection, "selection", SELECTIONS)
         whole(self.budget, "budget", least=0)
         whole(self.dev_interval, "dev_interval", least=1)
         self.limits.check()
@@ -94,10 +90,11 @@ class LayerwiseSearch:
         )
 
     def _check_budget(self, architecture: Architecture) -> None:
-        population = self.block_optimizer(0, architecture.layers, 0).population
+        all_blocks = self.subspace.blocks(architecture)
+        population = self.block_optimizer(0, all_blocks, 0).population
         what, blocks = "one generation", 1
         if self.schedule == "released":
-            what, blocks = "one round of all layers", self.subspace.blocks(architecture)
+            what, blocks = "one round of all layers", all_blocks
         needed = blocks * population + {"improving": 1, "mean": 2, "released": 0}[self.incumbent]
         if 0 < self.budget < needed:
             raise UserError(

@@ -13,7 +13,7 @@ from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.data import Batch, Encode, Encoder, TextEncoder, part, pieces
 from dfolora.engine import TOKENS
-from dfolora.errors import UserError
+from dfolora.plain import choice
 from dfolora.trainable.base import Attached, Reader, at_answers, drawn
 
 
@@ -28,10 +28,7 @@ class FeatureHead:
 
     def check(self, architecture: Architecture) -> None:
         """See ``Trainable``."""
-        if self.head not in tuple(HEADS):
-            raise UserError(
-                f"Unknown method.trained.head={self.head}; choose one of {', '.join(HEADS)}."
-            )
+        choice(self.head, "method.trained.head", HEADS)
 
     def encoder(self, plain: Encoder) -> Encode:
         """The bare text."""

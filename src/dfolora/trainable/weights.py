@@ -16,8 +16,7 @@ from torch.func import functional_call
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.data import Batch, Encode, Encoder, TextEncoder
-from dfolora.errors import UserError
-from dfolora.plain import subset
+from dfolora.plain import choice, subset
 from dfolora.trainable.base import (
     Attached,
     answers,
@@ -42,10 +41,7 @@ class ModelTuning:
 
     def check(self, architecture: Architecture) -> None:
         """See ``Trainable``."""
-        if self.head not in HEADS:
-            raise UserError(
-                f"Unknown method.trained.head={self.head}; choose one of {', '.join(HEADS)}."
-            )
+        choice(self.head, "method.trained.head", HEADS)
 
     def encoder(self, plain: Encoder) -> Encode:
         """The prompt, or the bare text for a classifier."""

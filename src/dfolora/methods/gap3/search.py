@@ -18,7 +18,7 @@ from dfolora.methods.base import FewShotData, Progress
 from dfolora.methods.gap3.genome import Genome, Hole, Template, crossed, mutated, size
 from dfolora.methods.gap3.guide import PASSES, Fitness, Guide, Individual, Passes
 from dfolora.methods.gap3.predictor import Written
-from dfolora.plain import share, whole
+from dfolora.plain import choice, share, whole
 from dfolora.seeding import stream
 from dfolora.select import SELECTIONS, DevPoint, by_score
 
@@ -73,12 +73,8 @@ class Gap3:
         whole(self.dev_interval, "dev_interval", least=1)
         share(self.mutation, "method.mutation")
         share(self.crossover, "method.crossover")
-        for name, value, choices in (
-            ("method.comparison", self.comparison, tuple(COMPARISONS)),
-            ("selection", self.selection, tuple(SELECTIONS)),
-        ):
-            if value not in choices:
-                raise UserError(f"Unknown {name}={value}; choose one of {', '.join(choices)}.")
+        choice(self.comparison, "method.comparison", COMPARISONS)
+        choice(self.selection, "selection", SELECTIONS)
         self.limits.check()
         if self.budget < PASSES * self.population:
             raise UserError(
