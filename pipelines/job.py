@@ -1,13 +1,16 @@
 """One job of a command, whatever becomes of it, in this process or in another."""
 
 import os
+import signal
+import sys
+import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
 from threading import Thread
 
@@ -17,6 +20,10 @@ from pipelines.progress import Ending, RunBar
 
 DEFECT, MISTAKE = 1, 2
 THREADS = "OMP_NUM_THREADS"
+TRACEBACK = "HYDRA_FULL_ERROR"
+"""Set to 1, it is Hydra's word for: show me where an error came from."""
+GRACE_SECONDS = 30.0
+"""For a process to end what it does when it is told to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +48,43 @@ def work(
 ) -> Ended:
     """Execute a run; its failure is an outcome too, so that the rest of a sweep goes on."""
     # Imported late, so that --help and configuration errors come at once.
-    from dfolora.errors import UserError
     from pipelines.execute import execute
 
     try:
         outcome = execute(config, choices, sweep_id=sweep_id, show=show)
-    except UserError as error:
-        return Ended(ending="failed", line=f"error: {error}", status=MISTAKE)
-    except Exception:  # Hydra would keep it, and with it the model, until the sweep is over
-        return Ended(ending="failed", line=traceback.format_exc(), status=DEFECT)
+    except Exception as error:  # Hydra would keep it, and the model with it, until all are over
+        return _failed(error)
     ending: Ending = "done" if outcome.new else "in the store already"
     return Ended(ending=ending, line=outcome.line)
+
+
+def _failed(error: Exception) -> Ended:
+    from dfolora.errors import ResourceError, UserError
+
+    status = MISTAKE if isinstance(error, UserError) else DEFECT
+    if os.environ.get(TRACEBACK) == "1":
+        line = traceback.format_exc()
+    elif isinstance(error, UserError):
+        line = f"error: {error}"
+    elif isinstance(error, ResourceError | OSError | MemoryError):
+        line = f"error: {error} What was done is kept; call again to go on."
+    else:
+        what = " ".join(str(error).split())
+        line = (
+            f"error: a defect of ours, {type(error).__name__}: {what}. {TRACEBACK}=1 shows where."
+        )
+    return Ended(ending="failed", line=line, status=status)
+
+
+def stop_when_told() -> None:
+    """From now on SIGTERM and Ctrl-C unwind this process, so that what it does is left in order."""
+
+    def stop(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 def team(count: int) -> ProcessPoolExecutor:
@@ -65,13 +98,32 @@ def team(count: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
 
 
+def team_work(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> Ended:
+    """``work`` in a process of the team, which ends with the job when it is told to stop."""
+    try:
+        return work(config, choices, sweep_id)
+    except SystemExit:
+        os._exit(DEFECT)  # the executor would give it the next job
+
+
+def dismiss(jobs: Iterable[Future[Ended]]) -> None:
+    """Begin no more of a team's jobs, and let its processes stop what they do."""
+    for job in jobs:
+        job.cancel()
+    for process in active_children():
+        process.terminate()
+
+
 def _end_with_parent() -> None:
     """No process of the team outlives the command, however that was killed."""
+    stop_when_told()
     parent = parent_process()
     assert parent is not None
 
     def watch() -> None:
         wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
         os._exit(DEFECT)
 
     Thread(target=watch, daemon=True).start()

@@ -1,7 +1,11 @@
 """How far a command is: a line for each job that ends, and bars where somebody watches."""
 
 import math
+import sys
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TextIO
 
@@ -14,6 +18,18 @@ Ending = Literal["done", "in the store already", "failed"]
 ENDINGS: tuple[Ending, ...] = ("done", "in the store already", "failed")
 
 # disable=None in what follows: nothing is drawn unless standard error is a terminal.
+
+
+@contextmanager
+def telling_warnings(name: str) -> Iterator[None]:
+    """Within, a warning is one line on standard error, with the run's name."""
+
+    def show(message: Warning | str, *_where: object) -> None:
+        tqdm.write(f"warning: {name}: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 class RunBar:

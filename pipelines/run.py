@@ -5,6 +5,7 @@ python -m pipelines.run -m optimizer=cma,fwa rank=2,4
 """
 
 import os
+import signal
 import sys
 import uuid
 from concurrent.futures import Future, as_completed
@@ -15,10 +16,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from pipelines.job import MISTAKE, Ended, result, team, work
+from pipelines.job import MISTAKE, Ended, dismiss, result, stop_when_told, team, team_work, work
 from pipelines.progress import Jobs
 
 SWEEP_ID = "DFOLORA_SWEEP_ID"
+HYDRA_ERROR = 1
+STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM)}
 _statuses: list[int] = []
 _jobs = Jobs()
 _team = cache(team)
@@ -56,7 +59,7 @@ def job(config: DictConfig) -> None:
     if total == 1 or config.workers == 1:
         _tell(work(config, choices, sweep_id, _jobs.run))
     else:
-        _underway.append(_team(config.workers).submit(work, config, choices, sweep_id))
+        _underway.append(_team(config.workers).submit(team_work, config, choices, sweep_id))
 
 
 def _tell(ended: Ended) -> None:
@@ -66,14 +69,36 @@ def _tell(ended: Ended) -> None:
 
 
 def main() -> None:
-    """Run; exit status 0 if all is well, 2 if something given was wrong, 1 for a defect of ours."""
+    """Run.
+
+    Exit status 0 if all is well, 2 if something given was wrong, 1 for all else, 130 and 143 when
+    it was told to stop.
+    """
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     os.environ.setdefault(SWEEP_ID, f"{now}-{uuid.uuid4().hex[:6]}")
-    with _jobs:
-        job()
-        for done in as_completed(_underway):
-            _tell(result(done))
+    stop_when_told()
+    try:
+        with _jobs:
+            _compose_and_run()
+            for done in as_completed(_underway):
+                _tell(result(done))
+    except SystemExit as stop:
+        if stop.code not in STOPPED:
+            raise
+        print("stopped: what was done is kept; call again to go on", file=sys.stderr)
+        dismiss(_underway)
+        raise
     sys.exit(min(_statuses, default=0))
+
+
+def _compose_and_run() -> None:
+    """Hydra's part; of its own errors, which it tells itself, all are about what it was given."""
+    try:
+        job()
+    except SystemExit as end:
+        if end.code == HYDRA_ERROR:
+            sys.exit(MISTAKE)
+        raise
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "mlflow": {"tracking"},
     "nevergrad": {"optim.nevergrad"},
     "numpy": {
-        "evaluate", "methods", "metric", "mini", "objective", "optim", "seeding", "select",
-        "subspace", "tune",
+        "evaluate", "figure", "journal", "methods", "metric", "mini", "objective", "optim",
+        "seeding", "select", "subspace", "tune",
     },
     "pandas": {"data.load", "report", "tracking"},
     "peft": {"trainable"},
@@ -48,7 +48,7 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "pynvml": {"memory"},
     "scipy": {"report.significance"},
     "safetensors": {"adapter", "subspace", "trainable"},
-    "sqlalchemy": {"tracking"},
+    "sqlalchemy": {"tracking.failures"},
     "tokenizers": {"mini.tokenizer"},
     "torch": {
         "adapter", "architecture", "backbone", "checkpoint", "data", "engine", "evaluate",

@@ -116,7 +116,8 @@ def test_record_holds_curves_artifacts_and_an_adapter_that_peft_loads(in_folder)
 
     folder = Path(client.download_artifacts(run_id, ""))
     assert {p.name for p in folder.iterdir()} == {
-        "adapter", "config.yaml", "fitness.png", "journal.jsonl", "split.json",
+        "adapter", "config.yaml", "fitness.png", "journal.jsonl", "run.json", "split.json",
+        "summary.json",
     }  # fmt: skip
     assert (folder / "journal.jsonl").read_text().count("\n") == 25
     assert not list((in_folder / "outputs").iterdir())  # moved into the store

@@ -23,6 +23,7 @@ def record(store, task, seed, score, optimizer="cma", *, breaks=None, **tags):
     } | tags  # fmt: skip
     log = store.start("table1", f"{task}-{optimizer}-{seed}", tags=given, params={"budget": 25})
     if breaks is KeyError:
+        log.__enter__()
         return  # it runs for ever
     try:
         with log:

@@ -3,17 +3,21 @@
 import gc
 import math
 import shutil
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from dfolora import tracking
-from dfolora.errors import UserError
-from dfolora.tracking import Store
+from dfolora.errors import ResourceError, UserError
+from dfolora.tracking import Store, runlog
+from dfolora.tracking import store as store_module
 
 # SQLAlchemy 2.1 on what mlflow 3.17 does.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -25,6 +29,8 @@ RECORDED = {"digest": "d1", "sweep_id": "s1", "task": "sst2"}
 def migrated(tmp_path_factory):
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     Store(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as connection:  # what is written may lie beside the file
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return path
 
 
@@ -60,7 +66,7 @@ def batches(monkeypatch):
         return original(self, run_id, metrics=metrics, **rest)
 
     monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", math.inf)
+    monkeypatch.setattr(runlog, "FLUSH_SECONDS", math.inf)
     return sizes
 
 
@@ -93,11 +99,13 @@ def test_search_of_300_generations_takes_few_batches(store, batches):
 def test_points_are_written_on_the_way_and_once(store, client, batches, monkeypatch):
     with begin(store) as log:
         log.metrics({"loss": 1.0}, step=1)
-        assert curve(client, log.run_id, "loss") == []
-        monkeypatch.setattr(tracking, "FLUSH_SECONDS", -1.0)
         log.metrics({"loss": 0.5}, step=2)
-        assert curve(client, log.run_id, "loss") == [(1, 1.0), (2, 0.5)]
-    assert batches == [2]
+        assert curve(client, log.run_id, "loss") == []
+    monkeypatch.setattr(runlog, "FLUSH_SECONDS", 0.0)
+    with begin(store) as log:
+        log.metrics({"loss": 1.0}, step=1)
+        assert curve(client, log.run_id, "loss") == [(1, 1.0)]
+    assert batches == [2, 1]
 
 
 def test_nan_is_left_out(store, client):
@@ -124,14 +132,17 @@ def test_run_that_ends_is_finished(store, client):
     assert client.get_run(log.run_id).info.status == "FINISHED"
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_run_that_breaks_is_failed_and_keeps_its_points(store, client, error):
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
+)
+def test_run_that_breaks_tells_how_and_keeps_its_points(store, client, error, status):
     log = begin(store)
     log.metrics({"loss": 0.5})
     with pytest.raises(error), log:
         raise error
     run = client.get_run(log.run_id)
-    assert run.info.status == "FAILED"
+    assert run.info.status == status
     assert run.data.metrics == {"loss": 0.5}
 
 
@@ -196,6 +207,7 @@ def test_tagged_runs_are_found_whatever_became_of_them(store):
     with pytest.raises(RuntimeError), begin(store, "two", **{"item.table1.mini": "1"}) as failed:
         raise RuntimeError
     unfinished = begin(store, **{"item.table1.mini": "2"})
+    assert unfinished.run_id
     with begin(store, **{"item.table2.mini": "1"}):
         pass
     found = store.tagged("item.table1.mini")
@@ -209,7 +221,7 @@ def test_reading_takes_one_query_a_page(store, monkeypatch):
     for _ in range(5):
         with begin(store, **{"item.table1.mini": "1"}):
             pass
-    monkeypatch.setattr(tracking, "RUNS_A_PAGE", 2)
+    monkeypatch.setattr(store_module, "RUNS_A_PAGE", 2)
     asked = []
     original = MlflowClient.search_runs
 
@@ -271,9 +283,108 @@ def test_experiment_that_another_process_just_made_is_used(store, client, monkey
     assert client.get_run(log.run_id).info.experiment_id == made
 
 
-def test_experiment_that_cannot_be_made_is_an_error(store):
-    with pytest.raises(MlflowException):
-        begin(store, "")
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".hidden", "a\nb"])
+def test_experiment_that_names_no_folder_is_refused(store, name):
+    with pytest.raises(UserError, match=r"tracking\.experiment="):
+        begin(store, name)
+
+
+def attempted(store, key, **tags):
+    return begin(store, attempt=key, **tags)
+
+
+def test_run_that_was_broken_off_goes_on_and_holds_each_point_once(store, client):
+    log = attempted(store, "a")
+    log.metrics({"loss": 1.0}, step=1, seconds=0.5)
+    with pytest.raises(SystemExit), log:
+        raise SystemExit
+    with attempted(store, "a", task="rte") as again:
+        assert client.get_run(again.run_id).info.status == "RUNNING"
+        again.metrics({"loss": 1.0}, step=1, seconds=0.5)
+        again.metrics({"loss": 0.5}, step=2, seconds=0.75)
+    assert again.run_id == log.run_id
+    assert curve(client, log.run_id, "loss") == [(1, 1.0), (2, 0.5)]
+    run = client.get_run(log.run_id)
+    assert run.data.tags["task"] == "rte"
+    assert run.info.status == "FINISHED"
+
+
+def test_unfinished_runs_of_other_attempts_are_taken_away(store, client):
+    for key in "ab":
+        with pytest.raises(RuntimeError), attempted(store, key):
+            raise RuntimeError
+    with attempted(store, "b", digest="d2") as other, pytest.raises(RuntimeError):
+        raise RuntimeError
+    with attempted(store, "c") as log:
+        pass
+    found = client.search_runs(store._experiment_ids())
+    assert {run.info.run_id for run in found} == {log.run_id, other.run_id}
+
+
+class Gone:
+    """A client that fails as often as it is asked, while it is switched off."""
+
+    def __init__(self, client):
+        self.client, self.off = client, True
+
+    def __getattr__(self, name):
+        if self.off:
+            raise MlflowException("gone")
+        return getattr(self.client, name)
+
+
+def test_store_that_fails_on_the_way_gets_all_in_the_end(store, client, monkeypatch):
+    monkeypatch.setattr(runlog, "RETRY_SECONDS", math.inf)
+    gone = store._client = Gone(store._client)
+    log = begin(store)
+    with pytest.warns(RuntimeWarning, match="does not answer: gone"):
+        log.__enter__()
+    for step in range(3):
+        log.metrics({"loss": step}, step=step)
+    gone.off = False
+    log.__exit__(None, None, None)
+    assert curve(client, log.run_id, "loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert client.get_run(log.run_id).info.status == "FINISHED"
+
+
+def test_store_that_fails_to_the_end_is_told(store):
+    store._client = Gone(store._client)
+    with (
+        pytest.warns(RuntimeWarning, match="does not answer: gone"),
+        pytest.raises(ResourceError, match="The tracking store does not answer: gone"),
+        begin(store) as log,
+    ):
+        log.metrics({"loss": 1.0})
+    with pytest.warns(RuntimeWarning), pytest.raises(KeyError), begin(store):
+        raise KeyError  # what was raised is not hidden
+
+
+def test_clock_that_goes_back_moves_no_point_and_no_end(store, client, monkeypatch):
+    log = begin(store)
+    monkeypatch.setattr(time, "time", lambda: 1.0)
+    with log:
+        log.metrics({"loss": 1.0}, seconds=2.0)
+    run = client.get_run(log.run_id)
+    (point,) = client.get_metric_history(log.run_id, "loss")
+    assert point.timestamp == run.info.start_time + 2000 == run.info.end_time
+
+
+def test_same_run_is_worked_on_by_one_process_at_a_time(store, tmp_path):
+    with store.alone("d1", tmp_path / "unused"):
+        other = FileLock(tmp_path / "mlruns" / "locks" / "d1")
+        with pytest.raises(Timeout):
+            other.acquire(timeout=0)
+        with store.alone("d2", tmp_path / "unused"):
+            pass
+    other.acquire(timeout=0)
+    other.release()
+    assert not (tmp_path / "unused").exists()
+
+
+def test_readers_and_a_writer_work_at_once(store, uri):
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=0)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        assert Store(uri).finished_run("d1") is None
 
 
 @pytest.mark.parametrize("name", ["a file/mlflow.db", "no database", "."])

@@ -1,5 +1,6 @@
 """The search loop: its budget, its turns, what blocks contribute."""
 
+import warnings
 from functools import partial
 from itertools import pairwise
 
@@ -19,9 +20,9 @@ DIM = 6
 class Quadratic:
     """Squared distance of the whole solution to a target, every evaluation noted."""
 
-    def __init__(self, blocks, failing=()):
+    def __init__(self, blocks, failing=(), flat=()):
         self.target = np.random.default_rng(9).normal(size=(blocks, DIM))
-        self.failing = failing
+        self.failing, self.flat = failing, flat
         self.calls = 0
         self.seen = []
 
@@ -31,14 +32,15 @@ class Quadratic:
             whole = solution.copy()
             whole[block] = candidate
             self.calls += 1
-            bad = self.calls in self.failing
-            losses.append(np.nan if bad else float(((whole - self.target) ** 2).sum()))
+            loss = float(((whole - self.target) ** 2).sum())
+            loss = 7.0 if self.calls in self.flat else loss
+            losses.append(np.nan if self.calls in self.failing else loss)
         self.seen.append((solution.copy(), block, candidates.copy()))
         return Evaluation(losses=np.array(losses), scores=np.zeros(len(losses)))
 
 
-def run(factory, *, blocks=3, budget=100, failing=(), **options):
-    evaluate = Quadratic(blocks, failing)
+def run(factory, *, blocks=3, budget=100, failing=(), flat=(), **options):
+    evaluate = Quadratic(blocks, failing, flat)
     optimizers = [
         factory(dim=DIM, budget=budget // blocks, rng=np.random.default_rng(block))
         for block in range(blocks)
@@ -162,7 +164,8 @@ def test_candidates_are_measured_beside_the_present_incumbents():
 
 
 def test_failed_candidates_rank_worst_and_are_never_adopted():
-    _, generations = run(SMALL_CMA, budget=26, failing=range(2, 7))
+    with pytest.warns(RuntimeWarning, match="No candidate of block 0 had a finite loss"):
+        _, generations = run(SMALL_CMA, budget=26, failing=range(2, 7))
     assert np.isinf(generations[1].losses).all()
     assert np.array_equal(generations[1].solution, generations[0].solution)
     assert np.isfinite(generations[-1].loss)
@@ -171,6 +174,24 @@ def test_failed_candidates_rank_worst_and_are_never_adopted():
 def test_a_base_loss_that_is_no_number_stops_before_the_search():
     with pytest.raises(UserError, match=r"unadapted model's loss .* not a finite number"):
         run(SMALL_CMA, failing=[1])
+
+
+def test_a_first_turn_without_any_loss_stops_a_search_that_never_asks_for_the_base():
+    with pytest.raises(UserError, match=r"Every candidate's loss .* not a finite"):
+        run(SMALL_CMA, budget=40, failing=range(1, 6), incumbent="released")
+
+
+@pytest.mark.parametrize(("turns", "warned"), [(3, True), (2, False)])
+def test_losses_that_stay_flat_for_a_whole_round_are_told_once(turns, warned):
+    flat = range(2, 2 + 5 * turns)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run(SMALL_CMA, budget=61, flat=flat)
+    texts = [str(warning.message) for warning in told]
+    assert len(texts) == warned
+    assert all(
+        text.startswith("All candidates of a whole round had the same loss") for text in texts
+    )
 
 
 def test_one_block_is_the_optimizer_itself():

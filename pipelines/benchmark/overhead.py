@@ -12,12 +12,13 @@ from dfolora.backbone import Backbone
 from dfolora.engine import Engine, Interventions, Limits
 from dfolora.evaluate import PopulationEvaluator
 from dfolora.intervention import Intervention
+from dfolora.journal import Journal
 from dfolora.memory import PeakMemory
 from dfolora.methods import FewShotData, LayerwiseSearch, Progress
 from dfolora.subspace import LoraSubspaceSpec
 from dfolora.tracking import Store
 from dfolora.tune import tune
-from pipelines.execute import follow
+from pipelines.fit import Clock, follow
 from pipelines.progress import RunBar
 
 
@@ -61,7 +62,8 @@ def share_outside(backbone: Backbone, data: FewShotData, *, dim: int, generation
             memory = PeakMemory(backbone.device)
             with RunBar("overhead", budget) as bar:
                 started = time.perf_counter()
-                follow(search(), log, memory, folder / "journal.jsonl", bar)
+                with Journal(folder / "journal.jsonl", key="overhead") as journal:
+                    follow(search(), journal, Clock(0.0), memory, log, bar)
                 log.flush()
                 total = time.perf_counter() - started
     return 1 - engine.seconds / total

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.engine import Engine
+from dfolora.errors import UserError
 from dfolora.metric import METRICS
 from dfolora.objective import LOSSES, check_objective, cross_entropy, metric_objective
 from dfolora.subspace import Subspace
@@ -74,3 +75,34 @@ class PopulationEvaluator:
         if self._objective == "metric":
             losses = metric_objective(scores, losses, len(labels))
         return Evaluation(losses=losses, scores=scores)
+
+
+class Remembering:
+    """An ``Evaluator`` that was asked before: it repeats those losses, then evaluates.
+
+    Scores are not remembered; the loop, which is all that asks a train set, does not use them.
+
+    Args:
+        evaluate: What comes after.
+        losses: Of all candidates in the order in which they were asked, ``(n,)``.
+    """
+
+    def __init__(self, evaluate: Evaluator, losses: Array) -> None:
+        self._evaluate = evaluate
+        self._losses = losses
+
+    def __call__(self, solution: Array, block: int, candidates: Array) -> Evaluation:
+        """See ``Evaluator``.
+
+        Raises:
+            UserError: Not all of these candidates were asked together before.
+        """
+        if not len(self._losses):
+            return self._evaluate(solution, block, candidates)
+        told, self._losses = np.split(self._losses, [len(candidates)])
+        if len(told) < len(candidates):
+            raise UserError(
+                f"{len(candidates)} candidates were asked where {len(told)} losses were kept: "
+                f"these are of another search."
+            )
+        return Evaluation(losses=told, scores=np.full(len(told), np.nan))

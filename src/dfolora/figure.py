@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
 
+import numpy as np
+
 from dfolora.methods import Progress
 from dfolora.select import DevPoint
 
@@ -20,14 +22,17 @@ class Curve:
     """That of the current solution, nan where it is not known."""
     looks: list[DevPoint] = field(default_factory=list)
     """At the dev set, in order."""
+    not_finite: int = 0
+    """Losses that were no finite number."""
     selected_s: float = nan
-    """Seconds to the best look from when the steps began; nan where there was none."""
+    """Seconds to the best look from when the fit began; nan where there was none."""
 
     def add(self, progress: Progress) -> None:
         """Go on by one step."""
         self.calls.append(progress.step.calls)
         self.best.append(float(progress.step.losses.min()))
         self.loss.append(progress.step.loss)
+        self.not_finite += int(np.count_nonzero(~np.isfinite(progress.step.losses)))
         self.looks.extend(progress.looks)
 
 

@@ -1,27 +1,46 @@
-"""A fit's journal: one JSON line a step, on disk before the next one starts."""
+"""A fit's journal: one JSON line a step, on disk before the next one starts, and read back."""
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+from zlib import crc32
 
-from dfolora.methods import Step
+import numpy as np
+
+from dfolora.errors import UserError
+from dfolora.methods import Past, Progress
+from dfolora.select import Seen
+
+AROUND = ("seconds", "memory_mb")
+"""Of a line, what the same step need not have again."""
 
 
 class Journal:
-    """Appends steps to a file; a context, which closes it.
+    """The steps of one fit in a file that outlives who writes it; a context, which closes it.
 
     Together with the configuration the lines of a search determine it: optimizers are functions of
     their seed and of the losses, which are kept exactly (a float's ``repr`` reads back the same;
-    null stands for no finite number).
+    null stands for no finite number). Each line ends with a checksum of all lines so far. A last
+    line that was not written to its end is dropped.
 
     Args:
-        path: A new file.
+        path: Continued if there is one.
+        key: Of the fit; checksums begin with it, so no other fit's lines are taken for its own.
+
+    Raises:
+        UserError: A line before the last is damaged, or of another fit.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, key: str) -> None:
         self._path = path
+        self._check = crc32(key.encode())
+        self._lines: list[Mapping[str, Any]] = []
+        self._told = 0
         self._file: TextIO | None = None
+        if path.exists():
+            self._read()
 
     def __enter__(self) -> "Journal":
         """The journal itself."""
@@ -32,14 +51,101 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
-    def append(self, step: Step) -> None:
-        """Write one line and flush it."""
-        line = {
-            "calls": step.calls,
-            "losses": [x if math.isfinite(x) else None for x in step.losses.tolist()],
-            **step.journaled(),
-        }
-        if self._file is None:  # a method that searches nothing leaves no file
-            self._file = self._path.open("w", encoding="utf-8")
-        self._file.write(json.dumps(line) + "\n")
+    @property
+    def past(self) -> Sequence[Past]:
+        """The steps that were there at first."""
+        return [
+            Past(
+                losses=np.array([_number(loss) for loss in line["losses"]]),
+                looks=[Seen(score, _number(loss)) for _calls, score, loss in line["looks"]],
+            )
+            for line in self._lines
+        ]
+
+    @property
+    def seconds(self) -> float:
+        """When the last of them ended; 0 without any."""
+        return float(self._lines[-1]["seconds"]) if self._lines else 0.0
+
+    @property
+    def megabytes(self) -> Mapping[str, float]:
+        """The peaks of memory up to then, by what measured them."""
+        return self._lines[-1]["memory_mb"] if self._lines else {}
+
+    def take(self, progress: Progress, seconds: float, megabytes: Mapping[str, float]) -> float:
+        """Write a step down, or find that it is there already.
+
+        Args:
+            progress: The next step.
+            seconds: Since the fit began, without those in which nobody worked on it.
+            megabytes: Peaks of memory so far.
+
+        Returns:
+            The seconds that the journal has for it.
+
+        Raises:
+            UserError: The journal has another step in its place.
+        """
+        line = _step(progress) | {"seconds": seconds, "memory_mb": dict(megabytes)}
+        self._told += 1
+        if self._told <= len(self._lines):
+            kept = self._lines[self._told - 1]
+            if any(kept.get(key) != line[key] for key in line if key not in AROUND):
+                raise UserError(
+                    f"Step {self._told} is not the one in {self._path}, so that other code, "
+                    f"libraries or data wrote it. Go on with those, or delete "
+                    f"{self._path.parent} to begin the run anew."
+                )
+            return float(kept["seconds"])
+        text = json.dumps(line)
+        self._check = crc32(text.encode(), self._check)
+        if self._file is None:
+            self._file = self._path.open("a", encoding="utf-8")
+        self._file.write(_checked(text, self._check))
         self._file.flush()
+        return seconds
+
+    def _read(self) -> None:
+        *lines, _torn = self._path.read_bytes().split(b"\n")
+        for number, raw in enumerate(lines, 1):
+            try:
+                line = json.loads(raw)
+                del line["check"]
+                text = json.dumps(line)
+                check = crc32(text.encode(), self._check)
+                sound = _checked(text, check).encode() == raw + b"\n"
+            except (ValueError, TypeError, KeyError):
+                sound = False
+            if not sound:
+                raise UserError(
+                    f"Line {number} of {self._path} is damaged, or of another run. Delete "
+                    f"{self._path.parent} to begin the run anew."
+                )
+            self._lines.append(line)
+            self._check = check
+        with self._path.open("r+b") as file:
+            file.truncate(sum(len(line) + 1 for line in lines))
+
+
+def _step(progress: Progress) -> dict[str, Any]:
+    step = progress.step
+    return {
+        "calls": step.calls,
+        "losses": [_plain(loss) for loss in step.losses.tolist()],
+        **step.journaled(),
+        "looks": [[look.calls, look.score, _plain(look.loss)] for look in progress.looks],
+    }
+
+
+def _plain(loss: float) -> float | None:
+    """As JSON has it, which knows finite numbers alone."""
+    return loss if math.isfinite(loss) else None
+
+
+def _number(plain: float | None) -> float:
+    return math.inf if plain is None else plain
+
+
+def _checked(text: str, check: int) -> str:
+    """A line of the file: the object with its checksum as a last entry."""
+    return f'{text[:-1]}, "check": "{check:08x}"}}\n'

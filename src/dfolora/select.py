@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,13 @@ from dfolora.evaluate import Evaluator
 from dfolora.tune import Generation
 
 Array = NDArray[np.float64]
+
+
+class Seen(NamedTuple):
+    """What one look at the dev set told."""
+
+    score: float
+    loss: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +62,25 @@ class DevSelection:
         self.stalled = False
         """Whether the patience has run out."""
 
-    def see(self, generation: Generation) -> Sequence[DevPoint]:
-        """Look at the dev set as often as the rule asks for this generation: mostly never."""
+    def see(self, generation: Generation, seen: Sequence[Seen] = ()) -> Sequence[DevPoint]:
+        """Look at the dev set as often as the rule asks for this generation: mostly never.
+
+        Args:
+            generation: The search's next.
+            seen: What the first looks told when they were made before; they are not made again.
+        """
         due = self._rule.looks(generation, self._calls, self._interval)
-        points = [self.look(calls, solution) for calls, solution in due]
+        before = iter(seen)
+        points = [self.look(calls, solution, next(before, None)) for calls, solution in due]
         self._calls = generation.calls
         self.stalled = (
             self._patience is not None and generation.calls - self._progress_calls >= self._patience
         )
         return points
 
-    def look(self, calls: int, solution: Array) -> DevPoint:
+    def look(self, calls: int, solution: Array, seen: Seen | None = None) -> DevPoint:
         """Score one solution on the dev set and keep it if it is the best so far."""
-        if self._last is None or not np.array_equal(solution, self._last.solution):
-            dev = self._evaluate(solution, 0, solution[:1])
-            score, loss = float(dev.scores[0]), float(dev.losses[0])
-        else:
-            score, loss = self._last.score, self._last.loss
+        score, loss = seen or self._scored(solution)
         point = DevPoint(calls=calls, score=score, loss=loss, solution=solution.copy())
         if self.best is None or score > self.best.score:
             self._progress_calls = calls
@@ -79,6 +88,13 @@ class DevSelection:
             self.best = point
         self._last = point
         return point
+
+    def _scored(self, solution: Array) -> Seen:
+        if self._last is not None and np.array_equal(solution, self._last.solution):
+            return Seen(self._last.score, self._last.loss)
+        dev = self._evaluate(solution, 0, solution[:1])
+        loss = float(dev.losses[0])
+        return Seen(float(dev.scores[0]), loss if np.isfinite(loss) else np.inf)
 
 
 def _current_incumbents(

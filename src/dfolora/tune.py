@@ -4,6 +4,7 @@ Letters: P candidates, L blocks, d search dimension.
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -16,6 +17,10 @@ from dfolora.evaluate import Evaluator
 from dfolora.optim import Optimizer, Point
 
 Array = NDArray[np.float64]
+NO_LOSS = (
+    "{whose} on the train set is not a finite number. Check the model's weights, or use "
+    "precision=fp32."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +71,19 @@ def tune(
         budget: At most so many calls; 0 searches nothing.
         incumbent: A name in ``INCUMBENTS``: what a block contributes while others are searched.
         schedule: A name in ``SCHEDULES``: the order of turns.
+
+    Raises:
+        UserError: The unadapted model's loss is no finite number; or under the ``released`` rule,
+            which does not ask for it, none of the first turn's is.
+
+    Warns:
+        RuntimeWarning: A turn brought no finite loss, or a whole round only equal ones.
     """
     search = _Search(evaluate, budget=budget, solution=np.zeros((len(optimizers), dim)))
     if budget and incumbent != "released":
         search.measure_base()
         yield search.end_turn(0, np.nan, last=search.calls == budget)
+    watch = _Watch(blocks=len(optimizers))
     turns = SCHEDULES[schedule](len(optimizers), optimizers[0].population, budget)
     block = next(turns, None)
     while block is not None and search.calls < budget:
@@ -86,8 +99,47 @@ def tune(
         INCUMBENTS[incumbent](search, block, optimizer)
         following = next(turns, None)
         last = following is None or search.calls == budget
-        yield search.end_turn(block, step_size, last=last)
+        generation = search.end_turn(block, step_size, last=last)
+        watch.see(generation)
+        yield generation
         block = following
+
+
+@dataclass
+class _Watch:
+    """Warns of losses from which nothing can be learned."""
+
+    blocks: int
+    turns: int = 0
+    flat: int = 0
+    """Turns in a row whose candidates all had one loss."""
+    warned: bool = False
+    """Whether it has; once is enough, for the losses are recorded."""
+
+    def see(self, generation: Generation) -> None:
+        self.turns += 1
+        losses = generation.losses[np.isfinite(generation.losses)]
+        if not len(losses):
+            if self.turns == 1 and np.isnan(generation.loss):
+                raise UserError(NO_LOSS.format(whose="Every candidate's loss in the first turn"))
+            self._warn(
+                f"No candidate of block {generation.block} had a finite loss up to call "
+                f"{generation.calls}; all rank equal. Steps of {generation.step_size:.3g} may be "
+                f"too large for the precision: lower optimizer.sigma or subspace.alpha, or use "
+                f"precision=fp32."
+            )
+        self.flat = self.flat + 1 if len(losses) > 1 and np.ptp(losses) == 0 else 0
+        if self.flat == self.blocks:
+            self._warn(
+                f"All candidates of a whole round had the same loss, {losses[0]:.6g}, up to call "
+                f"{generation.calls}. Their steps may be too small for the precision to show: "
+                f"raise optimizer.sigma or subspace.alpha, or use precision=fp32."
+            )
+
+    def _warn(self, text: str) -> None:
+        if not self.warned:
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+        self.warned = True
 
 
 @dataclass
@@ -113,10 +165,7 @@ class _Search:
     def measure_base(self) -> None:
         self.loss = float(self.measure(0, self.solution[:1])[0])
         if not np.isfinite(self.loss):
-            raise UserError(
-                "The unadapted model's loss on the train set is not a finite number. Check the "
-                "model's weights, or use precision=fp32."
-            )
+            raise UserError(NO_LOSS.format(whose="The unadapted model's loss"))
 
     def point(self, block: int) -> Point | None:
         """The block's incumbent with the present loss of the whole, where that is known."""

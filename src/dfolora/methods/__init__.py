@@ -1,6 +1,15 @@
 """The rows of the tables: each method turns a backbone and a few-shot split into a predictor."""
 
-from dfolora.methods.base import FewShotData, Fit, Method, Predictor, Progress, Step
+from dfolora.methods.base import (
+    FewShotData,
+    Fit,
+    Method,
+    Past,
+    Predictor,
+    Progress,
+    Resumable,
+    Step,
+)
 from dfolora.methods.gap3 import Gap3
 from dfolora.methods.gradient import GradientTuning
 from dfolora.methods.in_context import InContext
@@ -18,9 +27,11 @@ __all__ = [
     "LayerwiseSearch",
     "ManualPrompt",
     "Method",
+    "Past",
     "Predictor",
     "Progress",
     "RandomLora",
+    "Resumable",
     "Step",
     "TrainingSpec",
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.data.encode import Batch, Encode, Encoder
 from dfolora.data.load import Rows
-from dfolora.select import DevPoint
+from dfolora.select import DevPoint, Seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,16 @@ class Progress:
     """The looks at the dev set that this step brought, mostly none."""
     selected: DevPoint | None
     """The best look so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """What a step cost to find out, as the journal of a fit that was broken off has it."""
+
+    losses: NDArray[np.float64]
+    """``Step.losses``."""
+    looks: Sequence[Seen]
+    """What the dev set said, in order."""
 
 
 class Predictor(Protocol):
@@ -134,4 +144,22 @@ class Method(Protocol):
 
     def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> Fit:
         """Get ready to fit; the work happens as the result is iterated."""
+        ...
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A method whose fit can go on where it was broken off; that of others begins anew."""
+
+    def resume(self, backbone: Backbone, data: FewShotData, seed: int, past: Sequence[Past]) -> Fit:
+        """As ``Method.begin``, but the first steps take their numbers from the past.
+
+        They are told all the same, so that whoever kept them can see that they are the same steps.
+
+        Args:
+            backbone: See ``Method``.
+            data: See ``Method``.
+            seed: See ``Method``.
+            past: The first steps of the same fit.
+        """
         ...

@@ -4,8 +4,9 @@ Over LoRA factors it is C-LoRA with CMA-ES and F-LoRA with LoTFWA (Jin, Liu, Tan
 prompts with CMA-ES it is BBT (one block, at the input) and BBTv2 (a block a layer).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ from dfolora.data.encode import Batch, Encode, Encoder
 from dfolora.data.load import Rows
 from dfolora.engine import Engine, Limits
 from dfolora.errors import UserError
-from dfolora.evaluate import PopulationEvaluator
-from dfolora.methods.base import FewShotData, Progress
+from dfolora.evaluate import PopulationEvaluator, Remembering
+from dfolora.methods.base import FewShotData, Past, Progress
 from dfolora.objective import check_objective
 from dfolora.optim import Cma, Optimizer, OptimizerFactory
 from dfolora.plain import choice, whole
@@ -78,8 +79,14 @@ class LayerwiseSearch:
 
     def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> "Search":
         """See ``Method``."""
+        return self.resume(backbone, data, seed, [])
+
+    def resume(
+        self, backbone: Backbone, data: FewShotData, seed: int, past: Sequence[Past]
+    ) -> "Search":
+        """See ``Resumable``; what is past costs no pass through the model."""
         self.check(backbone.architecture)
-        return Search(self, backbone, data, seed)
+        return Search(self, backbone, data, seed, past)
 
     def block_optimizer(self, block: int, blocks: int, seed: int) -> Optimizer:
         """The optimizer of one block, with its own random stream."""
@@ -108,9 +115,15 @@ class Search:
     """One search, as a ``Fit``."""
 
     def __init__(
-        self, method: LayerwiseSearch, backbone: Backbone, data: FewShotData, seed: int
+        self,
+        method: LayerwiseSearch,
+        backbone: Backbone,
+        data: FewShotData,
+        seed: int,
+        past: Sequence[Past],
     ) -> None:
         self._method = method
+        self._past = past
         self._backbone = backbone
         self._label_ids = data.label_ids
         self._subspace = method.subspace.build(
@@ -120,7 +133,10 @@ class Search:
             method.block_optimizer(block, self._subspace.blocks, seed)
             for block in range(self._subspace.blocks)
         ]
-        self._train = self._evaluator(data.train, data.metric)
+        self._train = Remembering(
+            self._evaluator(data.train, data.metric),
+            np.concatenate([np.empty(0), *(step.losses for step in past)]),
+        )
         self._selection = DevSelection(
             self._evaluator(data.dev, data.metric),
             rule=method.selection,
@@ -131,15 +147,17 @@ class Search:
     def __iter__(self) -> Iterator[Progress]:
         """Search until the budget or the patience is spent."""
         method, selection = self._method, self._selection
-        for generation in tune(
+        generations = tune(
             self._train,
             self._optimizers,
             dim=method.subspace.dim,
             budget=method.budget,
             incumbent=method.incumbent,
             schedule=method.schedule,
-        ):
-            looks = selection.see(generation)
+        )
+        past = chain(self._past, repeat(None))
+        for generation, before in zip(generations, past, strict=False):
+            looks = selection.see(generation, before.looks if before else ())
             yield Progress(step=generation, looks=looks, selected=selection.best)
             if selection.stalled:
                 break

@@ -1,20 +1,14 @@
-"""MLflow, the one store of results; no other module imports it.
-
-Runs are flat and share a ``sweep_id`` tag. Curves are buffered and written in batches, for a point
-written alone costs as much as a batch.
-"""
+"""The store: opening, finding, reading."""
 
 import gc
 import logging
-import math
-import os
+import re
 import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -22,15 +16,14 @@ from urllib.request import url2pathname
 from filelock import FileLock
 
 from dfolora.errors import UserError
+from dfolora.tracking.failures import asking, failures, reason_of
+from dfolora.tracking.runlog import RunLog
 
 if TYPE_CHECKING:
     import pandas as pd
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-FLUSH_SECONDS = 30.0
-METRICS_A_BATCH = 1000
+SQLITE_SECONDS = 60.0
+"""For which one process waits for another to have written."""
 PARAMS_A_BATCH = 100
 RUNS_A_PAGE = 1000
 SQLITE = "sqlite:///"
@@ -45,8 +38,6 @@ class Store:
 
     def __init__(self, uri: str) -> None:
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it makes
         self.uri = uri
@@ -58,65 +49,113 @@ class Store:
                 self._artifacts = path.parent / "mlruns"
                 # Two processes that both create a fresh file's tables kill each other.
                 with FileLock(f"{path}.lock"):
-                    _check_sqlite(path)
+                    _prepare_sqlite(path)
                     self._client = MlflowClient(uri)
                     self._client.search_experiments(max_results=1)
             else:
                 self._client = MlflowClient(uri)
                 self._client.search_experiments(max_results=1)
-        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-            reason = str(error).strip().partition("\n")[0]
+        except failures() as error:
             raise UserError(
-                f"The tracking store {uri} cannot be used: {reason}. Set MLFLOW_TRACKING_URI to "
-                f"one that can."
+                f"The tracking store {uri} cannot be used: {reason_of(error)}. Set "
+                f"MLFLOW_TRACKING_URI to one that can."
             ) from error
 
     @contextmanager
-    def alone(self, digest: str) -> Iterator[None]:
+    def alone(self, digest: str, folder: Path) -> Iterator[None]:
         """Within, no other process of this machine works on the run of that digest.
 
-        Of a local SQLite file's runs; other stores do not tell who uses them.
+        Args:
+            digest: The run's.
+            folder: For the locks of a store that is not a local file, which has a place of its own.
         """
-        if self._artifacts is None:
-            yield
-            return
-        path = self._artifacts / "locks" / digest
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = (folder if self._artifacts is None else self._artifacts) / "locks" / digest
+        with asking():
+            path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path):
             yield
-            path.unlink()  # who waits for it looks into the store first, so nothing is run twice
+            # Who waits for it looks into the store first, so nothing is run twice.
+            path.unlink(missing_ok=True)
 
     def finished_run(self, digest: str) -> str | None:
         """The id of the finished run with that digest, if there is one."""
-        runs = self._client.search_runs(
-            self._experiment_ids(),
-            f"tags.digest = '{digest}' AND attributes.status = 'FINISHED'",
-            max_results=1,
-        )
+        with asking():
+            runs = self._client.search_runs(
+                self._experiment_ids(),
+                f"tags.digest = '{digest}' AND attributes.status = 'FINISHED'",
+                max_results=1,
+            )
         return runs[0].info.run_id if runs else None
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Add tags to a run."""
-        from mlflow.entities import RunTag
-
-        entries = [RunTag(key, value) for key, value in tags.items()]
-        self._client.log_batch(run_id, tags=entries, synchronous=True)
+        with asking():
+            self._client.log_batch(run_id, tags=_entries(tags), synchronous=True)
 
     def start(
-        self, experiment: str, name: str, *, tags: Mapping[str, str], params: Mapping[str, Any]
-    ) -> "RunLog":
-        """Begin a run; use it as a context, which ends it as FINISHED or FAILED."""
+        self,
+        experiment: str,
+        name: str,
+        *,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+        began: float | None = None,
+    ) -> RunLog:
+        """Begin a run, or go on with the one that has the same ``digest`` and ``attempt`` tags.
+
+        Other runs of that digest that never finished are taken away: nothing goes on with them.
+
+        Args:
+            experiment: MLflow's experiment.
+            name: The run's.
+            tags: Of the run; of one that goes on they replace what it had.
+            params: Of the run; of one that goes on the same as before.
+            began: Seconds since the epoch; None for now.
+
+        Returns:
+            A context, which ends the run as FINISHED, FAILED or KILLED.
+        """
+        if not re.fullmatch(r"\w[\w .-]*", experiment):
+            raise UserError(
+                f"tracking.experiment={experiment!r} names a folder too; it may have letters, "
+                f"digits, blanks, '.', '-' and '_', and begins with a letter or digit."
+            )
+        milliseconds = round(1000 * (time.time() if began is None else began))
+
+        def open_run() -> str:
+            run_id = self._unfinished(tags) if "attempt" in tags else None
+            if run_id is None:
+                run_id = self._client.create_run(
+                    self._experiment_id(experiment), milliseconds, dict(tags), name
+                ).info.run_id
+            else:
+                self._client.update_run(run_id, status="RUNNING", name=name)
+                self._client.log_batch(run_id, tags=_entries(tags), synchronous=True)
+            self._log_params(run_id, params)
+            return run_id
+
+        return RunLog(self._client, open_run, milliseconds)
+
+    def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        run = self._client.create_run(
-            self._experiment_id(experiment), run_name=name, tags=dict(tags)
-        )
         entries = [Param(key, str(value)) for key, value in params.items()]
         for start in range(0, len(entries), PARAMS_A_BATCH):
-            self._client.log_batch(
-                run.info.run_id, params=entries[start : start + PARAMS_A_BATCH], synchronous=True
-            )
-        return RunLog(self._client, run.info.run_id)
+            part = entries[start : start + PARAMS_A_BATCH]
+            self._client.log_batch(run_id, params=part, synchronous=True)
+
+    def _unfinished(self, tags: Mapping[str, str]) -> str | None:
+        """The run that never finished of this attempt; those of other attempts go."""
+        found = None
+        for run in self._client.search_runs(
+            self._experiment_ids(),
+            f"tags.digest = '{tags['digest']}' AND attributes.status != 'FINISHED'",
+        ):
+            if found is None and run.data.tags.get("attempt") == tags["attempt"]:
+                found = run.info.run_id
+            else:
+                self._client.delete_run(run.info.run_id)
+        return found
 
     def runs(self) -> "pd.DataFrame":
         """All finished runs of all experiments, oldest first, one a row.
@@ -173,7 +212,7 @@ class Store:
         ids, token = self._experiment_ids(), None
         while ids:
             # Half of the time would go to collecting objects that are all still needed.
-            with _uncollected():
+            with asking(), _uncollected():
                 page = self._client.search_runs(
                     ids,
                     wanted,
@@ -204,6 +243,12 @@ class Store:
         return experiment.experiment_id
 
 
+def _entries(tags: Mapping[str, str]) -> list[Any]:
+    from mlflow.entities import RunTag
+
+    return [RunTag(key, value) for key, value in tags.items()]
+
+
 def _row(run: Any) -> dict[str, Any]:
     parts = {"tags": run.data.tags, "params": run.data.params, "metrics": run.data.metrics}
     values = {
@@ -232,60 +277,10 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _check_sqlite(path: Path) -> None:
-    """Raise sqlite3.Error at once where the file is none; mlflow would retry for minutes."""
-    with closing(sqlite3.connect(path, timeout=60)) as connection:
-        connection.execute("PRAGMA schema_version").fetchone()
+def _prepare_sqlite(path: Path) -> None:
+    """Let readers and a writer work at once; raise sqlite3.Error where the file is none.
 
-
-class RunLog:
-    """One run being written."""
-
-    def __init__(self, client: Any, run_id: str) -> None:
-        self.run_id = run_id
-        self._client = client
-        self._buffer: list[Any] = []
-        self._flushed = time.monotonic()
-
-    def __enter__(self) -> "RunLog":
-        """The run itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        """Write what is buffered and end the run."""
-        status = "FAILED"
-        try:
-            self.flush()
-            status = "FAILED" if kind else "FINISHED"
-        finally:
-            self._client.set_terminated(self.run_id, status=status)
-
-    def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
-        """Add one point to each named curve; what is no finite number is left out."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        self._buffer.extend(
-            Metric(key, float(value), now, step)
-            for key, value in values.items()
-            if math.isfinite(value)
-        )
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the buffered points in one batch."""
-        for start in range(0, len(self._buffer), METRICS_A_BATCH):
-            part = self._buffer[start : start + METRICS_A_BATCH]
-            self._client.log_batch(self.run_id, metrics=part, synchronous=True)
-        self._buffer = []
-        self._flushed = time.monotonic()
-
-    def artifacts(self, folder: Path) -> None:
-        """Store every file under a folder."""
-        self._client.log_artifacts(self.run_id, str(folder))
+    At once, that is: mlflow would retry for minutes.
+    """
+    with closing(sqlite3.connect(path, timeout=SQLITE_SECONDS)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL").fetchone()

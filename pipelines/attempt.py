@@ -1,0 +1,140 @@
+"""A run's working folder, from which the run goes on after whatever stopped it.
+
+``config.yaml``, ``split.json`` and ``run.json`` are written as the run begins, ``journal.jsonl`` as
+it goes on, ``adapter`` and ``fitness.png`` at its end, and last ``summary.json``: with that the run
+is over and only has to be recorded. What a kill leaves half-written is never read.
+"""
+
+import json
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dfolora.errors import UserError
+from dfolora.journal import Journal
+from dfolora.tracking import RunLog
+
+OUTPUTS = Path("outputs")
+
+
+class Attempt:
+    """One run at work, whichever process works on it.
+
+    Args:
+        name: The run's.
+        identity: What must be the same for it to go on: ``digest``, the code, the libraries.
+        resumable: Whether it can go on before it is finished; else what is there is thrown away.
+    """
+
+    def __init__(self, name: str, identity: Mapping[str, str], *, resumable: bool) -> None:
+        self._identity = identity
+        tail = f"-{identity['digest'][:12]}"
+        named = OUTPUTS / (re.sub(r"[^\w.-]+", "_", name) + tail)
+        # It may have been begun by another name.
+        self.folder = next(OUTPUTS.glob(f"*{tail}"), named)
+        self._begun = self.folder / "run.json"
+        self._over = self.folder / "summary.json"
+        if not (resumable or self.finished):
+            self.discard()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is over, and only has to be recorded."""
+        return self._over.exists()
+
+    def check(self) -> None:
+        """Raise UserError if what is there was begun by other code or libraries."""
+        if not self._begun.exists():
+            return
+        was = _read(self._begun)["identity"]
+        changed = [
+            f"{key} was {was.get(key)} and is {value}"
+            for key, value in self._identity.items()
+            if was.get(key) != value
+        ]
+        if changed:
+            raise UserError(
+                f"{self.folder} holds this run as it was broken off, but {', '.join(changed)}. Go "
+                f"on with what was, or delete the folder to begin the run anew."
+            )
+
+    def begin(self, params: Mapping[str, Any], files: Mapping[str, str]) -> None:
+        """Begin, unless there is something to go on from.
+
+        Args:
+            params: For the record; those of the first beginning stay.
+            files: Texts to keep beside, by name.
+        """
+        if self._begun.exists():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (self.folder / name).write_text(text, encoding="utf-8")
+        beginning = {"key": uuid.uuid4().hex, "began": time.time()}
+        _write(self._begun, {**beginning, "identity": dict(self._identity), "params": dict(params)})
+
+    @property
+    def key(self) -> str:
+        """No other attempt at the same run has it."""
+        return str(_read(self._begun)["key"])
+
+    @property
+    def began(self) -> float:
+        """When, in seconds since the epoch."""
+        return float(_read(self._begun)["began"])
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """As they were at its beginning."""
+        return dict(_read(self._begun)["params"])
+
+    def journal(self) -> Journal:
+        """The journal, with what it already holds; errors as of ``Journal``."""
+        return Journal(self.folder / "journal.jsonl", self.key)
+
+    def finish(self, *, told: str, seconds: float, metrics: Mapping[str, float]) -> None:
+        """Note that the run is over.
+
+        Args:
+            told: The run in a few words.
+            seconds: Since it began.
+            metrics: All that was measured once.
+        """
+        _write(self._over, {"told": told, "seconds": seconds, "metrics": dict(metrics)})
+
+    def record(self, log: RunLog) -> str:
+        """Put the finished run into the store; errors as of ``RunLog.artifacts``.
+
+        Returns:
+            The run in a few words.
+        """
+        summary = _read(self._over)
+        log.metrics(summary["metrics"], seconds=summary["seconds"])
+        log.artifacts(self.folder)
+        return str(summary["told"])
+
+    def discard(self) -> None:
+        """Leave nothing."""
+        if self.folder.exists():
+            self._over.unlink(missing_ok=True)  # first, for it vouches for all the rest
+            shutil.rmtree(self.folder)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged: {error}. Delete {path.parent} to begin the run anew."
+        ) from error
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    """All of it or nothing."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
