@@ -22,7 +22,7 @@ from dfolora.record import commit, digest, flat, provenance
 from dfolora.task import Task
 from dfolora.tracking import Store
 from pipelines.attempt import OUTPUTS, Attempt
-from pipelines.fit import fit_and_test
+from pipelines.fit import fit_and_test, log_step
 from pipelines.identity import SEEDS, labels_of, name_of, settings_of, used_keys
 from pipelines.progress import RunBar, telling_warnings
 
@@ -155,7 +155,10 @@ def execute(
             began=attempt.began,
         )
         with log:
-            if work is not None:
+            if work is None:  # the log has not seen it
+                for line in attempt.journal().lines:
+                    log_step(line, log)
+            else:
                 backbone, problem = work
                 with show(job.name, job.method.budget) as bar:
                     fit_and_test(job.method, backbone, problem, job.search_seed, attempt, log, bar)

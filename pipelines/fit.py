@@ -7,9 +7,9 @@ import numpy as np
 
 from dfolora.backbone import Backbone
 from dfolora.figure import Curve, save_fitness_curve
-from dfolora.journal import Journal
+from dfolora.journal import Journal, Line
 from dfolora.memory import PeakMemory
-from dfolora.methods import Fit, Method, Predictor, Progress, Resumable, Step
+from dfolora.methods import Fit, Method, Predictor, Progress, Resumable
 from dfolora.problem import Problem
 from dfolora.score import score_test
 from dfolora.tracking import RunLog
@@ -96,18 +96,31 @@ def follow(
     curve, selected_at = Curve(), None
     for progress in fit:
         memory.sample()
-        step = progress.step
-        seconds = journal.take(progress, clock(), _peaks(memory, journal))
-        log.metrics(_train_points(step), step=step.calls, seconds=seconds)
-        for look in progress.looks:
-            points = {"dev/score": look.score, "dev/loss": look.loss}
-            log.metrics(points, step=look.calls, seconds=seconds)
+        line = journal.take(progress, clock(), _peaks(memory, journal))
+        log_step(line, log)
         bar.show(progress)
         curve.add(progress)
         if progress.selected is not None and progress.selected.calls != selected_at:
             selected_at = progress.selected.calls
-            curve.selected_s = seconds
+            curve.selected_s = line["seconds"]
     return curve
+
+
+def log_step(line: Line, log: RunLog) -> None:
+    """Put a journal's line on the curves."""
+    points = {"train/loss": line["loss"], "train/step_size": line["step_size"]}
+    if losses := [loss for loss in line["losses"] if loss is not None]:
+        points["train/best"] = float(np.min(losses))
+        points["train/mean"] = float(np.mean(losses))
+        points["train/spread"] = float(np.std(losses))
+    seconds = line["seconds"]
+    log.metrics(_known(points), step=line["calls"], seconds=seconds)
+    for calls, score, loss in line["looks"]:
+        log.metrics(_known({"dev/score": score, "dev/loss": loss}), step=calls, seconds=seconds)
+
+
+def _known(points: Mapping[str, float | None]) -> Mapping[str, float]:
+    return {name: value for name, value in points.items() if value is not None}
 
 
 def _begun(
@@ -122,16 +135,6 @@ def _peaks(memory: PeakMemory, journal: Journal) -> Mapping[str, float]:
     """Of this process and of those before it."""
     before = journal.megabytes
     return {part: max(peak, before.get(part, 0.0)) for part, peak in memory.megabytes().items()}
-
-
-def _train_points(step: Step) -> Mapping[str, float]:
-    points = {"train/loss": step.loss, "train/step_size": step.step_size}
-    losses = step.losses[np.isfinite(step.losses)]
-    if len(losses):
-        points["train/best"] = float(losses.min())
-        points["train/mean"] = float(losses.mean())
-        points["train/spread"] = float(losses.std())
-    return points
 
 
 def _counts(predictor: Predictor, problem: Problem, curve: Curve) -> Mapping[str, float]:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
-from threading import Thread
+from threading import RLock, Thread
 
 from omegaconf import DictConfig
+from tqdm import tqdm
 
 from pipelines.progress import Ending, RunBar
 
@@ -59,6 +60,8 @@ def work(
 
 
 def _failed(error: Exception) -> Ended:
+    from torch import OutOfMemoryError
+
     from dfolora.errors import ResourceError, UserError
 
     status = MISTAKE if isinstance(error, UserError) else DEFECT
@@ -66,14 +69,16 @@ def _failed(error: Exception) -> Ended:
         line = traceback.format_exc()
     elif isinstance(error, UserError):
         line = f"error: {error}"
-    elif isinstance(error, ResourceError | OSError | MemoryError):
-        line = f"error: {error} What was done is kept; call again to go on."
+    elif isinstance(error, ResourceError | OSError | MemoryError | OutOfMemoryError):
+        line = f"error: {_one_line(error)}. What was done is kept; call again to go on."
     else:
-        what = " ".join(str(error).split())
-        line = (
-            f"error: a defect of ours, {type(error).__name__}: {what}. {TRACEBACK}=1 shows where."
-        )
+        what = f"{type(error).__name__}: {_one_line(error)}"
+        line = f"error: a defect of ours, {what}. {TRACEBACK}=1 shows where."
     return Ended(ending="failed", line=line, status=status)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).removesuffix(".") or type(error).__name__
 
 
 def stop_when_told() -> None:
@@ -117,6 +122,7 @@ def dismiss(jobs: Iterable[Future[Ended]]) -> None:
 def _end_with_parent() -> None:
     """No process of the team outlives the command, however that was killed."""
     stop_when_told()
+    tqdm.set_lock(RLock())  # its own is the system's, and is left behind when the process stops
     parent = parent_process()
     assert parent is not None
 

@@ -26,7 +26,7 @@ MEASURED = ("memory/", "time/", "dev/selected_s")
 """What is different in each run, killed or not."""
 
 
-def start(folder, row, seed):
+def start(folder, row, seed, flush=30.0):
     """A process at work on one run; with a store and a working folder of its own."""
     config, choices = composed(f"row={row}", f"seed={seed}", *SMALL)
     config.tracking.uri = f"sqlite:///{folder}/mlflow.db"
@@ -35,7 +35,7 @@ def start(folder, row, seed):
         return pid
     try:
         os.chdir(folder)
-        runlog.FLUSH_SECONDS = 0.0  # as often as can be
+        runlog.FLUSH_SECONDS = flush  # as often as can be, or only in the end
         pipelines.execute.execute(config, choices, sweep_id="s")
         os._exit(0)
     finally:
@@ -103,7 +103,7 @@ def test_runs_that_are_killed_end_as_if_nothing_had_happened(tmp_path):
         seconds = whole(untouched, *job)
         jobs.append(job)
         while kills < KILLS:
-            if ended(start(killed, *job), rng.uniform(0, seconds)):
+            if ended(start(killed, *job, flush=rng.choice([0.0, 30.0])), rng.uniform(0, seconds)):
                 break
             kills += 1
         else:

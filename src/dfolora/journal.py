@@ -13,6 +13,10 @@ from dfolora.errors import UserError
 from dfolora.methods import Past, Progress
 from dfolora.select import Seen
 
+Line = Mapping[str, Any]
+"""A step: ``calls``, ``losses``, ``loss``, ``step_size``, what else it journals, ``looks`` (calls,
+score and loss of each), ``seconds`` and ``memory_mb``."""
+
 AROUND = ("seconds", "memory_mb")
 """Of a line, what the same step need not have again."""
 
@@ -36,7 +40,8 @@ class Journal:
     def __init__(self, path: Path, key: str) -> None:
         self._path = path
         self._check = crc32(key.encode())
-        self._lines: list[Mapping[str, Any]] = []
+        self.lines: list[Line] = []
+        """Those that were there at first."""
         self._told = 0
         self._file: TextIO | None = None
         if path.exists():
@@ -53,26 +58,26 @@ class Journal:
 
     @property
     def past(self) -> Sequence[Past]:
-        """The steps that were there at first."""
+        """The steps of ``lines``."""
         return [
             Past(
-                losses=np.array([_number(loss) for loss in line["losses"]]),
-                looks=[Seen(score, _number(loss)) for _calls, score, loss in line["looks"]],
+                losses=np.array([_loss(loss) for loss in line["losses"]]),
+                looks=[Seen(score, _loss(loss)) for _calls, score, loss in line["looks"]],
             )
-            for line in self._lines
+            for line in self.lines
         ]
 
     @property
     def seconds(self) -> float:
         """When the last of them ended; 0 without any."""
-        return float(self._lines[-1]["seconds"]) if self._lines else 0.0
+        return float(self.lines[-1]["seconds"]) if self.lines else 0.0
 
     @property
     def megabytes(self) -> Mapping[str, float]:
         """The peaks of memory up to then, by what measured them."""
-        return self._lines[-1]["memory_mb"] if self._lines else {}
+        return self.lines[-1]["memory_mb"] if self.lines else {}
 
-    def take(self, progress: Progress, seconds: float, megabytes: Mapping[str, float]) -> float:
+    def take(self, progress: Progress, seconds: float, megabytes: Mapping[str, float]) -> Line:
         """Write a step down, or find that it is there already.
 
         Args:
@@ -81,29 +86,29 @@ class Journal:
             megabytes: Peaks of memory so far.
 
         Returns:
-            The seconds that the journal has for it.
+            Its line, with the seconds and peaks from when it was first written.
 
         Raises:
             UserError: The journal has another step in its place.
         """
         line = _step(progress) | {"seconds": seconds, "memory_mb": dict(megabytes)}
         self._told += 1
-        if self._told <= len(self._lines):
-            kept = self._lines[self._told - 1]
+        if self._told <= len(self.lines):
+            kept = self.lines[self._told - 1]
             if any(kept.get(key) != line[key] for key in line if key not in AROUND):
                 raise UserError(
                     f"Step {self._told} is not the one in {self._path}, so that other code, "
                     f"libraries or data wrote it. Go on with those, or delete "
                     f"{self._path.parent} to begin the run anew."
                 )
-            return float(kept["seconds"])
+            return kept
         text = json.dumps(line)
         self._check = crc32(text.encode(), self._check)
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8")
         self._file.write(_checked(text, self._check))
         self._file.flush()
-        return seconds
+        return line
 
     def _read(self) -> None:
         *lines, _torn = self._path.read_bytes().split(b"\n")
@@ -121,7 +126,7 @@ class Journal:
                     f"Line {number} of {self._path} is damaged, or of another run. Delete "
                     f"{self._path.parent} to begin the run anew."
                 )
-            self._lines.append(line)
+            self.lines.append(line)
             self._check = check
         with self._path.open("r+b") as file:
             file.truncate(sum(len(line) + 1 for line in lines))
@@ -132,17 +137,19 @@ def _step(progress: Progress) -> dict[str, Any]:
     return {
         "calls": step.calls,
         "losses": [_plain(loss) for loss in step.losses.tolist()],
+        "loss": _plain(step.loss),
+        "step_size": _plain(step.step_size),
         **step.journaled(),
         "looks": [[look.calls, look.score, _plain(look.loss)] for look in progress.looks],
     }
 
 
-def _plain(loss: float) -> float | None:
+def _plain(number: float) -> float | None:
     """As JSON has it, which knows finite numbers alone."""
-    return loss if math.isfinite(loss) else None
+    return number if math.isfinite(number) else None
 
 
-def _number(plain: float | None) -> float:
+def _loss(plain: float | None) -> float:
     return math.inf if plain is None else plain
 
 
