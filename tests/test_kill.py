@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import time
+import traceback
+from collections import Counter
 from itertools import count
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from tests.test_end_to_end import composed
 
 KILLS = int(os.environ.get("DFOLORA_KILLS", "20"))
 SMALL = ["budget=120", "dim=40", "dev_interval=20"]
-ROWS = ("c_lora", "f_lora", "bitfit", "bbtv2", "manual_prompt")
+ROWS = ("c_lora", "f_lora", "bitfit", "gap3", "bbtv2", "manual_prompt")
 CURVES = ("train/loss", "train/best", "train/mean", "train/spread", "train/step_size",
           "dev/score", "dev/loss")  # fmt: skip
 MEASURED = ("memory/", "time/", "dev/selected_s")
@@ -36,8 +38,11 @@ def start(folder, row, seed, flush=30.0):
     try:
         os.chdir(folder)
         runlog.FLUSH_SECONDS = flush  # as often as can be, or only in the end
+        pipelines.execute.commit = lambda: "of the test"  # the code's own may change meanwhile
         pipelines.execute.execute(config, choices, sweep_id="s")
         os._exit(0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(1)
 
@@ -54,6 +59,18 @@ def ended(pid, seconds):
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status) == 0
+
+
+def place(folder):
+    """How far a run was, by what it left."""
+    left = {path.name for path in folder.glob("outputs/*/*")}
+    if "summary.json" in left:
+        return "while it was recorded"
+    if "adapter" in left or "fitness.png" in left:
+        return "while it was tested and saved"
+    if "journal.jsonl" in left:
+        return "in the fit or the test"
+    return "before the first step"
 
 
 def whole(folder, row, seed):
@@ -97,7 +114,7 @@ def test_runs_that_are_killed_end_as_if_nothing_had_happened(tmp_path):
     untouched, killed = tmp_path / "untouched", tmp_path / "killed"
     untouched.mkdir()
     killed.mkdir()
-    kills, jobs = 0, []
+    kills, jobs, places = 0, [], Counter()
     for number in count():
         job = ROWS[number % len(ROWS)], number
         seconds = whole(untouched, *job)
@@ -106,11 +123,13 @@ def test_runs_that_are_killed_end_as_if_nothing_had_happened(tmp_path):
             if ended(start(killed, *job, flush=rng.choice([0.0, 30.0])), rng.uniform(0, seconds)):
                 break
             kills += 1
+            places[place(killed)] += 1
         else:
             whole(killed, *job)
             break
     left, right = (Store(f"sqlite:///{folder}/mlflow.db") for folder in (untouched, killed))
     assert kills == KILLS
+    print(f"{kills} kills over {len(jobs)} runs, where they struck: {dict(places)}")  # noqa: T201
     for store, folder in ((left, untouched), (right, killed)):
         runs = store._client.search_runs(store._experiment_ids())
         assert {run.info.status for run in runs} == {"FINISHED"}  # those taken away are not found

@@ -17,6 +17,9 @@ Line = Mapping[str, Any]
 """A step: ``calls``, ``losses``, ``loss``, ``step_size``, what else it journals, ``looks`` (calls,
 score and loss of each), ``seconds`` and ``memory_mb``."""
 
+COMMON = ("calls", "losses", "loss", "step_size", "looks", "seconds", "memory_mb")
+"""What every step's line has."""
+
 AROUND = ("seconds", "memory_mb")
 """Of a line, what the same step need not have again."""
 
@@ -63,6 +66,7 @@ class Journal:
             Past(
                 losses=np.array([_loss(loss) for loss in line["losses"]]),
                 looks=[Seen(score, _loss(loss)) for _calls, score, loss in line["looks"]],
+                journaled={key: value for key, value in line.items() if key not in COMMON},
             )
             for line in self.lines
         ]

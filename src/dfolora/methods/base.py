@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,8 @@ class Past:
     """``Step.losses``."""
     looks: Sequence[Seen]
     """What the dev set said, in order."""
+    journaled: Mapping[str, Any]
+    """``Step.journaled``, as JSON gives it back."""
 
 
 class Predictor(Protocol):

@@ -3,7 +3,7 @@
 Letters: N examples, C classes, K places in a row, V tokens of the vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ class Individual:
     """Mean cross-entropy over the label words."""
     log_likelihood: float
     """Log-probability of the gold label word among all tokens, summed over the rows."""
+    missed: float | None = None
+    """How much that is above what was predicted when its new token was chosen, if one was."""
 
     @property
     def fitness(self) -> Fitness:
@@ -158,19 +160,37 @@ class Guide:
     def realised(self, child: Genome | Hole) -> Individual | None:
         """The child, evaluated; None if no token makes of its hole what has not been there."""
         if not isinstance(child, Hole):
-            return self._evaluated(child)
+            return self._learned(child, self._passes.evaluate(child))
         scores = self._passes.token_scores(child)
         token = self._token(child, scores)
         if token is None:
             return None
-        individual = self._evaluated(child.filled(token))
+        individual = self._passes.evaluate(child.filled(token))
         missed = individual.log_likelihood - scores.predicted(token)
-        self._bias[token] = min(self._bias[token], missed)
-        return individual
+        return self._learned(child, replace(individual, missed=missed))
 
-    def _evaluated(self, genome: Genome) -> Individual:
+    def recall(self, child: Genome | Hole, individual: Individual | None) -> Individual | None:
+        """What ``realised`` gave before, without its passes, which are counted all the same.
+
+        Raises:
+            UserError: It is not this child's.
+        """
+        if not isinstance(child, Hole):
+            self._passes.calls += 1
+        else:
+            self._passes.calls += PASSES - (individual is None)
+        return None if individual is None else self._learned(child, individual)
+
+    def _learned(self, child: Genome | Hole, individual: Individual) -> Individual:
+        genome = individual.genome
+        if isinstance(child, Hole) and individual.missed is not None:
+            token = genome[child.slot][child.place]
+            self._bias[token] = min(self._bias[token], individual.missed)
+            child = child.filled(token)
+        if child != genome:
+            raise UserError(f"{genome} was kept of the child {child}: it is of another search.")
         self.seen.add(genome)
-        return self._passes.evaluate(genome)
+        return individual
 
     def _token(self, hole: Hole, scores: TokenScores) -> int | None:
         known = len(self._template.plain.tokenizer)  # a model may embed more

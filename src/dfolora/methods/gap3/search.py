@@ -1,9 +1,11 @@
 """The genetic algorithm: who survives, who has children, how long it goes on."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from math import isqrt, nan
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +16,13 @@ from dfolora.data.encode import Encode, Encoder
 from dfolora.data.load import Rows
 from dfolora.engine import Limits
 from dfolora.errors import UserError
-from dfolora.methods.base import FewShotData, Progress
+from dfolora.methods.base import FewShotData, Past, Progress
 from dfolora.methods.gap3.genome import Genome, Hole, Template, crossed, mutated, size
 from dfolora.methods.gap3.guide import PASSES, Fitness, Guide, Individual, Passes
 from dfolora.methods.gap3.predictor import Written
 from dfolora.plain import choice, share, whole
 from dfolora.seeding import stream
-from dfolora.select import SELECTIONS, DevPoint, by_score
+from dfolora.select import SELECTIONS, DevPoint, Seen, by_score
 
 COMPARISONS: Mapping[str, Callable[[Fitness, Fitness], bool]] = {
     "fixed": lambda new, best: new > best,
@@ -89,10 +91,16 @@ class Gap3:
 
     def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> "GeneticSearch":
         """See ``Method``."""
+        return self.resume(backbone, data, seed, [])
+
+    def resume(
+        self, backbone: Backbone, data: FewShotData, seed: int, past: Sequence[Past]
+    ) -> "GeneticSearch":
+        """See ``Resumable``; what is past costs no pass through the model."""
         self.check(backbone.architecture)
         if not isinstance(data.encode, Template):
             raise TypeError("The genetic prompt search needs data.encode to be its own encoder.")
-        return GeneticSearch(self, backbone, data, data.encode, seed)
+        return GeneticSearch(self, backbone, data, data.encode, seed, past)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +110,8 @@ class GeneticStep:
     calls: int
     patterns: Sequence[str]
     """Of its new individuals, ``(P,)``."""
-    scores: Sequence[float]
-    """Theirs on the train set, ``(P,)``."""
+    children: Sequence[Individual | None]
+    """These individuals and, as None, the children that became none, in order."""
     losses: NDArray[np.float64]
     """Their mean cross-entropy over the label words, ``(P,)``."""
     loss: float
@@ -111,15 +119,24 @@ class GeneticStep:
     step_size: float = nan
 
     def journaled(self) -> Mapping[str, object]:
-        """The prompts and their scores."""
-        return {"patterns": list(self.patterns), "scores": list(self.scores)}
+        """The prompts to read, and what a replay needs of each child."""
+        return {
+            "patterns": list(self.patterns),
+            "children": [one and json.loads(json.dumps(asdict(one))) for one in self.children],
+        }
 
 
 class GeneticSearch:
     """One search, as a ``Fit``."""
 
     def __init__(
-        self, method: Gap3, backbone: Backbone, data: FewShotData, template: Template, seed: int
+        self,
+        method: Gap3,
+        backbone: Backbone,
+        data: FewShotData,
+        template: Template,
+        seed: int,
+        past: Sequence[Past],
     ) -> None:
         self._method = method
         self._backbone = backbone
@@ -131,6 +148,10 @@ class GeneticSearch:
             for part in (data.train, data.dev)
         )
         self._guide = Guide(self._train, template, top=method.top, tokens=len(backbone.embedding))
+        self._past = iter([*past])
+        self._kept = iter([_individual(one) for step in past for one in step.journaled["children"]])
+        self._children: list[Individual | None] = []
+        """Of the present generation."""
         self._population: list[Individual] = []
         self._best: Individual | None = None
         self._last: DevPoint | None = None
@@ -145,7 +166,8 @@ class GeneticSearch:
                 return
             self._population = [*survivors, *new]
             last = generation == self._method.generations or not self._affordable
-            looks = self._looks(before, last)
+            past = next(self._past, None)
+            looks = self._looks(before, last, past.looks if past else ())
             yield Progress(step=self._step(new), looks=looks, selected=self._selected)
             if last:
                 return
@@ -183,12 +205,19 @@ class GeneticSearch:
         for _ in range(number):
             if not self._affordable:
                 return
-            individual = self._guide.realised(self._child())
+            individual = self._realised(self._child())
+            self._children.append(individual)
             if individual is None:
                 continue
             if self._best is None or better(individual.fitness, self._best.fitness):
                 self._best = individual
             yield individual
+
+    def _realised(self, child: Genome | Hole) -> Individual | None:
+        try:
+            return self._guide.recall(child, next(self._kept))
+        except StopIteration:
+            return self._guide.realised(child)
 
     def _child(self) -> Genome | Hole:
         """Of two parents, likelier the better they score; at first a hole between the fields."""
@@ -207,28 +236,36 @@ class GeneticSearch:
         return child
 
     def _step(self, new: Sequence[Individual]) -> GeneticStep:
+        children, self._children = self._children, []
         return GeneticStep(
             calls=self._train.calls,
             patterns=[self._template.prompt(one.genome).pattern for one in new],
-            scores=[one.score for one in new],
+            children=children,
             losses=np.array([one.loss for one in new]),
             loss=nan if self._best is None else self._best.loss,
         )
 
-    def _looks(self, calls_before: int, last: bool) -> list[DevPoint]:
+    def _looks(self, calls_before: int, last: bool, seen: Sequence[Seen]) -> list[DevPoint]:
         interval = self._method.dev_interval
         due = calls_before // interval < self._train.calls // interval or last
-        return [self._look()] if due and self._method.selection == "incumbent" else []
+        return [self._look(*seen)] if due and self._method.selection == "incumbent" else []
 
-    def _look(self) -> DevPoint:
+    def _look(self, seen: Seen | None = None) -> DevPoint:
         """The best on the dev set; kept if it does better there than those before."""
         calls, genome, last = self._train.calls, self._best_genome, self._last
-        if last is None or last.solution != genome:
-            seen = self._dev.evaluate(genome)
-            point = DevPoint(calls=calls, score=seen.score, loss=seen.loss, solution=genome)
-        else:
-            point = replace(last, calls=calls)
+        if seen is None and last is not None and last.solution == genome:
+            seen = Seen(last.score, last.loss)
+        if seen is None:
+            now = self._dev.evaluate(genome)
+            seen = Seen(now.score, now.loss)
+        point = DevPoint(calls=calls, score=seen.score, loss=seen.loss, solution=genome)
         if self._selected is None or by_score(point) < by_score(self._selected):
             self._selected = point
         self._last = point
         return point
+
+
+def _individual(kept: Mapping[str, Any] | None) -> Individual | None:
+    if kept is None:
+        return None
+    return Individual(**{**kept, "genome": tuple(map(tuple, kept["genome"]))})
