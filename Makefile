@@ -59,8 +59,8 @@ check: $(READY) ## Lint, format check, types, import directions
 
 mlflow-ui: $(READY) ## Compare runs in the browser, on this machine only
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-	$(VENV)/bin/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
-	--backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+	$(VENV)/bin/mlflow server --port $(PORT) --workers 1 \
+	--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1
 
 clean: ## Remove the environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis outputs

@@ -30,12 +30,14 @@ def main(config: DictConfig) -> None:
     from dfolora.errors import UserError
     from dfolora.mini.pretrain import Pretraining
     from dfolora.mini.tokenizer import train_tokenizer
-    from dfolora.plain import whole
+    from dfolora.plain import file_name, whole
     from dfolora.record import commit, provenance
 
     torch.set_num_threads(1)
     started = time.perf_counter()
     try:
+        for part in Path(config.model.path).parts:  # it names the folder that is written
+            file_name(part, "model.path")
         architecture = instantiate(config.model, _convert_="all").config()
         recipe = instantiate(config.recipe)
         recipe.check()

@@ -16,6 +16,7 @@ def main(config: DictConfig) -> None:
     """Write ``<folder>/<table>`` in every format, and print the Markdown."""
     # Imported late, so that --help and configuration errors come at once.
     from dfolora.errors import UserError
+    from dfolora.plain import file_name
     from dfolora.report import Published, TableSpec, build_table
     from dfolora.report.write import write_item
     from dfolora.tracking import Store
@@ -26,11 +27,12 @@ def main(config: DictConfig) -> None:
         seeds=list(config.sweep.seeds),
         note=config.sweep.note,
     )
-    published = Published()
-    if config.sweep.published is not None:
-        published = Published.read(Path(config.sweep.published), spec.name)
     folder = Path(config.folder)
     try:
+        file_name(spec.name, "table.name")
+        published = Published()
+        if config.sweep.published is not None:
+            published = Published.read(Path(config.sweep.published), spec.name)
         store = Store(config.tracking.uri)
         table = build_table(store.tagged(spec.item), spec)
         print(write_item(folder, table, published, store))

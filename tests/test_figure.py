@@ -48,7 +48,7 @@ def curve(steps):
 )
 def test_png_of_the_stated_size_is_written(tmp_path, steps):
     path = tmp_path / "fitness.png"
-    save_fitness_curve(path, curve(steps), "sst2-mini-dfo_lora")
+    save_fitness_curve(path, curve(steps), "sst2-$mini^$-dfo_lora")  # no formula
     content = path.read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     assert (int.from_bytes(content[16:20]), int.from_bytes(content[20:24])) == (700, 400)

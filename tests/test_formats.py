@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from html.parser import HTMLParser
 
 import pytest
 
@@ -67,6 +68,40 @@ def test_every_special_character_is_escaped():
     assert escaped(r"a_b\c{}") == r"a\_b\textbackslash{}c\{\}"
     assert escaped("é☃—") == "??---"
     assert escaped("50 % & #1 $2") == r"50 \% \& \#1 \$2"
+    assert escaped("a\n\nb\tc\0") == "a  b?c?"  # an empty line would end a caption
+
+
+def test_markdown_shows_every_text_as_it_is():
+    reader = pytest.importorskip("markdown_it").MarkdownIt("commonmark")
+    reader.enable(["table", "strikethrough"])
+    texts = [
+        HOSTILE,
+        "[a](javascript:alert(1)) ![b](c) [d]: e",
+        "*a* **b** _c_ __d__ ~~e~~ `f` d_e_f",
+        "<script>alert(1)</script> <http://x> &lt; &#60; a & b",
+        r"\| \< \[ a|b \\",
+    ]
+    grid = Grid(title=texts[1], header=texts, rows=[texts], caption=" ".join(texts))
+    page = Read(reader.render(markdown(grid)))
+    assert set(page.tags) == {"h1", "table", "thead", "tbody", "tr", "th", "td", "p"}
+    assert page.texts == [texts[1], *texts, *texts, " ".join(texts)]
+    assert markdown(Grid(title="a\n# b", header=["c\nd"], rows=[])).splitlines()[0] == "# a # b"
+
+
+class Read(HTMLParser):
+    """Tags of a page, and the text of each that has some."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.texts = [], []
+        self.feed(page)
+        self.texts = [text for text in self.texts if text.strip()]
+
+    def handle_starttag(self, tag, _attributes):
+        self.tags.append(tag)
+
+    def handle_data(self, text):
+        self.texts.append(text)
 
 
 @pytest.mark.parametrize("engine", ["pdflatex"])

@@ -14,15 +14,17 @@ from urllib.error import URLError
 from urllib.parse import quote
 from urllib.request import urlopen
 
+import pytest
+
 from dfolora.tracking import Store
 from tests.browser import opened
 
 PROJECT = Path(__file__).parents[1]
 
 
-def planned(port):
+def planned(port, *variables):
     """The command, as make would run it."""
-    making = ["make", "-n", "-o", ".venv/ready", "mlflow-ui", f"PORT={port}"]
+    making = ["make", "-n", "-o", ".venv/ready", "mlflow-ui", f"PORT={port}", *variables]
     done = subprocess.run(making, cwd=PROJECT, capture_output=True, text=True, check=True)
     return done.stdout.replace("\\\n", "").strip()
 
@@ -116,5 +118,28 @@ def waited(browser, shown):
 
 def test_server_is_for_this_machine_alone_and_starts_no_jobs():
     command = planned(5000)
-    assert "--host 127.0.0.1 --port 5000 --workers 1" in command
+    assert "--port 5000 --workers 1" in command
+    assert "--host 127.0.0.1" in command
     assert "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false" in command
+
+
+SHOWN = """
+import sys
+from mlflow.cli import server
+given = server.make_context("server", sys.argv[2:]).params
+print(sys.argv[1], given["host"], given["backend_store_uri"], sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("port", ["5000", "5000 --host 0.0.0.0"])
+def test_no_variable_changes_whom_the_server_is_for(port):
+    other = {name: "0.0.0.0" for name in ("HOST", "MLFLOW_HOST", "UVICORN_HOST")}
+    uri = "sqlite:///x.db --host 0.0.0.0"
+    program = shlex.join([sys.executable, "-W", "ignore", "-c", SHOWN])
+    command = planned(port, *(f"{name}={value}" for name, value in other.items()))
+    done = subprocess.run(
+        ["sh", "-c", command.replace(".venv/bin/mlflow", program)],
+        env=os.environ | other | {"MLFLOW_TRACKING_URI": uri},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["server", "127.0.0.1", uri]

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
 
-from dfolora.report import Picture, Published
+from dfolora.report import Groups, Measure, Picture, Published, Row, TableSpec
+from dfolora.report.pages import index_page
 from dfolora.report.published import Number
 from dfolora.report.write import write_item
 from tests.browser import opened
@@ -54,7 +56,7 @@ class Seen(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.links, self.sources = [], [], []
+        self.tags, self.links, self.sources, self.text = [], [], [], ""
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -63,6 +65,9 @@ class Seen(HTMLParser):
         assert not any(name.startswith("on") for name in given)
         self.links += [given["href"]] if tag == "a" else []
         self.sources += [given["src"]] if "src" in given else []
+
+    def handle_data(self, text):
+        self.text += text
 
 
 def test_pages_fetch_nothing_and_their_links_lead_somewhere(reports):
@@ -75,6 +80,60 @@ def test_pages_fetch_nothing_and_their_links_lead_somewhere(reports):
         for link in seen.links:
             if page.parent.name != "runs" or not link.startswith("http://127.0.0.1:5000/#/"):
                 assert (page.parent / link).exists(), link
+
+
+def everywhere(text):
+    """A table and its paper's numbers in which all that can be a text is this one."""
+    spec = TableSpec(
+        name="table1", title=text, caption=text, note=text, profile=text, tasks={"sst2": text},
+        measures=[Measure(metric="test/score", title=text, factor=100, averaged=True)],
+        rows=[Row(label=text, where={"method": text})], constants={"majority": text},
+        seeds=[8, 13, 42],
+        groups=Groups(tag="model", title=text, values=[text, "none"]), picture=Picture(kind="bars"),
+    )  # fmt: skip
+    own = {f"{part}.{text}": text for part in ("params", "tags")}
+    runs = [  # two commits are a cell's note, a status is told beside the run
+        run("sst2", seed, 0.8, method=text, model=text, commit=commit, status=status)
+        | {"run_id": f"{seed}{text}", "name": text, "experiment_id": text, f"metrics.{text}": 1.0}
+        | {f"tags.item.table1.{text}": "20260101", **own}
+        for seed, commit, status in (
+            (8, text, "FINISHED"), (13, f"{text}2", "FINISHED"), (42, text, text),
+        )
+    ]  # fmt: skip
+    number = Number(mean=80.0, std=1.0, note=text)
+    return table(*runs, spec=spec), Published(numbers={(text, text, "sst2", "test/score"): number})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'\"><b onclick=a()>&amp;{{1}}",
+        "javascript:a()//",
+        "</title></td><script>",
+        "$x^ %s $y$",
+    ],
+)
+def test_no_text_changes_what_a_page_is_made_of(tmp_path, text):
+    built = {}
+    for name, told in (("tame", "harmless"), ("hostile", text)):
+        write_item(tmp_path / name, *everywhere(told), Archive())
+        files = sorted((tmp_path / name).rglob("*.html"))
+        built[name] = [Seen(file.read_text()) for file in files]
+    assert len(built["tame"]) == len(built["hostile"]) == 5
+    for tame, hostile in zip(built["tame"], built["hostile"], strict=True):
+        assert hostile.tags == tame.tags
+        assert hostile.text.count(text) == tame.text.count("harmless")
+        assert len(hostile.links) == len(tame.links)
+        for link in hostile.links:
+            assert link.startswith(("index.html", "../index.html", "table1", "runs/", "http://127"))
+    svg = ElementTree.parse(tmp_path / "hostile" / "table1.svg")
+    assert not [node for node in svg.iter() if str(node.tag).endswith(("script", "image", "}a"))]
+
+
+def test_item_whose_name_is_a_scheme_is_a_file_all_the_same():
+    entry = dict.fromkeys(["title", "profile", "filled", "cells", "runs"], "x")
+    page = index_page(pd.DataFrame([{"name": "javascript:a()//", **entry}]))
+    assert Seen(page).links == ["javascript%3Aa%28%29//.html"]
 
 
 def test_every_cell_leads_to_its_runs(reports):

@@ -1,6 +1,7 @@
 """Where a model and its tokenizer come from: the hub, a local folder, or random weights."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.utils.hub import cached_file
 
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
@@ -27,6 +29,8 @@ PRECISIONS = {
 }
 """What hidden states are made of; int8 is about the layers' weights alone."""
 RANDOM_WEIGHTS_SEED = 0
+WEIGHTS = "model.safetensors"
+"""Where a folder's or repository's weights are; or in the files that an index beside it names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,9 @@ class Checkpoint:
         if self._random:
             return transformers.AutoConfig.for_model(**self.architecture or {})
         with _explained(f"model.path={self.path}", "model.path"):
-            return transformers.AutoConfig.from_pretrained(self._source, revision=self.revision)
+            return transformers.AutoConfig.from_pretrained(
+                self._source, revision=self.revision, trust_remote_code=False
+            )
 
     @property
     def quantized(self) -> bool:
@@ -82,7 +88,9 @@ class Checkpoint:
         source = str(self.tokenizer or self._source)
         _check_folder(source, "model.tokenizer" if self.tokenizer else "model.path")
         with _explained(f"the tokenizer of {source}", "model.tokenizer"):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=self.revision)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                source, revision=self.revision, trust_remote_code=False
+            )
         if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
             raise UserError(
                 f"{source} holds no tokenizer (tokenizer.json or its like); copy one there or set "
@@ -117,14 +125,17 @@ class Checkpoint:
         if self._random:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(RANDOM_WEIGHTS_SEED)
-                return loader.from_config(config, dtype=dtype)
+                return loader.from_config(config, dtype=dtype, trust_remote_code=False)
         transformers.utils.logging.disable_progress_bar()
         with _explained(f"the weights of {self.path}", "model.path"):
+            self._check_weights(config)
             model, info = loader.from_pretrained(
                 self._source,
                 revision=self.revision,
                 dtype=dtype,
                 use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation="sdpa",  # config.json may name a kernel of the hub: code
                 output_loading_info=True,
             )
         if info["missing_keys"]:
@@ -134,6 +145,41 @@ class Checkpoint:
                 f"...): it is no {loader.__name__} checkpoint. Give one with its vocabulary head."
             )
         return model
+
+    def _check_weights(self, config: Any) -> None:
+        """Raise UserError where transformers would read what ``use_safetensors`` is not about.
+
+        An adapter beside the weights and files that are named elsewhere may be pickles.
+        """
+        if named := getattr(config, "transformers_weights", None):
+            raise UserError(
+                f"The configuration of {self.path} names the weights {named}; they must be in "
+                f"{WEIGHTS}. Rename them and remove transformers_weights from config.json."
+            )
+        if self._file("adapter_config.json") is not None:
+            raise UserError(
+                f"{self.path} holds an adapter (adapter_config.json), which is no part of a frozen "
+                f"model; merge it into the weights or give a copy without it."
+            )
+        index = self._file(f"{WEIGHTS}.index.json")
+        names = {} if index is None else {*json.loads(index.read_text())["weight_map"].values()}
+        if others := sorted(x for x in names if not re.fullmatch(r"[\w.-]+\.safetensors", x)):
+            raise UserError(
+                f"{index} names weights in {others}; only *.safetensors files beside it are read. "
+                f"Convert them."
+            )
+
+    def _file(self, name: str) -> Path | None:
+        """A file of the folder or the hub's repository; None where there is none."""
+        path = cached_file(
+            self._source,
+            name,
+            revision=self.revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return None if path is None else Path(path)
 
     def identity(self) -> Mapping[str, Any]:
         """What makes it this model and no other: contents for folders, names for the hub."""
@@ -167,7 +213,7 @@ class Checkpoint:
             raise UserError("model.weights=random needs model.architecture; see conf/model/.")
         if not self._random:
             _check_folder(self._source, "model.path")
-        if self.root and not Path(self._source).is_dir():
+        if self.root and (Path(self.path).name == ".." or not Path(self._source).is_dir()):
             raise UserError(
                 f"model.root={self.root} has no folder {Path(self.path).name}; put the model there "
                 f"or set model.path to its folder."
@@ -209,6 +255,8 @@ def _explained(what: str, key: str) -> Iterator[None]:
     """Turn the loaders' many errors into one that says what can be done."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(

@@ -48,7 +48,8 @@ def save_fitness_curve(path: Path, curve: Curve, title: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4))
-    axes = figure.add_subplot(xlabel="calls", ylabel="train loss", title=title)
+    axes = figure.add_subplot(xlabel="calls", ylabel="train loss")
+    axes.set_title(title, parse_math=False)  # a folder's name may have dollar signs
     axes.plot(curve.calls, curve.best, ".", color="tab:blue", alpha=0.4, label="best of the step")
     axes.plot(curve.calls, curve.loss, color="tab:blue", label="current solution")
     scores = axes.twinx()

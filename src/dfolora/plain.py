@@ -1,5 +1,6 @@
 """Reading plain data, as YAML gives it: a wrong value is told with the place it stands at."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,17 @@ def texts(value: object, where: str) -> tuple[str, ...]:
     if len(set(texts)) < len(texts):
         raise UserError(f"{where} repeats an entry: {list(texts)}.")
     return texts
+
+
+def file_name(value: object, where: str) -> str:
+    """The value, a text that can name a file of any folder, and leads out of none."""
+    name = text(value, where)
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(
+            f"{where}={name!r} becomes the name of a file; write letters, digits, '.', '_' and '-' "
+            f"alone, and no '.' or '-' first."
+        )
+    return name
 
 
 def flag(value: object, where: str) -> bool:

@@ -10,7 +10,7 @@ import yaml
 
 from dfolora.errors import UserError
 from dfolora.metric import METRICS
-from dfolora.plain import check_keys, flag, mapping, text, text_or_none, texts
+from dfolora.plain import check_keys, file_name, flag, mapping, text, text_or_none, texts
 
 Kind = Literal["masked", "causal"]
 """How a model answers: by filling a mask, or by continuing the prompt."""
@@ -117,6 +117,7 @@ class Task:
     """A classification task as plain data; a new one is a YAML file and no Python."""
 
     name: str
+    """Also that of its folder of local files."""
     title: str
     """The name in tables."""
     dataset: Dataset
@@ -179,7 +180,7 @@ class Task:
                 does not fit the others.
         """
         check_keys(data, "task", required=REQUIRED, optional=("replace", "strip"))
-        name = text(data["name"], "task.name")
+        name = file_name(data["name"], "task.name")
         return cls(
             name=name,
             title=text(data["title"], f"{name}.title"),

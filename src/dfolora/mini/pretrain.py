@@ -74,7 +74,9 @@ class Pretraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             # The default attention's backward takes half of all time at these lengths.
-            self.model = loader.from_config(config, attn_implementation="eager")
+            self.model = loader.from_config(
+                config, attn_implementation="eager", trust_remote_code=False
+            )
         self._start_from_counts(documents[:20000], config.vocab_size)
 
     @property

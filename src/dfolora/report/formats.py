@@ -1,9 +1,12 @@
 """Grids as Markdown and LaTeX; each escapes what comes from data."""
 
+import re
 from collections.abc import Sequence
 
 from dfolora.report.grid import Grid
 
+MARKDOWN = re.compile(r"[\\`\[|~]|\*(?=\S)|(?<![^\W_])_(?=\S)|&(?=#?\w+;)")
+"""What begins markup in Markdown, but for ``<``, whose backslash not every reader knows."""
 LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -25,19 +28,20 @@ def markdown(grid: Grid, level: int = 1) -> str:
         grid: The table.
         level: Of the heading.
     """
-    texts = [[_cell(text) for text in row] for row in (grid.header, *grid.rows)]
+    texts = [[plain(text) for text in row] for row in (grid.header, *grid.rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     rule = ["-" * width for width in widths]
     body = "\n".join(
         f"| {' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True))} |"
         for row in [texts[0], rule, *texts[1:]]
     )
-    caption = f"\n{grid.caption}\n" if grid.caption else ""
-    return f"{'#' * level} {grid.title}\n\n{body}\n{caption}"
+    caption = f"\n{plain(grid.caption)}\n" if grid.caption else ""
+    return f"{'#' * level} {plain(grid.title)}\n\n{body}\n{caption}"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+def plain(text: str) -> str:
+    """For Markdown: one line that shows the text as it is."""
+    return MARKDOWN.sub(r"\\\g<0>", " ".join(text.splitlines())).replace("<", "&lt;")
 
 
 def latex(grid: Grid, label: str) -> str:
@@ -94,8 +98,11 @@ def long_latex(grid: Grid) -> str:
 
 
 def escaped(text: str) -> str:
-    """For LaTeX: its special characters, and a question mark for what its fonts may lack."""
-    known = "".join(c if c.isascii() or ord(c) in LATEX else "?" for c in text)
+    """For LaTeX: one line, its special characters, question marks for what its fonts may lack."""
+    line = " ".join(text.splitlines())
+    known = "".join(
+        c if (c.isascii() and c.isprintable()) or ord(c) in LATEX else "?" for c in line
+    )
     return known.translate(LATEX)
 
 

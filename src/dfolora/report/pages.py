@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -99,14 +100,19 @@ def update_index(folder: Path, table: Table) -> pd.DataFrame:
 
 
 def run_pages(table: Table, picture_of: Callable[[str], bytes | None]) -> Iterator[tuple[str, str]]:
-    """Run id and page of every run that the table leads to.
+    """File name and page of every run that the table leads to.
 
     Args:
         table: Whose runs.
         picture_of: A run's curve as a PNG, by its ``artifact_uri``.
     """
     for run in table.runs.to_dict("records"):
-        yield run["run_id"], run_page(run, picture_of(run["artifact_uri"]))
+        yield _file_name(run["run_id"]), run_page(run, picture_of(run["artifact_uri"]))
+
+
+def _file_name(run_id: str) -> str:
+    """Of a run's page; the store gives the id, so what leads out of the folder is quoted."""
+    return f"{quote(run_id, safe='')}.html"
 
 
 def _embedded(picture: bytes, kind: str) -> str:
@@ -121,10 +127,12 @@ def _render(template: str, **values: Any) -> str:
 def _environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("dfolora.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["file_name"] = _file_name
+    return environment

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dfolora.report import figures, pages
-from dfolora.report.formats import latex, long_latex, markdown
+from dfolora.report.formats import latex, long_latex, markdown, plain
 from dfolora.report.grid import Grid
 from dfolora.report.published import Published, comparison
 from dfolora.report.tables import Table
@@ -55,8 +55,8 @@ def write_item(folder: Path, table: Table, published: Published, archive: Archiv
     table.frame().to_csv(path.with_suffix(".csv"), index=False)
     _write(path.with_suffix(".tex"), _latex(table, beside))
     _write(path.with_suffix(".html"), pages.item_page(table, beside, picture))
-    for run_id, page in pages.run_pages(table, lambda folder: archive.artifact(folder, CURVE)):
-        _write(folder / "runs" / f"{run_id}.html", page)
+    for name, page in pages.run_pages(table, lambda folder: archive.artifact(folder, CURVE)):
+        _write(folder / "runs" / name, page)
     _write(folder / "index.html", pages.index_page(pages.update_index(folder, table)))
     return text
 
@@ -73,9 +73,9 @@ def _curves(table: Table, archive: Archive) -> dict[str, "pd.DataFrame"]:
 def _markdown(table: Table, beside: Grid | None) -> str:
     parts = [markdown(table.grid())]
     if table.spec.picture is not None:
-        parts.append(f"![{table.spec.title}]({table.spec.name}.png)\n")
+        parts.append(f"![{plain(table.spec.title)}]({table.spec.name}.png)\n")
     if holes := list(table.holes()):
-        parts.append("## What is missing\n\n" + "".join(f"- {hole}\n" for hole in holes))
+        parts.append("## What is missing\n\n" + "".join(f"- {plain(hole)}\n" for hole in holes))
     if beside is not None:
         parts.append(markdown(beside, level=2))
     return "\n".join(parts)
