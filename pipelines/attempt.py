@@ -33,7 +33,7 @@ class Attempt:
     def __init__(self, name: str, identity: Mapping[str, str], *, resumable: bool) -> None:
         self._identity = identity
         tail = f"-{identity['digest'][:12]}"
-        named = OUTPUTS / (re.sub(r"[^\w.-]+", "_", name) + tail)
+        named = OUTPUTS / (re.sub(r"[^\w.-]+", "_", name)[:100] + tail)
         # It may have been begun by another name.
         self.folder = next(OUTPUTS.glob(f"*{tail}"), named)
         self._begun = self.folder / "run.json"

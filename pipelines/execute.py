@@ -137,6 +137,7 @@ def execute(
     """
     job = Job.checked(config, choices, sweep_id)
     store = _store(config.tracking.uri)
+    store.check_experiment(config.tracking.experiment)
     with telling_warnings(job.name), store.alone(job.digest, OUTPUTS):
         identity = {"digest": job.digest, "commit": commit(), **provenance()}
         attempt = Attempt(job.name, identity, resumable=isinstance(job.method, Resumable))

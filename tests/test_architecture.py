@@ -13,8 +13,8 @@ FILES = sorted(SRC.rglob("*.py"))
 
 LEVELS = (  # a module imports only from lines above its own, and from within its package
     ("cost", "errors", "lora", "memory", "metric", "packing", "record", "report", "seeding"),
-    ("intervention", "objective", "optim", "plain", "tracking"),
-    ("task",),
+    ("intervention", "objective", "optim", "plain"),
+    ("task", "tracking"),
     ("architecture",),
     ("layer", "mini"),
     ("backbone", "data", "quantize"),

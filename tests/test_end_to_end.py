@@ -131,6 +131,16 @@ def test_record_holds_curves_artifacts_and_an_adapter_that_peft_loads(in_folder)
     assert (adapted(input_ids=ids).logits - plain).abs().max() > 1e-4
 
 
+def test_experiment_that_would_lie_elsewhere_is_refused_before_anything_is_loaded(
+    in_folder, monkeypatch
+):
+    monkeypatch.setattr(Checkpoint, "load_tokenizer", None)
+    config, choices = composed("tracking.experiment=../elsewhere")
+    with pytest.raises(UserError, match=r"tracking\.experiment='../elsewhere'"):
+        execute(config, choices, sweep_id="s")
+    assert not (in_folder / "outputs").exists()
+
+
 def test_same_seed_gives_the_same_run_and_chunks_do_not_matter(in_folder):
     curves = []
     for tokens in (2048, 300):

@@ -283,10 +283,10 @@ def test_experiment_that_another_process_just_made_is_used(store, client, monkey
     assert client.get_run(log.run_id).info.experiment_id == made
 
 
-@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".hidden", "a\nb"])
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".hidden", "a\nb", "/tmp/x", None, 3])
 def test_experiment_that_names_no_folder_is_refused(store, name):
-    with pytest.raises(UserError, match=r"tracking\.experiment="):
-        begin(store, name)
+    with pytest.raises(UserError, match=r"tracking\.experiment"):
+        store.check_experiment(name)
 
 
 def attempted(store, key, **tags):

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import re
 import sqlite3
 import tempfile
 import time
@@ -16,6 +15,7 @@ from urllib.request import url2pathname
 from filelock import FileLock
 
 from dfolora.errors import UserError
+from dfolora.plain import file_name
 from dfolora.tracking.failures import asking, failures, reason_of
 from dfolora.tracking.runlog import RunLog
 
@@ -60,6 +60,11 @@ class Store:
                 f"The tracking store {uri} cannot be used: {reason_of(error)}. Set "
                 f"MLFLOW_TRACKING_URI to one that can."
             ) from error
+
+    def check_experiment(self, name: str) -> None:
+        """Raise UserError if runs of that experiment would not lie beside the local file."""
+        if self._artifacts is not None:
+            file_name(name, "tracking.experiment")
 
     @contextmanager
     def alone(self, digest: str, folder: Path) -> Iterator[None]:
@@ -115,11 +120,6 @@ class Store:
         Returns:
             A context, which ends the run as FINISHED, FAILED or KILLED.
         """
-        if not re.fullmatch(r"\w[\w .-]*", experiment):
-            raise UserError(
-                f"tracking.experiment={experiment!r} names a folder too; it may have letters, "
-                f"digits, blanks, '.', '-' and '_', and begins with a letter or digit."
-            )
         milliseconds = round(1000 * (time.time() if began is None else began))
 
         def open_run() -> str:
