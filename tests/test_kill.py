@@ -20,6 +20,7 @@ from dfolora.tracking import Store, runlog
 from tests.test_end_to_end import composed
 
 KILLS = int(os.environ.get("DFOLORA_KILLS", "20"))
+KILLS_A_RUN = 5
 SMALL = ["budget=120", "dim=40", "dev_interval=20"]
 ROWS = ("c_lora", "f_lora", "bitfit", "gap3", "bbtv2", "manual_prompt")
 CURVES = ("train/loss", "train/best", "train/mean", "train/spread", "train/step_size",
@@ -47,37 +48,42 @@ def start(folder, row, seed, flush=30.0):
         os._exit(1)
 
 
-def ended(pid, seconds):
-    """Whether the process came to its end in time; else it is killed."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            assert os.waitstatus_to_exitcode(status) == 0
-            return True
-        time.sleep(0.002)
+STAGES = {
+    "before the first step": None,
+    "in the fit": "journal.jsonl",
+    "while it was tested and saved": "adapter",
+    "while it was recorded": "summary.json",
+}
+"""Where a kill may strike, by the file that shows that it has come so far."""
+
+
+def ended(pid):
+    """Whether the process has come to its end."""
+    done, status = os.waitpid(pid, os.WNOHANG)
+    assert not done or os.waitstatus_to_exitcode(status) == 0
+    return bool(done)
+
+
+def killed_at(pid, folder, stage, delay):
+    """Kill a process so many seconds after it has come to a stage; whether it had not ended."""
+    shown = STAGES[stage]
+    while shown is not None and not list(folder.glob(f"outputs/*/{shown}")):
+        if ended(pid):
+            return False
+        time.sleep(0.001)
+    time.sleep(delay)
+    if ended(pid):
+        return False
     os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status) == 0
-
-
-def place(folder):
-    """How far a run was, by what it left."""
-    left = {path.name for path in folder.glob("outputs/*/*")}
-    if "summary.json" in left:
-        return "while it was recorded"
-    if "adapter" in left or "fitness.png" in left:
-        return "while it was tested and saved"
-    if "journal.jsonl" in left:
-        return "in the fit or the test"
-    return "before the first step"
+    os.waitpid(pid, 0)
+    return True
 
 
 def whole(folder, row, seed):
-    """Let a run come to its end; the seconds it took."""
-    began = time.monotonic()
-    assert ended(start(folder, row, seed), 120)
-    return time.monotonic() - began
+    """Let a run come to its end."""
+    pid = start(folder, row, seed)
+    while not ended(pid):
+        time.sleep(0.01)
 
 
 def record(store, run):
@@ -114,22 +120,22 @@ def test_runs_that_are_killed_end_as_if_nothing_had_happened(tmp_path):
     untouched, killed = tmp_path / "untouched", tmp_path / "killed"
     untouched.mkdir()
     killed.mkdir()
-    kills, jobs, places = 0, [], Counter()
+    jobs, struck = [], Counter()
     for number in count():
         job = ROWS[number % len(ROWS)], number
-        seconds = whole(untouched, *job)
+        whole(untouched, *job)
         jobs.append(job)
-        while kills < KILLS:
-            if ended(start(killed, *job, flush=rng.choice([0.0, 30.0])), rng.uniform(0, seconds)):
+        for _ in range(min(KILLS_A_RUN, KILLS - struck.total())):
+            stage = str(rng.choice(list(STAGES)))
+            flush, delay = rng.choice([0.0, 30.0]), rng.exponential(0.1)
+            if not killed_at(start(killed, *job, flush=flush), killed, stage, delay):
                 break
-            kills += 1
-            places[place(killed)] += 1
-        else:
-            whole(killed, *job)
+            struck[stage] += 1
+        whole(killed, *job)
+        if struck.total() == KILLS:
             break
     left, right = (Store(f"sqlite:///{folder}/mlflow.db") for folder in (untouched, killed))
-    assert kills == KILLS
-    print(f"{kills} kills over {len(jobs)} runs, where they struck: {dict(places)}")  # noqa: T201
+    print(f"{KILLS} kills over {len(jobs)} runs: {dict(struck)}")  # noqa: T201
     for store, folder in ((left, untouched), (right, killed)):
         runs = store._client.search_runs(store._experiment_ids())
         assert {run.info.status for run in runs} == {"FINISHED"}  # those taken away are not found
