@@ -58,3 +58,8 @@ def test_other_losses_give_another_picture(tmp_path):
     for name, loss in (("a.png", 0.4), ("b.png", 0.3)):
         save_fitness_curve(tmp_path / name, curve([step(1, [0.7]), step(21, [loss])]), "title")
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+def test_losses_that_are_no_number_are_counted():
+    steps = [step(2, [0.7, math.inf]), step(4, [math.nan, -math.inf]), step(6, [0.4, 0.3])]
+    assert curve(steps).not_finite == 3
