@@ -5,13 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dfolora.checkpoint import Checkpoint
+from dfolora.errors import UserError
 from dfolora.methods import Method
+from dfolora.plain import shown, text
 
 SEEDS = ("split_seed", "search_seed")
 PARTS = ("task", "model", "data", "method", *SEEDS)
 """What a run is made of; its record holds these and the values that they refer to."""
+BUILT = ("model", "data", "method")
+"""Parts that are constructors with their arguments, and may hold others, such as an optimizer."""
 REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 
 
@@ -29,8 +34,40 @@ def settings_of(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[s
     }
 
 
+def check_parts(config: DictConfig) -> None:
+    """Raise UserError unless what ``conf/`` has options for is still such an option."""
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{error.full_key} has no value: {reason}. Set it, or what it refers to."
+        ) from error
+    assert isinstance(plain, dict)
+    for key in ("task", "tracking"):
+        if not isinstance(plain.get(key), dict):
+            raise UserError(f"{key}={shown(plain.get(key))} must be a mapping, as in conf/.")
+    for key in BUILT:
+        check_built(plain.get(key), key)
+    for name in ("limits", "optimizer", "subspace", "trained", "training"):
+        if name in plain["method"]:
+            check_built(plain["method"][name], f"method.{name}")
+    for name in ("uri", "experiment"):
+        text(plain["tracking"].get(name), f"tracking.{name}")
+
+
+def check_built(value: object, where: str) -> None:
+    """Raise UserError unless the value names a class, whose arguments the rest then is."""
+    if not isinstance(value, dict) or not isinstance(value.get("_target_"), str):
+        raise UserError(
+            f"{where}={shown(value)} must name its class (_target_), as the files in conf/ do; "
+            f"choose one of them, and set single values with {where}.NAME=VALUE."
+        )
+
+
 def used_keys(config: DictConfig) -> list[str]:
     """The top-level keys that matter to the run: not, for example, another method's."""
+    check_parts(config)
     raw = OmegaConf.to_container(config, resolve=False)
     used, waiting = set[str](), list(PARTS)
     while waiting:

@@ -10,43 +10,59 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
+
+from pipelines.command import run, told
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="pretrain")
 def main(config: DictConfig) -> None:
     """Write ``<folder>``: model in half precision, tokenizer, and the log of the training."""
+    with told():
+        print(pretrain(config))
+
+
+def pretrain(config: DictConfig) -> str:
+    """Pretrain and write; what to tell.
+
+    Args:
+        config: What ``conf/pretrain.yaml`` composes.
+
+    Raises:
+        UserError: Something given is wrong; told before the training begins.
+    """
     # Imported late, so that --help and configuration errors come at once.
     import torch
     from hydra.utils import instantiate
 
     from dfolora.architecture import Architecture
-    from dfolora.errors import UserError
     from dfolora.mini.pretrain import Pretraining
     from dfolora.mini.tokenizer import train_tokenizer
-    from dfolora.plain import file_name, whole
+    from dfolora.plain import file_name, mapping, text, whole
     from dfolora.record import commit, provenance
+    from dfolora.room import check_folder
+    from pipelines.identity import check_built
 
     torch.set_num_threads(1)
     started = time.perf_counter()
-    try:
-        for part in Path(config.model.path).parts:  # it names the folder that is written
-            file_name(part, "model.path")
-        architecture = instantiate(config.model, _convert_="all").config()
-        recipe = instantiate(config.recipe)
-        recipe.check()
-        looks_wanted = whole(config.looks, "looks", least=1)
-        tokenizer = train_tokenizer(Architecture.of(architecture).family.kind)
-        training = Pretraining(architecture, tokenizer, recipe)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    plain = mapping(OmegaConf.to_container(config, resolve=True), "the configuration")
+    for part in ("model", "recipe"):
+        check_built(plain.get(part), part)
+    for part in Path(text(plain["model"].get("path"), "model.path")).parts:
+        file_name(part, "model.path")  # it names the folder that is written
+    folder = Path(text(plain.get("folder"), "folder"))
+    check_folder(folder, "folder")
+    architecture = instantiate(config.model, _convert_="all").config()
+    recipe = instantiate(config.recipe)
+    recipe.check()
+    looks_wanted = whole(plain.get("looks"), "looks", least=1)
+    tokenizer = train_tokenizer(Architecture.of(architecture).family.kind)
+    training = Pretraining(architecture, tokenizer, recipe)
     looks: list[dict[str, float]] = []
     recent: list[float] = []
     with tqdm(total=training.steps, unit="step", disable=None) as bar:
@@ -54,14 +70,11 @@ def main(config: DictConfig) -> None:
             recent.append(loss)
             bar.update()
             if step * looks_wanted // training.steps > len(looks):
-                held_out = training.held_out_loss()
+                loss = training.held_out_loss()
                 train = sum(recent) / len(recent)
-                looks.append(
-                    {"step": step, "train": round(train, 4), "held_out": round(held_out, 4)}
-                )
+                looks.append({"step": step, "train": round(train, 4), "held_out": round(loss, 4)})
                 recent.clear()
-                tqdm.write(f"step {step}: train {train:.4f}, held out {held_out:.4f}")
-    folder = Path(config.folder)
+                tqdm.write(f"step {step}: train {train:.4f}, held out {loss:.4f}")
     training.model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     log = {
@@ -75,8 +88,9 @@ def main(config: DictConfig) -> None:
         **provenance(),
     }
     (folder / "pretraining.json").write_text(json.dumps(log, indent=1) + "\n")
-    print(f"Written to {folder}: held-out loss {looks[-1]['held_out']:.4f}, {log['minutes']} min")
+    held_out = looks[-1]["held_out"]
+    return f"Written to {folder}: held-out loss {held_out:.4f}, {log['minutes']} min"
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -3,43 +3,64 @@
 python -m pipelines.report table=table1 profile=mini
 """
 
-import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from pipelines.command import run, told
+
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="report")
 def main(config: DictConfig) -> None:
     """Write ``<folder>/<table>`` in every format, and print the Markdown."""
+    with told():
+        print(report(config, HydraConfig.get().runtime.choices.profile))
+
+
+def report(config: DictConfig, profile: str) -> str:
+    """Write the table; what to tell.
+
+    Args:
+        config: What ``conf/report.yaml`` composes.
+        profile: The option that it was composed with.
+
+    Raises:
+        UserError: Something given is wrong, or the store holds no run of the table.
+    """
     # Imported late, so that --help and configuration errors come at once.
     from dfolora.errors import UserError
-    from dfolora.plain import file_name
+    from dfolora.plain import file_name, mapping, text, text_or_none
     from dfolora.report import Published, TableSpec, build_table
     from dfolora.report.write import write_item
+    from dfolora.room import check_folder
     from dfolora.tracking import Store
 
+    plain = mapping(OmegaConf.to_container(config, resolve=True), "the configuration")
+    sweep = mapping(plain.get("sweep"), "sweep")
     spec = TableSpec.from_mapping(
-        OmegaConf.to_container(config.table, resolve=True),
-        profile=HydraConfig.get().runtime.choices.profile,
-        seeds=list(config.sweep.seeds),
-        note=config.sweep.note,
+        mapping(plain.get("table"), "table"),
+        profile=profile,
+        seeds=sweep.get("seeds"),
+        note=text(sweep.get("note"), "sweep.note"),
     )
-    folder = Path(config.folder)
-    try:
-        file_name(spec.name, "table.name")
-        published = Published()
-        if config.sweep.published is not None:
-            published = Published.read(Path(config.sweep.published), spec.name)
-        store = Store(config.tracking.uri)
-        table = build_table(store.tagged(spec.item), spec)
-        print(write_item(folder, table, published, store))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    print(f"Written to {folder / spec.name} .md, .csv, .tex and .html")
+    file_name(spec.name, "table.name")
+    folder = Path(text(plain.get("folder"), "folder"))
+    check_folder(folder, "folder")
+    beside = text_or_none(sweep.get("published"), "sweep.published")
+    published = Published() if beside is None else Published.read(Path(beside), spec.name)
+    uri = text(mapping(plain.get("tracking"), "tracking").get("uri"), "tracking.uri")
+    store = Store(uri)
+    runs = store.tagged(spec.item)
+    if runs.empty:
+        raise UserError(
+            f"The store {uri} holds no run of {spec.name} with profile={profile}; make some: "
+            f"python -m pipelines.run experiment={spec.name} profile={profile}."
+        )
+    written = write_item(folder, build_table(runs, spec), published, store)
+    return f"{written}\nWritten to {folder / spec.name} .md, .csv, .tex and .html"
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,12 +12,13 @@ SRC = ROOT / "src" / "dfolora"
 FILES = sorted(SRC.rglob("*.py"))
 
 LEVELS = (  # a module imports only from lines above its own, and from within its package
-    ("cost", "errors", "lora", "memory", "metric", "packing", "record", "report", "seeding"),
-    ("intervention", "objective", "optim", "plain"),
-    ("task", "tracking"),
+    ("cost", "errors", "lora", "memory", "metric", "packing", "record", "seeding"),
+    ("plain", "room"),
+    ("intervention", "objective", "optim", "report", "tracking"),
+    ("task",),
     ("architecture",),
     ("layer", "mini"),
-    ("backbone", "data", "quantize"),
+    ("backbone", "data", "quantize", "shapes"),
     ("adapter", "checkpoint", "engine"),
     ("subspace", "trainable"),
     ("evaluate",),
@@ -47,17 +48,17 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "psutil": {"memory"},
     "pynvml": {"memory"},
     "scipy": {"report.significance"},
-    "safetensors": {"adapter", "subspace", "trainable"},
+    "safetensors": {"adapter", "shapes", "subspace", "trainable"},
     "sqlalchemy": {"tracking.failures"},
     "tokenizers": {"mini.tokenizer"},
     "torch": {
         "adapter", "architecture", "backbone", "checkpoint", "data", "engine", "evaluate",
         "intervention", "layer", "lora", "memory", "methods", "mini.pretrain", "objective",
-        "packing", "problem", "quantize", "score", "subspace", "trainable",
+        "packing", "problem", "quantize", "score", "shapes", "subspace", "trainable",
     },
     "torchao": {"quantize"},
     "transformers": {
-        "checkpoint", "data", "mini.pretrain", "mini.tokenizer", "problem", "quantize",
+        "checkpoint", "data", "mini.pretrain", "mini.tokenizer", "problem", "quantize", "shapes",
     },
     "yaml": {"task"},
 }  # fmt: skip

@@ -81,12 +81,12 @@ def test_root_holds_the_hubs_models_under_their_last_names(folder):
         ("a/model", {"root": "no"}, "model.root=no has no folder model; put the model there or"),
         ("./no/folder", {}, r"model.path=\./no/folder is not a folder; give a folder"),
         ("nobody/nothing", {}, "Cannot load model.path=nobody/nothing: .* set model.path to"),
-        ("x", {"weights": "some"}, "model.weights=some; choose pretrained or random"),
+        ("x", {"weights": "some"}, "model.weights=some; choose one of pretrained, random"),
         ("x", {"weights": "random"}, "model.weights=random needs model.architecture"),
         ("", {}, "model.path is not set"),
-        ("x", {"precision": "fp8"}, "precision=fp8; choose auto or one of fp32, bf16, fp16"),
-        ("x", {"device": "tpu"}, "model.device=tpu; choose auto, cpu, cuda"),
-        ("x", {"device": "cuda:99"}, "model.device=cuda:99, but torch .* sees"),
+        ("x", {"precision": "fp8"}, "precision=fp8; choose one of auto, fp32, bf16, fp16"),
+        ("x", {"device": "tpu"}, "device=tpu; choose auto, cpu, cuda"),
+        ("x", {"device": "cuda:99"}, "device=cuda:99, but torch .* sees"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_loaded_is_told(path, options, message):
@@ -119,5 +119,5 @@ def test_checkpoint_without_its_vocabulary_head_is_refused(folder):
 def test_truncated_weights_are_refused(folder):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="Cannot load the weights of"):
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read: .*copy it again"):
         checkpoint(folder).load_backbone()

@@ -186,7 +186,7 @@ MISTAKES = {
     "a rank between two": (["rank=2.5"], r"rank=2.5 must be a whole number"),
     "a negative seed": (["search_seed=-1"], r"search_seed=-1 must be a whole number, 0 or more"),
     "no targets": (["targets=null"], r"targets=None must be a list"),
-    "half a candidate": (["optimizer.population=20.5"], r"population is 20.5; .* whole number"),
+    "half a candidate": (["optimizer.population=20.5"], r"population=20.5 must be a whole number"),
     "no interval": (["dev_interval=null"], r"dev_interval=None must be a whole number"),
     "patience that ends before a look": (["patience=30"], r"patience=30 must be .* 50 or more"),
     "an unknown law": (["subspace.statistics=real"], r"statistics=real; choose one of real_tokens"),

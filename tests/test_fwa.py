@@ -246,12 +246,12 @@ def test_coordinates_out_of_bounds_are_drawn_anew():
     ("arguments", "message"),
     [
         ({"fireworks": 5, "sparks": 9}, "sparks is 9 for 5 fireworks; it must be 10 or more"),
-        ({"sigma": 0.0}, "sigma is 0.0; it must be a number above zero"),
-        ({"alpha": -1}, "alpha is -1; it must be 0 or more"),
+        ({"sigma": 0.0}, "sigma=0.0 must be a positive number"),
+        ({"alpha": -1}, "alpha=-1 must be 0 or a positive number"),
         ({"guide": 0.6}, "guide is 0.6; it must be at most 0.5"),
-        ({"start": "here"}, "start is 'here'; choose zero or uniform"),
-        ({"firework_loss": "old"}, "firework_loss is 'old'; choose current or stored"),
-        ({"bounds": (1, -1)}, r"bounds is \(1, -1\); give the lower and the upper"),
+        ({"start": "here"}, "start=here; choose one of zero, uniform"),
+        ({"firework_loss": "old"}, "firework_loss=old; choose one of current, stored"),
+        ({"bounds": (1, -1)}, r"bounds=\(1, -1\); give the lower and the upper"),
         ({"bounds": (1, 2)}, "start is zero, which lies outside bounds"),
     ],
 )

@@ -130,8 +130,8 @@ def test_missing_column(tmp_path):
     ("name", "content", "message"),
     [
         ("train.jsonl", b'{"first": "a"}\n\n{"first"', r"train\.jsonl, line 3 is not JSON"),
-        ("train.jsonl", b"[1]\n", r"Row 1 must be a JSON object, got \[1\]"),
-        ("train.jsonl", b"", r"lacks the columns .*it has \[\]"),
+        ("train.jsonl", b"[1]\n", r"train\.jsonl, row 1 must be a JSON object, got \[1\]"),
+        ("train.jsonl", b"", r"train\.jsonl holds no rows; it needs some"),
         ("train.jsonl", b'{"first": "\xff"}', r"train\.jsonl is not UTF-8"),
         ("train.json", b'{"first": "a"}', r"must hold a JSON list of rows, got a dict"),
         ("train.json", b"[", r"train\.json cannot be read as json"),

@@ -256,9 +256,9 @@ def test_the_first_generation_holds_no_mirrored_pair(rule, population):
     ("arguments", "message"),
     [
         ({"population": 3}, "population is 3; CMA-ES needs 4 or more"),
-        ({"sigma": 0}, "sigma is 0; it must be a number above zero"),
-        ({"step_size_rule": "psr"}, "step_size_rule is 'psr'; choose one of csa, tpa"),
-        ({"covariance": "low_rank"}, "covariance is 'low_rank'; choose one of full, diagonal"),
+        ({"sigma": 0}, "sigma=0 must be a positive number"),
+        ({"step_size_rule": "psr"}, "step_size_rule=psr; choose one of csa, tpa"),
+        ({"covariance": "low_rank"}, "covariance=low_rank; choose one of full, diagonal"),
         ({"options": {"CMA_activ": 1}}, "'CMA_activ', which pycma .* does not have; did you mean"),
         ({"options": {"popsize": 9}}, "pycma's 'popsize'; set the parameter 'population'"),
     ],

@@ -51,8 +51,8 @@ def training(family, **recipe):
     [
         ({"documents": 0}, "recipe.documents=0 must be a whole number, 1 or more"),
         ({"seed": -1}, "recipe.seed=-1 must be a whole number, 0 or more"),
-        ({"masked": 1}, "recipe.masked=1 must be a number from 0 to below 1"),
-        ({"learning_rate": "x"}, "recipe.learning_rate=x must be a number"),
+        ({"masked": 1}, "recipe.masked=1 must lie between 0 and 1"),
+        ({"learning_rate": "x"}, "recipe.learning_rate=x must be a positive number"),
     ],
 )
 def test_wrong_recipes_are_told(value, message):

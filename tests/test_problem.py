@@ -1,6 +1,7 @@
 """Problems: one split for every model, the length rules, and clear errors."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,23 @@ def pose(task, root, kind="masked", *, seed=0, limit=512, **options):
     return spec.pose(
         rows, mini_tokenizer(kind), ManualPrompt(), kind=kind, max_length=limit, seed=seed
     )
+
+
+def test_rows_that_stand_twice_are_no_mistake_but_counted(task, root):
+    """As in the real datasets: one text twice among train and dev rows, thrice among tests."""
+    path = Path(root) / "colors"
+    rows = [{"text": f"row {n}", "label": n % 2} for n in range(8)]
+    rows[4]["text"] = rows[2]["text"]
+    tests = [*rows, {"text": rows[2]["text"], "label": 0}, {"text": "new", "label": 1}]
+    for part, some in (("train", rows), ("test", tests)):
+        (path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    problem = pose(task, root, k=2)
+    assert problem.repeated == 2
+    assert problem.seen_tests == 9
+    fewer = pose(task, root, k=1)
+    drawn = {rows[n]["text"] for n in (*fewer.split.train, *fewer.split.dev)}
+    assert fewer.seen_tests == sum(row["text"] in drawn for row in tests) < 9
+    assert fewer.repeated == 2 * (4 - len(drawn))
 
 
 def test_split_is_the_same_for_every_kind_of_model_and_length(task, root):

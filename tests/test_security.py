@@ -355,7 +355,7 @@ def changed(path, **values):
 @pytest.mark.parametrize(
     ("spoilt", "message"),
     [
-        (only_pickles, r"no file named model\.safetensors"),
+        (only_pickles, r"holds no \*\.safetensors but pytorch_model\.bin, a pickle"),
         (index_of_pickles, r"names weights in \['pytorch_model\.bin'\]; only \*\.safetensors"),
         (index_out_of_the_folder, r"\['\.\./model\.safetensors'\]; only .* beside it are read"),
         (pickle_named_by_the_configuration, r"names the weights adapter_model\.bin; they must"),
@@ -488,15 +488,12 @@ def test_models_root_is_not_left():
         ).config()  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "status"),
-    [("report", "table.name", 1), ("pretrain", "model.path", 2)],
-)
-def test_command_refuses_a_name_that_leads_elsewhere(tmp_path, module, name, status):
+@pytest.mark.parametrize(("module", "name"), [("report", "table.name"), ("pretrain", "model.path")])
+def test_command_refuses_a_name_that_leads_elsewhere(tmp_path, module, name):
     place = tmp_path / "a"
     quick = ["recipe.documents=1"] if module == "pretrain" else []
     told = command(tmp_path, module, f"{name}=../x", f"folder={place}/${{{name}}}", *quick)
-    assert told.returncode == status
+    assert told.returncode == 2
     assert told.stderr.startswith(f"error: {name}='..")
     assert "becomes the name of a file" in told.stderr
     assert not list(tmp_path.iterdir())

@@ -284,7 +284,7 @@ MISTAKES = [
     ({"epochs": 1.5}, r"training.epochs=1.5 must be a whole number"),
     ({"batch_size": 0}, r"training.batch_size=0"),
     ({"dev_every": 0}, r"training.dev_every=0"),
-    ({"weight_decay": -0.1}, r"training.weight_decay=-0.1 must be a positive number"),
+    ({"weight_decay": -0.1}, r"training.weight_decay=-0.1 must be 0 or a positive number"),
     ({"clip": 0}, r"training.clip=0 must be a positive number"),
 ]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfolora.errors import UserError
-from dfolora.plain import subset
+from dfolora.plain import subset, whole
 from dfolora.task import Kind
 
 
@@ -172,6 +172,13 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+SIZES = (
+    "num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings",
+    "vocab_size",
+)  # fmt: skip
+"""What a model of any family has, by the names that ``transformers`` knows for all."""
+
+
 def _ffn_width(config: Any) -> int:
     """GPT-2's may be None, which stands for four times the width."""
     width = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
@@ -202,7 +209,7 @@ class Architecture:
             quantized: Whether the weights are to be in 8 bits.
 
         Raises:
-            UserError: The model type is none that we know.
+            UserError: The model type is none that we know, or a size makes no sense.
         """
         family = FAMILIES.get(config.model_type)
         if family is None:
@@ -210,6 +217,16 @@ class Architecture:
                 f"The model is of type {config.model_type!r}; supported are {', '.join(FAMILIES)}. "
                 f"Another one needs an entry in FAMILIES (src/dfolora/architecture.py)."
             )
+        for size in SIZES:
+            whole(getattr(config, size, None), f"the model's {size}", least=1)
+        if config.hidden_size % config.num_attention_heads:
+            raise UserError(
+                f"The model's hidden_size={config.hidden_size} does not divide into "
+                f"num_attention_heads={config.num_attention_heads} parts; mend its config.json, or "
+                f"model.architecture."
+            )
+        if config.model_type == "roberta":
+            whole(config.pad_token_id, "the model's pad_token_id", least=0)
         # RoBERTa numbers its positions from the padding id + 1 on.
         offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0
         return cls(

@@ -18,8 +18,9 @@ from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.errors import UserError
 from dfolora.mini import BUNDLED
-from dfolora.quantize import quantize_layers
-from dfolora.task import Kind
+from dfolora.plain import choice, mapping, text
+from dfolora.quantize import check_torchao, quantize_layers
+from dfolora.shapes import check_files, described, expected_shapes, loader_of
 
 PRECISIONS = {
     "fp32": torch.float32,
@@ -67,11 +68,19 @@ class Checkpoint:
         """
         self._check()
         if self._random:
-            return transformers.AutoConfig.for_model(**self.architecture or {})
-        with _explained(f"model.path={self.path}", "model.path"):
-            return transformers.AutoConfig.from_pretrained(
+            config = described(self.architecture or {})
+            expected_shapes(config, "model.architecture")
+            return config
+        folder, where = Path(self._source), f"model.path={self.path}"
+        with _explained(where, "model.path"):
+            config = transformers.AutoConfig.from_pretrained(
                 self._source, revision=self.revision, trust_remote_code=False
             )
+            expected = expected_shapes(config, where)
+            if folder.is_dir():
+                self._check_weights(config)
+                check_files(folder, expected, Architecture.of(config).family.body)
+        return config
 
     @property
     def quantized(self) -> bool:
@@ -96,9 +105,9 @@ class Checkpoint:
                 f"{source} holds no tokenizer (tokenizer.json or its like); copy one there or set "
                 f"model.tokenizer to a folder that has one."
             )
-        if len(tokenizer) > config.vocab_size:
+        if (tokens := max(tokenizer.get_vocab().values()) + 1) > config.vocab_size:
             raise UserError(
-                f"The tokenizer {source} holds {len(tokenizer)} tokens, the model embeds "
+                f"The tokenizer {source} holds {tokens} tokens, the model embeds "
                 f"{config.vocab_size}: it is another model's. Set model.tokenizer to the right one."
             )
         return tokenizer
@@ -117,11 +126,7 @@ class Checkpoint:
 
     def _load_model(self, dtype: torch.dtype) -> Any:
         config = self.config()
-        loaders: Mapping[Kind, Any] = {
-            "masked": transformers.AutoModelForMaskedLM,
-            "causal": transformers.AutoModelForCausalLM,
-        }
-        loader = loaders[Architecture.of(config).family.kind]
+        loader = loader_of(config)
         if self._random:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(RANDOM_WEIGHTS_SEED)
@@ -205,12 +210,16 @@ class Checkpoint:
         return str(Path(self.root) / Path(self.path).name) if self.root else self.path
 
     def _check(self) -> None:
-        if self.weights not in ("pretrained", "random"):
-            raise UserError(f"model.weights={self.weights}; choose pretrained or random.")
-        if not self.path:
+        choice(self.weights, "model.weights", ("pretrained", "random"))
+        if not text(self.path, "model.path", empty=True):
             raise UserError("model.path is not set; give a folder or a hub name.")
+        for name in ("root", "revision", "tokenizer"):
+            if getattr(self, name) is not None:
+                text(getattr(self, name), f"model.{name}", empty=True)
         if self._random and self.architecture is None:
             raise UserError("model.weights=random needs model.architecture; see conf/model/.")
+        if self.architecture is not None:
+            mapping(self.architecture, "model.architecture")
         if not self._random:
             _check_folder(self._source, "model.path")
         if self.root and (Path(self.path).name == ".." or not Path(self._source).is_dir()):
@@ -222,25 +231,24 @@ class Checkpoint:
         self._resolved_device()
 
     def _resolved_device(self) -> torch.device:
-        if self.device == "auto":
+        if text(self.device, "device") == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise UserError(f"model.device={self.device}; choose auto, cpu, cuda or cuda:N.")
+        if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", self.device):
+            raise UserError(f"device={self.device}; choose auto, cpu, cuda or cuda:N.")
         device = torch.device(self.device)
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise UserError(
-                f"model.device={self.device}, but torch {torch.__version__} sees "
-                f"{torch.cuda.device_count()} CUDA devices; use model.device=cpu."
+                f"device={self.device}, but torch {torch.__version__} sees "
+                f"{torch.cuda.device_count()} CUDA devices; use device=cpu."
             )
         return device
 
     def _resolved_precision(self) -> str:
+        choice(self.precision, "precision", ("auto", *PRECISIONS))
         if self.precision == "auto":
             return "bf16" if self._resolved_device().type == "cuda" else "fp32"
-        if self.precision not in PRECISIONS:
-            raise UserError(
-                f"precision={self.precision}; choose auto or one of {', '.join(PRECISIONS)}."
-            )
+        if self.precision == "int8":
+            check_torchao()
         return self.precision
 
 
@@ -258,11 +266,15 @@ def _explained(what: str, key: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(
-            f"Cannot load {what}: {reason} Without network, set {key} to a local folder that "
-            f"holds config.json, tokenizer files and *.safetensors."
+            f"Cannot load {what}: {_reason(error)} Without network, set {key} to a local folder "
+            f"that holds config.json, tokenizer files and *.safetensors."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says."""
+    return str(error).strip().partition("\n")[0] or repr(error)
 
 
 def _folder_digest(folder: Path) -> str:

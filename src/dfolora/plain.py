@@ -1,10 +1,24 @@
 """Reading plain data, as YAML gives it: a wrong value is told with the place it stands at."""
 
 import re
+import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from dfolora.errors import UserError
+
+MOST_WHOLE = 2**63 - 1
+"""What libraries and stores hold as an integer."""
+LEAST_POSITIVE, MOST_POSITIVE = 2.0**-126, 3.4028234e38
+"""What models can compute with: float32's own range."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlist = 20
+
+
+def shown(value: object) -> str:
+    """How a value is told, which may be a whole file: its beginning and its end."""
+    return _SHORT.repr(value)
 
 
 def check_keys(
@@ -71,20 +85,30 @@ def flag(value: object, where: str) -> bool:
 
 
 def positive(value: object, where: str) -> float:
-    """The value, a positive finite number."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not 0 < value < float("inf")
-    ):
+    """The value, a positive number that float32 has."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise UserError(f"{where}={value} must be a positive number.")
+    if not LEAST_POSITIVE <= value <= MOST_POSITIVE:
+        raise UserError(
+            f"{where}={value} must be a positive number between {LEAST_POSITIVE:.1e} and "
+            f"{MOST_POSITIVE:.1e}, which models can compute with."
+        )
     return value
+
+
+def not_negative(value: object, where: str) -> float:
+    """The value, 0 or a positive number that float32 has."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise UserError(f"{where}={value} must be 0 or a positive number.")
+    return value if value == 0 else positive(value, where)
 
 
 def whole(value: object, where: str, *, least: int) -> int:
     """The value, a whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{where}={value} must be a whole number, {least} or more.")
+    if value > MOST_WHOLE:
+        raise UserError(f"{where}={value} must be a whole number below 2^63.")
     return value
 
 

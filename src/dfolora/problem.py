@@ -1,5 +1,7 @@
 """A task made ready for one model and seed: split, batches, label words. No weights needed."""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +23,7 @@ from dfolora.data import (
 )
 from dfolora.errors import UserError
 from dfolora.methods import FewShotData, Method
-from dfolora.plain import whole
+from dfolora.plain import choice, text, text_or_none, whole
 from dfolora.task import Kind, LabelWordStyle, Task, label_word_ids
 
 if TYPE_CHECKING:
@@ -95,12 +97,12 @@ class ProblemSpec:
             ("overlong", self.overlong, ("truncate", "released")),
             ("label_words", self.label_words, ("released", "natural")),
         ):
-            if value not in choices:
-                raise UserError(f"data.{name}={value}; choose one of {', '.join(choices)}.")
+            choice(value, f"data.{name}", choices)
+        text_or_none(self.root, "data.root")
         whole(self.k, "data.k", least=1)
         whole(self.max_words, "data.max_words", least=1)
         whole(self.max_length, "data.max_length", least=1)
-        task.prompt(self.prompt, kind)
+        task.prompt(text(self.prompt, "data.prompt"), kind)
 
     def pose(
         self,
@@ -140,7 +142,8 @@ class ProblemSpec:
             rows.train.labels, eligible, k=self.k, seed=seed, names=task.classes
         )
 
-        train = rows.train.select(split.train)
+        train, dev = rows.train.select(split.train), rows.train.select(split.dev)
+        drawn = Counter(map(_key, (*train.texts, *dev.texts)))
         plain = Encoder(prompt=prompt, tokenizer=tokenizer, max_length=limit, readout=self.readout)
         encode = method.encoder(plain, train, seed)
         return Problem(
@@ -148,7 +151,7 @@ class ProblemSpec:
             split=split,
             data=FewShotData(
                 train=encode(train),
-                dev=encode(rows.train.select(split.dev)),
+                dev=encode(dev),
                 label_ids=torch.tensor(label_ids),
                 metric=task.metric,
                 encode=encode,
@@ -156,6 +159,8 @@ class ProblemSpec:
             test=encode(tests, RELEASED_TEST_BATCH),
             label_words=prompt.label_words,
             dropped_tests=len(rows.test) - len(tests),
+            repeated=sum(count for count in drawn.values() if count > 1),
+            seen_tests=sum(_key(text) in drawn for text in tests.texts),
         )
 
 
@@ -171,3 +176,12 @@ class Problem:
     label_words: tuple[str, ...]
     dropped_tests: int
     """Test rows left out for their length; 0 unless ``overlong`` is ``released``."""
+    repeated: int
+    """Train and dev rows whose texts another one of them has; the real datasets have some."""
+    seen_tests: int
+    """Test rows whose texts a train or dev row has."""
+
+
+def _key(text: Mapping[str, str]) -> tuple[str, ...]:
+    """What makes two rows' texts the same."""
+    return tuple(text.values())

@@ -9,6 +9,14 @@ from dfolora.architecture import FAMILIES
 from dfolora.errors import UserError
 
 
+def check_torchao() -> None:
+    """Raise UserError unless it is installed."""
+    try:
+        import torchao.quantization  # noqa: F401
+    except ImportError as error:
+        raise UserError("precision=int8 needs torchao: pip install 'dfolora[int8]'.") from error
+
+
 def quantize_layers(model: Any) -> None:
     """Round the layers' linear maps to int8, in place, a scale a row; the rest stays as it is.
 
@@ -20,10 +28,9 @@ def quantize_layers(model: Any) -> None:
     Raises:
         UserError: torchao is not installed.
     """
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-    except ImportError as error:
-        raise UserError("precision=int8 needs torchao: pip install 'dfolora[int8]'.") from error
+    check_torchao()
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
     layers = model.get_submodule(FAMILIES[model.config.model_type].layers)
     for parent in list(layers.modules()):
         for name, module in parent.named_children():

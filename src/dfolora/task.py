@@ -137,6 +137,15 @@ class Task:
     """Whether fields lose the white space around them."""
 
     def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise UserError(
+                f"Task {self.name} has one class, {self.classes[0]!r}; give two or more."
+            )
+        if taken := sorted({MASK, FILLER, HOLE} & {*self.fields}):
+            raise UserError(
+                f"Task {self.name} has fields {taken}, which mean something else in a pattern; "
+                f"rename the columns."
+            )
         if self.metric not in METRICS:
             raise UserError(
                 f"Task {self.name} has metric {self.metric!r}; choose from {', '.join(METRICS)}."
@@ -148,7 +157,9 @@ class Task:
             )
         for variant, by_kind in self.prompts.items():
             for prompt in by_kind.values():
-                self._check_prompt(prompt, f"{self.name}, prompt {variant}/{prompt.kind}")
+                where = f"{self.name}, prompt {variant}/{prompt.kind}"
+                self._check_prompt(prompt, where)
+                self._check_prompt(prompt.prefixed(), where)
 
     def prompt(self, variant: str, kind: Kind) -> Prompt:
         """The prompt of a variant for a kind of model.
@@ -226,6 +237,13 @@ class Task:
                 f"Task {where}: pattern {prompt.pattern!r} has placeholders {unknown} that are not "
                 f"fields; the fields are {list(self.fields)}."
             )
+        try:
+            prompt.pattern.format_map(dict.fromkeys(names, ""))
+        except (LookupError, ValueError, AttributeError) as error:  # of "{a.b}", "{a[0]}", "{0}"
+            raise UserError(
+                f"Task {where}: pattern {prompt.pattern!r} cannot be filled ({error}); rename the "
+                f"columns to plain words."
+            ) from error
         if names.isdisjoint(self.fields):
             raise UserError(
                 f"Task {where}: pattern {prompt.pattern!r} shows nothing of the row; "

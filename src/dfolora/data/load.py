@@ -1,6 +1,7 @@
 """The rows and labels of a task: from local files, the embedded mini world, or the hub."""
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from dfolora.errors import UserError
 from dfolora.mini import world
+from dfolora.plain import shown
 from dfolora.task import Task
 
 Part = Literal["train", "test"]
@@ -19,6 +21,11 @@ Columns = Mapping[str, Sequence[object]]
 
 UNLABELLED = -1
 """What the hub writes where there is no gold label."""
+
+MOST_BYTES = 20_000_000
+"""Of a line of JSON Lines."""
+MOST_CHARACTERS = 1_000_000
+"""Of a text: to tokenize it takes some hundred times its memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +92,11 @@ def fingerprint(rows: Rows) -> str:
 def _rows(task: Task, columns: Columns, source: str) -> Rows:
     """Rows from raw columns, checked and cleaned."""
     needed = [*task.fields, task.label]
+    if not columns:
+        raise UserError(f"{source} holds no rows; it needs some, with the columns {needed}.")
     if missing := [name for name in needed if name not in columns]:
         raise UserError(
-            f"{source} lacks the columns {missing}; it has {list(columns)}, "
+            f"{source} lacks the columns {missing}; it has {shown(list(columns))}, "
             f"task {task.name} needs {needed}."
         )
     labels = _labels(columns[task.label], task.classes, source)
@@ -107,7 +116,16 @@ def _texts(column: Sequence[object], field: str, task: Task, source: str) -> lis
 
 def _clean(text: object, task: Task, where: str) -> str:
     if not isinstance(text, str):
-        raise UserError(f"{where} is not text: {text!r}.")
+        raise UserError(f"{where} is not text: {shown(text)}; mend the row or leave it out.")
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(
+            f"{where} has {len(text):,} characters, a text may have {MOST_CHARACTERS:,}; shorten "
+            f"it or leave the row out."
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # "\ud800" alone, which JSON can spell
+        raise UserError(f"{where} is no valid Unicode: {error}; mend the row.") from error
     for old, new in task.replace.items():
         text = text.replace(old, new)
     return text.strip() if task.strip else text
@@ -117,7 +135,7 @@ def _labels(column: Sequence[object], classes: Sequence[str], source: str) -> li
     labels = [_label(value, classes) for value in column]
     wrong = [n for n, label in enumerate(labels) if label is None]
     if wrong:
-        values = Counter(repr(column[n]) for n in wrong).most_common(5)
+        values = Counter(shown(column[n]) for n in wrong).most_common(5)
         listed = ", ".join(f"{value} ({count} rows)" for value, count in values)
         known = ", ".join(f"{label} {name}" for label, name in enumerate(classes))
         raise UserError(
@@ -133,7 +151,7 @@ def _label(value: object, classes: Sequence[str]) -> int | None:
         return classes.index(value)
     try:
         number = float(value)  # type: ignore[arg-type]  # numpy scalars, digits; all else raises
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     label = int(number) if number.is_integer() else None
     return label if label in (UNLABELLED, *range(len(classes))) else None
@@ -141,8 +159,8 @@ def _label(value: object, classes: Sequence[str]) -> int | None:
 
 def _from_mini_world(task: Task, part: Part) -> Columns:
     mini = world.rows(task.name, part)
-    fields = {field: [text[field] for text in mini.texts] for field in task.fields}
-    return {task.label: mini.labels, **fields}
+    fields = {field: [text[field] for text in mini.texts] for field in mini.texts[0]}
+    return {**fields, task.label: mini.labels}
 
 
 def _from_hub(task: Task, part: Part) -> tuple[Columns, str]:
@@ -155,7 +173,7 @@ def _from_hub(task: Task, part: Part) -> tuple[Columns, str]:
         data = datasets.load_dataset(
             wanted.path, wanted.name, revision=wanted.revision, split=split
         )
-    except (OSError, ValueError, RuntimeError) as error:  # offline, no such name, or a script
+    except Exception as error:  # offline, no such name, a script, not installed, a broken file
         raise UserError(
             f"The hub's {source} cannot be had: {error}\n"
             f"To use local files, give data.root=DIR with DIR/{task.name}/train.jsonl and "
@@ -172,10 +190,20 @@ def _from_files(task: Task, part: Part, root: Path) -> tuple[Columns, str]:
     except UserError:
         raise
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error}.") from error
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
+        raise UserError(
+            f"{path} is not UTF-8, first in line {_first_undecodable(path)}: {error.reason}; save "
+            f"the file as UTF-8."
+        ) from error
+    except Exception as error:  # whatever a parser raises, the file is what it cannot read
         raise UserError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     return columns, str(path)
+
+
+def _first_undecodable(path: Path) -> int:
+    """The number of the first line that is not UTF-8."""
+    with path.open("rb") as file:
+        lines = enumerate(file, 1)
+        return next(n for n, line in lines if line.decode(errors="ignore").encode() != line)
 
 
 def _find_file(task: Task, part: Part, folder: Path) -> Path:
@@ -186,7 +214,11 @@ def _find_file(task: Task, part: Part, folder: Path) -> Path:
             raise UserError(f"Several files for the {part} rows of {task.name}: {found}; keep one.")
         if found:
             return found[0]
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
+    there = (
+        sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+        if folder.is_dir()
+        else "no such folder"
+    )
     raise UserError(
         f"No file for the {part} rows of {task.name}: looked in {folder} for {' or '.join(stems)} "
         f"with {', '.join(READERS)}; there: {there or 'nothing'}."
@@ -194,17 +226,23 @@ def _find_file(task: Task, part: Part, folder: Path) -> Path:
 
 
 def _read_json_lines(path: Path) -> Columns:
-    with path.open(encoding="utf-8-sig") as lines:
+    with path.open("rb") as file:
+        lines = iter(lambda: file.readline(MOST_BYTES + 1), b"")
         records = [
             _record(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()
         ]
-    return _by_column(records)
+    return _by_column(records, path)
 
 
-def _record(line: str, where: str) -> Any:
+def _record(line: bytes, where: str) -> Any:
+    if len(line) > MOST_BYTES:
+        raise UserError(
+            f"{where} is longer than {MOST_BYTES:,} bytes; shorten the row or leave it out."
+        )
+    text = line.decode("utf-8-sig")
     try:
-        return json.loads(line)
-    except ValueError as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}.") from error
 
 
@@ -212,14 +250,14 @@ def _read_json(path: Path) -> Columns:
     records = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(records, list):
         raise UserError(f"{path} must hold a JSON list of rows, got a {type(records).__name__}.")
-    return _by_column(records)
+    return _by_column(records, path)
 
 
-def _by_column(records: Sequence[Any]) -> Columns:
+def _by_column(records: Sequence[Any], path: Path) -> Columns:
     """Columns of JSON rows; a value that a row lacks is None, which no check lets pass."""
     for n, record in enumerate(records, 1):
         if not isinstance(record, dict):
-            raise UserError(f"Row {n} must be a JSON object, got {record!r}.")
+            raise UserError(f"{path}, row {n} must be a JSON object, got {shown(record)}.")
     names = dict.fromkeys(name for record in records for name in record)
     return {name: [record.get(name) for record in records] for name in names}
 
@@ -235,8 +273,13 @@ def _read_tsv(path: Path) -> Columns:
 def _read_table(path: Path, **layout: Any) -> Columns:
     import pandas as pd
 
-    # Every cell as text: "NA", "null" and "" are what the row says.
-    frame = pd.read_csv(path, dtype=str, na_filter=False, encoding="utf-8-sig", **layout)
+    with warnings.catch_warnings():
+        # Of rows that are longer than the header, which would lose what is beyond it.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        # Every cell as text: "NA", "null" and "" are what the row says.
+        frame = pd.read_csv(
+            path, dtype=str, na_filter=False, index_col=False, encoding="utf-8-sig", **layout
+        )
     return {name: frame[name].tolist() for name in frame.columns}
 
 

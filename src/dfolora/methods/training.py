@@ -1,6 +1,6 @@
 """The loop of the trained baselines: a grid of learning rates, and the best look at dev."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from dfolora.errors import UserError
 from dfolora.methods.base import FewShotData, Progress
 from dfolora.metric import METRICS
 from dfolora.objective import cross_entropy
-from dfolora.plain import positive, whole
+from dfolora.plain import not_negative, positive, whole
 from dfolora.seeding import stream
 from dfolora.select import DevPoint, by_score
 from dfolora.trainable import Attached, Reader
@@ -42,10 +42,9 @@ class TrainingSpec:
         """Passes over the train set."""
         return PASSES * self.epochs * len(self.learning_rates)
 
-    @property
-    def looks(self) -> Set[int]:
-        """The epochs after which dev is looked at."""
-        return {*range(self.dev_every, self.epochs, self.dev_every), self.epochs}
+    def looks_after(self, epoch: int) -> bool:
+        """Whether dev is looked at then."""
+        return epoch % self.dev_every == 0 or epoch == self.epochs
 
     def check(self) -> None:
         """Raise UserError if a value makes no sense."""
@@ -58,8 +57,7 @@ class TrainingSpec:
             raise UserError(f"method.training.learning_rates={list(rates)} repeats a number.")
         for name in ("epochs", "batch_size", "dev_every"):
             whole(getattr(self, name), f"method.training.{name}", least=1)
-        if self.weight_decay != 0:
-            positive(self.weight_decay, "method.training.weight_decay")
+        not_negative(self.weight_decay, "method.training.weight_decay")
         positive(self.clip, "method.training.clip")
 
 
@@ -168,7 +166,7 @@ class Training:
             start.put(self._attached.parameters)
             for epoch in self._epochs(learning_rate):
                 sound = bool(np.isfinite(epoch.loss))
-                if sound and epoch.epoch in self._spec.looks:
+                if sound and self._spec.looks_after(epoch.epoch):
                     seen = self._look(learning_rate)
                     looks, sound = looks + seen, bool(seen)
                 yield Progress(step=epoch, looks=looks, selected=self._best)

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from dfolora.architecture import FAMILIES
+from dfolora.architecture import FAMILIES, Architecture
 from dfolora.errors import UserError
 from dfolora.mini.world import corpus
-from dfolora.plain import whole
+from dfolora.plain import not_negative, positive, share, whole
 from dfolora.seeding import stream
 
+FAMILIES_HERE = ("roberta", "gpt2")
+"""Those whose vocabulary head is called ``lm_head``."""
 WINDOW = 16
 """Tokens on either side that count as neighbours for the embeddings' start."""
 
@@ -43,10 +45,10 @@ class Recipe:
         for name in ("documents", "batch_tokens", "held_out"):
             whole(getattr(self, name), f"recipe.{name}", least=1)
         whole(self.seed, "recipe.seed", least=0)
-        for name, below in (("masked", 1), ("learning_rate", math.inf), ("weight_decay", math.inf)):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value < below:
-                raise UserError(f"recipe.{name}={value} must be a number from 0 to below {below}.")
+        if not 0 < share(self.masked, "recipe.masked") < 1:
+            raise UserError(f"recipe.masked={self.masked} must lie between 0 and 1.")
+        positive(self.learning_rate, "recipe.learning_rate")
+        not_negative(self.weight_decay, "recipe.weight_decay")
 
 
 class Pretraining:
@@ -56,16 +58,36 @@ class Pretraining:
         config: A ``transformers`` configuration of a known family.
         tokenizer: Its tokenizer.
         recipe: How.
+
+    Raises:
+        UserError: The model does not fit the tokenizer or the corpus, or is of no family that is
+            pretrained here.
     """
 
     def __init__(self, config: Any, tokenizer: Any, recipe: Recipe) -> None:
         self._recipe = recipe
         self._tokenizer = tokenizer
         self._family = FAMILIES[config.model_type]
+        if config.model_type not in FAMILIES_HERE:
+            raise UserError(
+                f"Models of type {config.model_type} are not pretrained here; choose one of "
+                f"{', '.join(FAMILIES_HERE)}."
+            )
+        if not config.hidden_size <= config.vocab_size >= len(tokenizer):
+            raise UserError(
+                f"model.architecture.vocab_size={config.vocab_size} must be at least the "
+                f"tokenizer's {len(tokenizer)} and the hidden size, {config.hidden_size}."
+            )
         self._masked = self._family.kind == "masked"
         self._rng = stream(recipe.seed, "pretraining")
         documents = _encoded(corpus(recipe.documents), tokenizer, self._masked)
         held_out = _encoded(corpus(recipe.held_out, "held-out"), tokenizer, self._masked)
+        longest, limit = max(map(len, documents + held_out)), Architecture.of(config).max_length
+        if longest > limit:
+            raise UserError(
+                f"The longest document is {longest} tokens, the model reads {limit}; raise "
+                f"max_position_embeddings in model.architecture."
+            )
         self._batches = list(_batches(documents, recipe.batch_tokens, self._rng))
         self._held_out = list(_batches(held_out, recipe.batch_tokens, self._rng))
         loader: Any = (

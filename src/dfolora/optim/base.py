@@ -19,7 +19,8 @@ from typing import Any, Protocol, TypeAlias, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dfolora.errors import UserError
+from dfolora.plain import positive, whole
+from dfolora.room import check_room
 
 Vector: TypeAlias = NDArray[np.float64]
 """One point, ``(d,)``."""
@@ -204,7 +205,20 @@ def require_positive(**values: object) -> None:
         UserError: One is not; the message names it.
     """
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise UserError(f"{name} is {value}; it must be a number above zero.")
-        if name in COUNTS and not isinstance(value, int):
-            raise UserError(f"{name} is {value}; it must be a whole number.")
+        if name in COUNTS:
+            whole(value, name, least=1)
+        else:
+            positive(value, name)
+
+
+def require_room(candidates: int, dim: int) -> None:
+    """Check that a generation fits into memory.
+
+    Raises:
+        UserError: It does not.
+    """
+    check_room(
+        8 * candidates * dim,
+        f"A generation of {candidates} candidates of {dim} numbers",
+        "take a smaller population or dim",
+    )

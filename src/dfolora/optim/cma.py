@@ -3,8 +3,9 @@
 Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772, 2016.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, Literal, final
 
@@ -21,10 +22,15 @@ from dfolora.optim.base import (
     PrivateRandomness,
     Vector,
     require_positive,
+    require_room,
 )
+from dfolora.plain import choice, mapping
+from dfolora.room import check_room
 
 STEP_SIZE_RULES = {"csa": CMAAdaptSigmaCSA, "tpa": CMAAdaptSigmaTPA}
 COVARIANCES = {"full": 0, "diagonal": True}
+MATRICES = 3
+"""Of d x d that a full covariance takes: itself, its eigenvectors, and what makes them."""
 
 SET_BY_PARAMETERS = {
     "popsize": "population",
@@ -76,14 +82,23 @@ class Cma:
         options: Mapping[str, Any] = {},
     ) -> None:
         require_positive(dim=dim, population=population, sigma=sigma)
+        choice(step_size_rule, "step_size_rule", STEP_SIZE_RULES)
+        choice(covariance, "covariance", COVARIANCES)
+        require_room(population, dim)
         if population < 4:
             raise UserError(
                 f"population is {population}; CMA-ES needs 4 or more to recombine from."
             )
         _check_options(options)
+        if covariance == "full":
+            check_room(
+                MATRICES * 8 * dim**2,
+                f"The covariance of dim={dim} numbers",
+                "take a smaller dim, or covariance=diagonal (optimizer=cma_diagonal)",
+            )
         self._ledger = Ledger()
         self._randomness = PrivateRandomness(rng)
-        with self._randomness.lent():
+        with self._randomness.lent(), _explained(options):
             self._strategy = cma.CMAEvolutionStrategy(
                 dim * [0.0],
                 sigma,
@@ -95,8 +110,8 @@ class Cma:
                     "signals_filename": "",
                     **options,
                     "popsize": population,
-                    "AdaptSigma": _choice("step_size_rule", step_size_rule, STEP_SIZE_RULES),
-                    "CMA_diagonal": _choice("covariance", covariance, COVARIANCES),
+                    "AdaptSigma": STEP_SIZE_RULES[step_size_rule],
+                    "CMA_diagonal": COVARIANCES[covariance],
                     "randn": lambda *shape: rng.standard_normal(shape),
                     "seed": np.nan,  # pycma's word for: leave the global generator alone
                 },
@@ -161,15 +176,20 @@ class Cma:
         return np.array(self._solutions, dtype=np.float64)
 
 
-def _choice(parameter: str, value: str, choices: Mapping[str, Any]) -> Any:
-    if value not in choices:
-        raise UserError(f"{parameter} is {value!r}; choose one of {', '.join(choices)}.")
-    return choices[value]
+@contextmanager
+def _explained(options: Mapping[str, Any]) -> Iterator[None]:
+    """Whatever pycma makes of a wrong value of its options, it is that value which is wrong."""
+    try:
+        yield
+    except Exception as error:
+        if not options:
+            raise
+        raise UserError(f"pycma does not take options={dict(options)}: {error}.") from error
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
     known = cma.CMAOptions.defaults()
-    for name in options:
+    for name in mapping(options, "options"):
         if name in SET_BY_PARAMETERS:
             raise UserError(
                 f"options names pycma's {name!r}; set the parameter {SET_BY_PARAMETERS[name]!r}."

@@ -20,7 +20,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dfolora.errors import UserError
-from dfolora.optim.base import Ledger, Losses, Point, Population, Vector, require_positive
+from dfolora.optim.base import (
+    Ledger,
+    Losses,
+    Point,
+    Population,
+    Vector,
+    require_positive,
+    require_room,
+)
+from dfolora.plain import MOST_POSITIVE, choice, not_negative
 
 
 @final
@@ -83,16 +92,14 @@ class Lotfwa:
                 f"sparks is {sparks} for {fireworks} fireworks; it must be {2 * fireworks} or more:"
                 " a guiding spark needs a best and a worst one."
             )
-        if alpha < 0:
-            raise UserError(f"alpha is {alpha}; it must be 0 or more, for better ones get more.")
+        not_negative(alpha, "alpha")
+        not_negative(tolerance, "tolerance")
+        require_room(fireworks + sparks, dim)
         if guide > 0.5:
             raise UserError(f"guide is {guide}; it must be at most 0.5: a spark is best or worst.")
-        if start not in ("zero", "uniform"):
-            raise UserError(f"start is {start!r}; choose zero or uniform.")
-        if firework_loss not in ("current", "stored"):
-            raise UserError(f"firework_loss is {firework_loss!r}; choose current or stored.")
-        if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
-            raise UserError(f"bounds is {bounds}; give the lower and the upper bound, or null.")
+        choice(start, "start", ("zero", "uniform"))
+        choice(firework_loss, "firework_loss", ("current", "stored"))
+        _check_bounds(bounds)
         self._initial_amplitude = math.sqrt(3) * sigma  # U(-A, A) has standard deviation A/sqrt(3)
         box = (-self._initial_amplitude, self._initial_amplitude) if bounds is None else bounds
         self._lower, self._upper = box
@@ -226,6 +233,14 @@ class Lotfwa:
             outside = (points < self._lower) | (points > self._upper)
             points[outside] = self._rng.uniform(self._lower, self._upper, int(outside.sum()))
         return points
+
+
+def _check_bounds(bounds: object) -> None:
+    """Raise UserError unless they are None, or a lower and an upper one."""
+    pair = bounds if isinstance(bounds, list | tuple) and len(bounds) == 2 else ("", "")
+    numbers = all(isinstance(b, int | float) and abs(b) <= MOST_POSITIVE for b in pair)
+    if bounds is not None and not (numbers and pair[0] < pair[1]):
+        raise UserError(f"bounds={bounds}; give the lower and the upper bound, or null.")
 
 
 def spark_counts(losses: Losses, sparks: int, alpha: float) -> NDArray[np.int64]:

@@ -21,7 +21,9 @@ from dfolora.optim.base import (
     PrivateRandomness,
     Vector,
     require_positive,
+    require_room,
 )
+from dfolora.plain import text
 
 
 @final
@@ -39,7 +41,8 @@ class Nevergrad:
         sigma: Standard deviation of nevergrad's mutations, and its scale of the search space.
 
     Raises:
-        UserError: nevergrad has no such optimizer, or it works on one candidate at a time only.
+        UserError: nevergrad has no such optimizer, it works on one candidate at a time only, or it
+            lacks a library.
     """
 
     def __init__(
@@ -55,7 +58,8 @@ class Nevergrad:
         import nevergrad as ng
 
         require_positive(dim=dim, budget=budget, population=population, sigma=sigma)
-        if name not in ng.optimizers.registry:
+        require_room(population, dim)
+        if text(name, "name") not in ng.optimizers.registry:
             near = get_close_matches(name, ng.optimizers.registry)
             raise UserError(
                 f"nevergrad {ng.__version__} has no optimizer {name!r}"
@@ -68,7 +72,7 @@ class Nevergrad:
                 f"nevergrad's {name} takes one candidate at a time; got population {population}, "
                 "set it to 1."
             )
-        self._population = population
+        self._name, self._population = name, population
         self._warning = ng.errors.NevergradWarning
         self._ledger = Ledger()
         # It seeds itself from numpy's global generator, and some algorithms draw on from there.
@@ -77,6 +81,8 @@ class Nevergrad:
         with self._inside():
             self._optimizer = build(space, budget=budget, num_workers=population)
         self._candidates: list[Any] = []
+        # Only when they are asked do some miss a library that they need.
+        self._first = self._drawn()
         self._center: Vector = np.zeros(dim)
 
     @property
@@ -118,13 +124,23 @@ class Nevergrad:
             self._center = np.array(self._optimizer.provide_recommendation().value)
 
     def _sample(self) -> Population:
-        with self._inside():
-            self._candidates = [self._optimizer.ask() for _ in range(self._population)]
+        self._candidates, self._first = self._first or self._drawn(), []
         return np.array([candidate.value for candidate in self._candidates], dtype=np.float64)
+
+    def _drawn(self) -> list[Any]:
+        with self._inside():
+            return [self._optimizer.ask() for _ in range(self._population)]
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
         """Around every call of nevergrad: its draws are private, its advice is not ours to give."""
         with self._randomness.lent(), warnings.catch_warnings():
             warnings.simplefilter("ignore", self._warning)
-            yield
+            try:
+                yield
+            except Exception as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise UserError(
+                    f"nevergrad's {self._name} fails with population {self._population} ({reason})"
+                    f"; install what it lacks, or choose another name or population."
+                ) from error

@@ -5,7 +5,14 @@ from typing import final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dfolora.optim.base import Ledger, Point, Population, Vector, require_positive
+from dfolora.optim.base import (
+    Ledger,
+    Point,
+    Population,
+    Vector,
+    require_positive,
+    require_room,
+)
 
 
 @final
@@ -30,6 +37,7 @@ class RandomSearch:
         sigma: float = 1.0,
     ) -> None:
         require_positive(dim=dim, population=population, sigma=sigma)
+        require_room(population, dim)
         self._dim, self._population, self._sigma, self._rng = dim, population, sigma, rng
         self._ledger = Ledger()
 

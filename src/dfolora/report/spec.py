@@ -4,8 +4,14 @@ A figure is a picture of a table, so both have the same description.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, TypeVar
+
+from dfolora.errors import UserError
+from dfolora.plain import check_keys, choice, mapping, shown, text, whole
+
+Made = TypeVar("Made")
+PICTURES = ("bars", "lines", "curves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +86,7 @@ class Picture:
     """How the table is drawn."""
 
     kind: str
-    """``bars``, ``lines``, ``curves``: a name in ``figures.KINDS``."""
+    """A name in ``PICTURES``."""
     x_title: str = ""
     log_x: bool = False
 
@@ -118,14 +124,30 @@ class TableSpec:
             layout: As in ``conf/table/``.
             given: The fields that the file does not have.
         """
-        parts = {
-            "measures": [Measure(**each) for each in layout["measures"]],
-            "rows": [Row(**each) for each in layout["rows"]],
+        parts: dict[str, Any] = {
+            name: [_made(kind, each, f"table.{name}[{n}]") for n, each in enumerate(listed)]
+            for name, kind in (("measures", Measure), ("rows", Row))
+            if (listed := _listed(layout.get(name), f"table.{name}"))
         }
         for name, kind in (("groups", Groups), ("compare", Compare), ("picture", Picture)):
             if layout.get(name) is not None:
-                parts[name] = kind(**layout[name])
-        return cls(**{"constants": {}, **layout, **parts, **given})
+                parts[name] = _made(kind, layout[name], f"table.{name}")
+        for name in ("name", "title", "caption"):
+            text(layout.get(name), f"table.{name}")
+        for name in ("tasks", "constants"):
+            mapping(layout.get(name, {}), f"table.{name}")
+        labels = [row.label for row in parts.get("rows", [])]
+        for measure in parts.get("measures", []):
+            if measure.ratio_to is not None:
+                choice(measure.ratio_to, "table.measures.ratio_to", labels)
+        if parts.get("compare") is not None:
+            for label in (parts["compare"].against, *parts["compare"].rows):
+                choice(label, "row in table.compare", labels)
+        if parts.get("picture") is not None:
+            choice(parts["picture"].kind, "table.picture.kind", PICTURES)
+        for seed in _listed(given.get("seeds"), "sweep.seeds"):
+            whole(seed, "in sweep.seeds, seed", least=0)
+        return _made(cls, {"constants": {}, **layout, **parts, **given}, "table")
 
     @property
     def item(self) -> str:
@@ -152,3 +174,22 @@ class TableSpec:
     def group_title(self, group: str) -> str:
         """How a group is shown: a task by its title."""
         return self.tasks.get(group, group)
+
+
+def _made(kind: type[Made], value: object, where: str) -> Made:
+    """A part from plain data, none of its fields missing and none unknown."""
+    given = mapping(value, where)
+    bare = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind)}  # type: ignore[arg-type]
+    check_keys(
+        given,
+        where,
+        required=[n for n in bare if bare[n]],
+        optional=[n for n in bare if not bare[n]],
+    )
+    return kind(**given)
+
+
+def _listed(value: object, where: str) -> Sequence[Any]:
+    if not isinstance(value, list | tuple) or not value:
+        raise UserError(f"{where} must be a list with something in it, got {shown(value)}.")
+    return value

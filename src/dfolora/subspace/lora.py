@@ -24,7 +24,8 @@ from dfolora.data.encode import Encoder
 from dfolora.errors import UserError
 from dfolora.intervention import LayerLora
 from dfolora.lora import LoraFactors
-from dfolora.plain import positive, whole
+from dfolora.plain import choice, positive, whole
+from dfolora.room import check_room
 from dfolora.seeding import stream
 from dfolora.subspace.base import Incumbents
 from dfolora.subspace.statistics import Statistics, layer_stds
@@ -83,13 +84,13 @@ class LoraSubspaceSpec:
         positive(self.alpha, "subspace.alpha")
         positive(self.sigma, "optimizer.sigma")
         positive(self.scaling, "scaling")
-        for name, choice, law in (
-            ("b_projection", self.b_projection, BProjection),
-            ("statistics", self.statistics, Statistics),
-        ):
-            if choice not in get_args(law):
-                choices = ", ".join(get_args(law))
-                raise UserError(f"subspace.{name}={choice}; choose one of {choices}.")
+        choice(self.b_projection, "subspace.b_projection", get_args(BProjection))
+        choice(self.statistics, "subspace.statistics", get_args(Statistics))
+        check_room(
+            4 * architecture.layers * self.dim * self.rank * architecture.width,
+            f"The random maps of dim={self.dim} and rank={self.rank}",
+            "take a smaller dim",
+        )
 
     def build(
         self, backbone: Backbone, input_ids: Tensor, attention_mask: Tensor, seed: int

@@ -24,6 +24,7 @@ from dfolora.data.encode import Encoder
 from dfolora.errors import UserError
 from dfolora.intervention import SoftPrompt
 from dfolora.plain import flag, positive, whole
+from dfolora.room import check_room
 from dfolora.seeding import stream
 from dfolora.subspace.base import Incumbents
 from dfolora.subspace.statistics import layer_stds
@@ -60,6 +61,11 @@ class PromptSubspaceSpec:
                 f"{self.positions} prompt vectors leave no room in a model of at most "
                 f"{architecture.max_length} tokens; choose fewer (prompt_tokens)."
             )
+        check_room(
+            4 * self.blocks(architecture) * self.dim * self.positions * architecture.width,
+            f"The random maps of subspace.dim={self.dim}",
+            "take a smaller dim",
+        )
 
     def encoder(self, plain: Encoder) -> Encoder:
         """The prompt with filler words before it."""

@@ -12,6 +12,7 @@ from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.data import Encode, Encoder
 from dfolora.plain import subset, whole
+from dfolora.room import check_room
 from dfolora.trainable.base import Attached, drawn, label_words, through_model
 
 PLACES = ("attention", "ffn")
@@ -32,6 +33,11 @@ class Adapter:
     def check(self, architecture: Architecture) -> None:
         """See ``Trainable``."""
         whole(self.bottleneck, "method.trained.bottleneck", least=1)
+        check_room(
+            4 * 2 * architecture.width * self.bottleneck,
+            f"An adapter of method.trained.bottleneck={self.bottleneck}",
+            "take a smaller one",
+        )
         subset(self.after, "method.trained.after", PLACES)
         if self.layers is not None:
             known = range(architecture.layers)

@@ -10,6 +10,7 @@ from torch import Tensor
 from dfolora.architecture import Architecture
 from dfolora.backbone import Backbone
 from dfolora.data import Encode, Encoder
+from dfolora.errors import UserError
 from dfolora.plain import whole
 from dfolora.trainable.base import Attached, drawn, label_words, through_model
 from dfolora.trainable.library import check_peft
@@ -29,6 +30,11 @@ class Lora:
     def check(self, architecture: Architecture) -> None:
         """See ``Trainable``."""
         whole(self.rank, "method.trained.rank", least=1)
+        if self.rank > architecture.width:
+            raise UserError(
+                f"method.trained.rank={self.rank} must lie between 1 and {architecture.width}, "
+                f"the model's width."
+            )
         whole(self.alpha, "method.trained.alpha", least=1)
         architecture.check_targets(self.targets, "method.trained.targets")
         architecture.whole_modules(self.targets)
