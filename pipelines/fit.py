@@ -142,6 +142,8 @@ def _counts(predictor: Predictor, problem: Problem, curve: Curve) -> Mapping[str
         "test/rows": len(problem.test.labels),
         "test/dropped": problem.dropped_tests,
         "test/truncated": problem.test.truncated,
+        "test/seen": problem.seen_tests,
+        "train/repeated": problem.repeated,
         "train/truncated": problem.data.train.truncated,
         "train/not_finite": curve.not_finite,
         "dev/truncated": problem.data.dev.truncated,

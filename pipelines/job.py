@@ -54,23 +54,32 @@ def work(
     try:
         outcome = execute(config, choices, sweep_id=sweep_id, show=show)
     except Exception as error:  # Hydra would keep it, and the model with it, until all are over
-        return _failed(error)
+        return failed(error, "What was done is kept; call again to go on.")
     ending: Ending = "done" if outcome.new else "in the store already"
     return Ended(ending=ending, line=outcome.line)
 
 
-def _failed(error: Exception) -> Ended:
+def failed(error: Exception, consolation: str = "") -> Ended:
+    """What an error comes to: one line, unless its traceback was asked for.
+
+    Args:
+        error: Being handled.
+        consolation: What else to tell where nobody did anything wrong.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
     from torch import OutOfMemoryError
 
     from dfolora.errors import ResourceError, UserError
 
-    status = MISTAKE if isinstance(error, UserError) else DEFECT
+    mistaken = isinstance(error, UserError | HydraException | OmegaConfBaseException)
+    status = MISTAKE if mistaken else DEFECT
     if os.environ.get(TRACEBACK) == "1":
         line = traceback.format_exc()
-    elif isinstance(error, UserError):
-        line = f"error: {error}"
+    elif mistaken:
+        line = f"error: {_one_line(error)}."
     elif isinstance(error, ResourceError | OSError | MemoryError | OutOfMemoryError):
-        line = f"error: {_one_line(error)}. What was done is kept; call again to go on."
+        line = f"error: {_one_line(error)}. {consolation}".strip()
     else:
         what = f"{type(error).__name__}: {_one_line(error)}"
         line = f"error: a defect of ours, {what}. {TRACEBACK}=1 shows where."

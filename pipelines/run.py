@@ -16,11 +16,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from pipelines.command import run
 from pipelines.job import MISTAKE, Ended, dismiss, result, stop_when_told, team, team_work, work
 from pipelines.progress import Jobs
 
 SWEEP_ID = "DFOLORA_SWEEP_ID"
-HYDRA_ERROR = 1
 STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM)}
 _statuses: list[int] = []
 _jobs = Jobs()
@@ -79,7 +79,7 @@ def main() -> None:
     stop_when_told()
     try:
         with _jobs:
-            _compose_and_run()
+            run(job)
             for done in as_completed(_underway):
                 _tell(result(done))
     except SystemExit as stop:
@@ -89,16 +89,6 @@ def main() -> None:
         dismiss(_underway)
         raise
     sys.exit(min(_statuses, default=0))
-
-
-def _compose_and_run() -> None:
-    """Hydra's part; of its own errors, which it tells itself, all are about what it was given."""
-    try:
-        job()
-    except SystemExit as end:
-        if end.code == HYDRA_ERROR:
-            sys.exit(MISTAKE)
-        raise
 
 
 if __name__ == "__main__":

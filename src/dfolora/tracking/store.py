@@ -78,8 +78,12 @@ class Store:
         with asking():
             path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path):
-            yield
-            # Who waits for it looks into the store first, so nothing is run twice.
+            # After any other end, who waits and who comes would both go on with what is there.
+            try:
+                yield
+            except UserError:
+                path.unlink(missing_ok=True)
+                raise
             path.unlink(missing_ok=True)
 
     def finished_run(self, digest: str) -> str | None:
