@@ -83,6 +83,12 @@ class Attempt:
         return str(_read(self._begun)["key"])
 
     @property
+    def origin(self) -> Mapping[str, str]:
+        """The digest, and the commit that it was made with."""
+        identity = _read(self._begun)["identity"]
+        return {key: str(identity[key]) for key in ("digest", "commit")}
+
+    @property
     def began(self) -> float:
         """When, in seconds since the epoch."""
         return float(_read(self._begun)["began"])

@@ -146,12 +146,11 @@ def execute(
             store.tag(run_id, job.labels)
             attempt.discard()
             return Outcome(run_id=run_id, new=False, line=f"{job.name}: in the store already")
-        attempt.check()
         work = None if attempt.finished else _ready(job, attempt)
         log = store.start(
             config.tracking.experiment,
             job.name,
-            tags={"digest": job.digest, "attempt": attempt.key, "commit": commit(), **job.labels},
+            tags={"attempt": attempt.key, **attempt.origin, **job.labels},
             params=attempt.params,
             began=attempt.began,
         )
@@ -170,6 +169,7 @@ def execute(
 
 def _ready(job: Job, attempt: Attempt) -> tuple[Backbone, Problem]:
     """Load what the fit needs, and begin the attempt unless it was begun before."""
+    attempt.check()
     problem = job.problem()
     # Nothing of an earlier run of this process may count towards the next one's peak.
     gc.collect()

@@ -198,9 +198,12 @@ def test_store_that_goes_away_takes_the_run_when_it_is_back(
     )
     own._client = client
     assert len(list(in_folder.glob("outputs/*/summary.json"))) == 1
+    made_with = pipeline.commit()
+    monkeypatch.setattr(pipeline, "commit", lambda: "a later one")
     monkeypatch.setattr(pipeline.Checkpoint, "load_backbone", None)
     monkeypatch.setattr(pipeline.Checkpoint, "load_tokenizer", None)
     again(store, expected)
+    assert store.runs()["tags.commit"].tolist() == [made_with]
     assert not list(in_folder.glob("outputs/*"))
 
 
