@@ -10,13 +10,14 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from dfolora.errors import ResourceError, UserError
-from dfolora.tracking import Store, runlog
+from dfolora.tracking import Store, direct, runlog
 from dfolora.tracking import store as store_module
 
 # SQLAlchemy 2.1 on what mlflow 3.17 does.
@@ -217,11 +218,9 @@ def test_tagged_runs_are_found_whatever_became_of_them(store):
     assert found["tags.item.table1.mini"].tolist() == ["1", "1", "2"]
 
 
-def test_reading_takes_one_query_a_page(store, monkeypatch):
-    for _ in range(5):
-        with begin(store, **{"item.table1.mini": "1"}):
-            pass
-    monkeypatch.setattr(store_module, "RUNS_A_PAGE", 2)
+@pytest.fixture
+def asked(monkeypatch):
+    """Every search of MLflow's client: how much it asked for, and whether garbage was collected."""
     asked = []
     original = MlflowClient.search_runs
 
@@ -230,9 +229,57 @@ def test_reading_takes_one_query_a_page(store, monkeypatch):
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(MlflowClient, "search_runs", search_runs)
+    return asked
+
+
+def test_tagged_runs_of_a_local_store_are_read_without_mlflows_client(store, asked):
+    """Fails where MLflow's tables have another layout: see what is new, then name it."""
+    for _ in range(5):
+        with begin(store, **{"item.table1.mini": "1"}):
+            pass
+    asked.clear()
+    assert store.tagged("item.table1.mini")["run_id"].nunique() == 5
+    assert asked == []
+
+
+def test_tables_of_another_layout_are_read_by_mlflows_client_in_one_query_a_page(
+    store, asked, monkeypatch
+):
+    for _ in range(5):
+        with begin(store, **{"item.table1.mini": "1"}):
+            pass
+    monkeypatch.setattr(store_module, "RUNS_A_PAGE", 2)
+    monkeypatch.setattr(direct, "LAYOUT", "another")
+    asked.clear()
     assert store.tagged("item.table1.mini")["run_id"].nunique() == 5
     assert asked == [(2, False)] * 3
     assert gc.isenabled()
+
+
+def test_tables_tell_what_mlflows_client_tells(store, client, monkeypatch):
+    """Of runs of every kind, and none of what was deleted."""
+    item = {"item.table1.mini": "2"}
+    with begin(store, "one", **item) as finished:
+        finished.metrics({"test/score": 0.1, "train/loss": 1e-300, "calls": 6000}, step=5)
+        finished.metrics({"test/score": 0.7}, step=9)
+    with pytest.raises(RuntimeError), begin(store, "two", **item, note="Ünïcode '\"%") as failed:
+        raise RuntimeError
+    running = begin(store, "two", **item)
+    client.log_metric(running.run_id, "train/loss", math.nan)
+    client.log_param(running.run_id, "budget", "500")
+    with begin(store, "two", **item) as deleted:
+        pass
+    client.delete_run(deleted.run_id)
+    with begin(store, "gone", **item):
+        pass
+    client.delete_experiment(client.get_experiment_by_name("gone").experiment_id)
+    with begin(store, "one", **{"item.table2.mini": "2"}):
+        pass
+    told = store.tagged("item.table1.mini")
+    monkeypatch.setattr(direct, "LAYOUT", "another")
+    wanted = store.tagged("item.table1.mini")
+    assert told["run_id"].tolist() == [finished.run_id, failed.run_id, running.run_id]
+    pd.testing.assert_frame_equal(told[sorted(told)], wanted[sorted(wanted)])
 
 
 def test_history_has_every_point_of_every_run_with_its_seconds(store):

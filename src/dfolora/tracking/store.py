@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from dfolora.errors import UserError
 from dfolora.plain import file_name
+from dfolora.tracking.direct import tagged_runs
 from dfolora.tracking.failures import asking, failures, reason_of
 from dfolora.tracking.runlog import RunLog
 
@@ -41,12 +42,13 @@ class Store:
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it makes
         self.uri = uri
+        self._file: Path | None = None
         self._artifacts = None
         try:
             if uri.startswith(SQLITE):
                 path = Path(uri.removeprefix(SQLITE).partition("?")[0]).absolute()
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._artifacts = path.parent / "mlruns"
+                self._file, self._artifacts = path, path.parent / "mlruns"
                 # Two processes that both create a fresh file's tables kill each other.
                 with FileLock(f"{path}.lock"):
                     _prepare_sqlite(path)
@@ -175,7 +177,13 @@ class Store:
         """All runs that have the tag, whatever became of them; otherwise as ``runs``."""
         import pandas as pd
 
-        return pd.DataFrame([_row(run) for run in self._search(f"tags.`{name}` LIKE '%'")])
+        rows = None
+        if self._file is not None:
+            with asking():
+                rows = tagged_runs(self._file, name, SQLITE_SECONDS)
+        if rows is None:
+            rows = [_row(run) for run in self._search(f"tags.`{name}` LIKE '%'")]
+        return pd.DataFrame(rows)
 
     def history(self, run_ids: Sequence[str], metric: str) -> "pd.DataFrame":
         """A metric's points in order: ``run_id``, ``step``, ``seconds`` (of the run), ``value``."""
