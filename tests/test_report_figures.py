@@ -21,7 +21,9 @@ CURVES = replace(SPEC, constants={}, rows=SPEC.rows[1:], picture=Picture(kind="c
 
 
 def test_bars_are_the_averages_and_holes_stay_empty():
-    (axes,) = draw(table(*RUNS, spec=BARS), {}).axes
+    figure = draw(table(*RUNS, spec=BARS), {})
+    (axes,) = figure.axes
+    assert figure.get_suptitle() == "A table"
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         "Manual prompt", "C-LoRA", "F-LoRA",
     ]  # fmt: skip
@@ -73,6 +75,33 @@ def test_curves_are_means_over_seeds_where_all_have_begun():
     (line,) = against_seconds.get_lines()
     assert line.get_xdata().tolist() == [0.7, 1.0, 2.0]
     assert not any(axes.get_lines() for axes in scores)
+
+
+def test_curve_of_a_seed_without_points_is_no_mean_of_the_others():
+    runs = [run("sst2", 8, 0.8), run("sst2", 13, 0.9)]
+    losses = points(("sst2-cma-8", 1, 0.5, 0.8))
+    figure = draw(table(*runs, spec=CURVES), {"train/loss": losses})
+    assert not any(axes.get_lines() for axes in figure.axes)
+    assert figure.legends == []
+
+
+def test_curves_show_the_best_so_far_each_of_its_own_kind_with_one_legend():
+    runs = [run("sst2", 8, 0.8), run("sst2", 13, 0.9)]
+    there_and_back = points(
+        ("sst2-cma-8", 1, 0.1, 0.6), ("sst2-cma-8", 2, 0.2, 0.8), ("sst2-cma-8", 3, 0.3, 0.4),
+        ("sst2-cma-13", 1, 0.1, 0.6), ("sst2-cma-13", 2, 0.2, 0.4), ("sst2-cma-13", 3, 0.3, 0.8),
+    )  # fmt: skip
+    curves = {"train/loss": there_and_back, "dev/score": there_and_back}
+    figure = draw(table(*runs, spec=CURVES), curves)
+    losses, _, scores, _ = figure.axes
+    # Lowest: 0.6, 0.6, 0.4 and 0.6, 0.4, 0.4; highest: 0.6, 0.8, 0.8 and 0.6, 0.6, 0.8.
+    assert losses.get_lines()[0].get_ydata() == pytest.approx([0.6, 0.5, 0.4])
+    assert scores.get_lines()[0].get_ydata() == pytest.approx([0.6, 0.7, 0.8])
+    (band,) = losses.collections  # at 2 the deviation is sqrt(2 * 0.1^2)
+    edges = band.get_paths()[0].vertices[:, 1].round(6)
+    assert {0.358579, 0.641421} <= set(edges)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["C-LoRA"]
 
 
 def test_files_are_the_same_each_time_and_hold_labels_as_they_are(tmp_path):

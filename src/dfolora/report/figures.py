@@ -8,8 +8,13 @@ import pandas as pd
 
 from dfolora.report.tables import Line, Table
 
-CURVES = {"train/loss": "train loss", "dev/score": "dev score"}
+CURVES = {"train/loss": "lowest train loss so far", "dev/score": "highest dev score so far"}
 """What is drawn of a run as it goes on."""
+SO_FAR: Mapping[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "train/loss": lambda runs: runs.cummin(),
+    "dev/score": lambda runs: runs.cummax(),
+}
+"""From each run's values, down the rows, to its best ones."""
 PANEL = (5.0, 3.6)
 """Inches."""
 
@@ -43,11 +48,15 @@ def save(figure: Any, path: Path) -> None:
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-def _figure(rows: int, columns: int, *, height: float = PANEL[1]) -> tuple[Any, Sequence[Any]]:
+def _figure(
+    table: Table, rows: int, columns: int, *, height: float = PANEL[1]
+) -> tuple[Any, Sequence[Any]]:
+    """The table's title over so many panels."""
     # The object interface: pyplot would keep global state and look for a display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(PANEL[0] * columns, height * rows), layout="constrained")
+    figure.suptitle(table.spec.title, fontsize="medium", parse_math=False)
     places = range(1, 1 + rows * columns)
     return figure, [figure.add_subplot(rows, columns, place) for place in places]
 
@@ -55,7 +64,7 @@ def _figure(rows: int, columns: int, *, height: float = PANEL[1]) -> tuple[Any, 
 def _bars(table: Table, _curves: Mapping[str, pd.DataFrame]) -> Any:
     """The average of each row; an empty place for a hole, a line for a constant predictor."""
     lines = [line for line in table.lines if not line.constant]
-    figure, (axes,) = _figure(1, 1, height=1.2 + 0.3 * len(lines))
+    figure, (axes,) = _figure(table, 1, 1, height=1.2 + 0.3 * len(lines))
     for place, line in enumerate(lines):
         if not pd.isna(line.average):
             axes.barh(place, line.average, color="C0")
@@ -68,7 +77,7 @@ def _bars(table: Table, _curves: Mapping[str, pd.DataFrame]) -> Any:
             axes.axvline(line.average, color="gray", linestyle=style, label=line.label)
     axes.set_yticks(range(len(lines)), [line.label for line in lines], parse_math=False)
     axes.set(xlim=(0, 100), ylim=(len(lines) - 0.5, -0.5), xlabel="average test score in %")
-    _finish(axes, table.spec.title)
+    _legend(axes)
     return figure
 
 
@@ -76,7 +85,7 @@ def _lines(table: Table, _curves: Mapping[str, pd.DataFrame]) -> Any:
     """A panel a column, a curve a row, the groups from left to right; bars are deviations."""
     picture = table.spec.picture
     assert picture is not None
-    figure, panels = _figure(1, len(table.columns))
+    figure, panels = _figure(table, 1, len(table.columns))
     for axes, column in zip(panels, table.columns, strict=True):
         for label in dict.fromkeys(line.label for line in table.lines if not line.constant):
             cells = [
@@ -95,27 +104,44 @@ def _lines(table: Table, _curves: Mapping[str, pd.DataFrame]) -> Any:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         axes.set_xticks([], minor=True)
         axes.set(xlabel=picture.x_title, ylabel="test score in %")
-        _finish(axes, column.title)
+        axes.set_title(column.title, fontsize="small", parse_math=False)
+        _legend(axes)
     return figure
 
 
 def _curves(table: Table, curves: Mapping[str, pd.DataFrame]) -> Any:
     """Each curve against calls and against seconds: mean and deviation over seeds."""
-    figure, panels = _figure(len(CURVES), 2)
+    from matplotlib import colormaps
+
+    figure, panels = _figure(table, len(CURVES), 2, height=4.5)
     places = iter(panels)
+    lines = [line for line in table.lines if not line.constant]
     for metric, title in CURVES.items():
         for x, x_title in (("step", "calls"), ("seconds", "seconds")):
             axes = next(places)
-            for index, line in enumerate(line for line in table.lines if not line.constant):
-                style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--"}
-                _band(axes, line, curves.get(metric), x, style)
+            for index, line in enumerate(lines):
+                color = colormaps["tab20"](index % 20)
+                _band(axes, line, curves.get(metric), x, SO_FAR[metric], color)
             axes.set(xlabel=x_title, ylabel=title)
-            _finish(axes, table.spec.title if axes is panels[0] else "")
+        axes.set_xscale("log")  # of the seconds
+    drawn = {
+        label: line
+        for axes in panels
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if drawn:
+        legend = figure.legend(drawn.values(), drawn, loc="outside right", fontsize="x-small")
+        _as_they_are(legend)
     return figure
 
 
 def _band(
-    axes: Any, line: Line, points: pd.DataFrame | None, x: str, style: Mapping[str, str]
+    axes: Any,
+    line: Line,
+    points: pd.DataFrame | None,
+    x: str,
+    so_far: Callable[[pd.DataFrame], pd.DataFrame],
+    color: Any,
 ) -> None:
     """Only where all of a line's seeds have begun; a run that has ended stays where it was."""
     cell = next(iter(line.cells.values()))
@@ -125,17 +151,11 @@ def _band(
     if mine["run_id"].nunique() < len(cell.scores):
         return
     wide = mine.pivot_table(index=x, columns="run_id", values="value", aggfunc="last")
-    wide = wide.sort_index().ffill().dropna()
+    wide = so_far(wide.sort_index().ffill()).dropna()
     mean, std = wide.mean(axis=1), wide.std(axis=1).fillna(0.0)
-    axes.plot(wide.index, mean, label=line.label, drawstyle="steps-post", **style)
+    axes.plot(wide.index, mean, label=line.label, drawstyle="steps-post", color=color)
     axes.fill_between(
-        wide.index,
-        mean - std,
-        mean + std,
-        color=style["color"],
-        alpha=0.2,
-        step="post",
-        linewidth=0,
+        wide.index, mean - std, mean + std, color=color, alpha=0.15, step="post", linewidth=0
     )
 
 
@@ -146,9 +166,12 @@ KINDS: Mapping[str, Callable[[Table, Mapping[str, pd.DataFrame]], Any]] = {
 }
 
 
-def _finish(axes: Any, title: str) -> None:
-    """Title and legend, as they are: a dollar sign in a label is no formula."""
-    axes.set_title(title, fontsize="small", parse_math=False)
+def _legend(axes: Any) -> None:
     if axes.get_legend_handles_labels()[1]:
-        for text in axes.legend(fontsize="x-small").get_texts():
-            text.set_parse_math(False)
+        _as_they_are(axes.legend(fontsize="x-small"))
+
+
+def _as_they_are(legend: Any) -> None:
+    """A dollar sign in a label is no formula."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
