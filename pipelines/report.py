@@ -14,7 +14,7 @@ from pipelines.command import run, told
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="report")
 def main(config: DictConfig) -> None:
-    """Write ``<folder>/<table>`` in every format, and print the Markdown."""
+    """Write the table to the folder in every format, and print the Markdown."""
     with told():
         print(report(config, HydraConfig.get().runtime.choices.profile))
 
@@ -44,8 +44,10 @@ def report(config: DictConfig, profile: str) -> str:
         profile=profile,
         seeds=sweep.get("seeds"),
         note=text(sweep.get("note"), "sweep.note"),
+        suffix=text(sweep.get("suffix"), "sweep.suffix", empty=True),
     )
     file_name(spec.name, "table.name")
+    file_name(spec.stem, "table.name and sweep.suffix")
     folder = Path(text(plain.get("folder"), "folder"))
     check_folder(folder, "folder")
     beside = text_or_none(sweep.get("published"), "sweep.published")
@@ -59,7 +61,7 @@ def report(config: DictConfig, profile: str) -> str:
             f"python -m pipelines.run experiment={spec.name} profile={profile}."
         )
     written = write_item(folder, build_table(runs, spec), published, store)
-    return f"{written}\nWritten to {folder / spec.name} .md, .csv, .tex and .html"
+    return f"{written}\nWritten to {folder / spec.stem} .md, .csv, .tex and .html"
 
 
 if __name__ == "__main__":

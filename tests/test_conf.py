@@ -172,8 +172,9 @@ def reported_spec(table, profile):
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     sweep = plain["sweep"]
     return TableSpec.from_mapping(
-        plain["table"], profile=profile, seeds=sweep["seeds"], note=sweep["note"]
-    )
+        plain["table"], profile=profile, seeds=sweep["seeds"], note=sweep["note"],
+        suffix=sweep["suffix"],
+    )  # fmt: skip
 
 
 def swept(experiment, profile):
@@ -273,6 +274,12 @@ def test_profiles_set_the_same_things(profile):
     """So that none of them silently keeps a value that another one sets for its tables."""
     keys = [set(composed(f"profile={name}").sweep) for name in options("profile")]
     assert set(composed(f"profile={profile}").sweep) == set.union(*keys)
+
+
+def test_profiles_write_reports_of_different_names():
+    suffixes = {name: composed(f"profile={name}").sweep.suffix for name in options("profile")}
+    assert len(set(suffixes.values())) == len(suffixes)
+    assert suffixes["mini"] == ""
 
 
 def node(group, option):

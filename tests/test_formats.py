@@ -18,7 +18,7 @@ GRID = Grid(
         ["gpt2", "[C-LoRA]", "0", "—", "—"],
         ["gpt2-xl", "F_LoRA", "0", "n/a", "— (1/2)"],
     ],
-    caption=HOSTILE,
+    caption=[HOSTILE, HOSTILE],
 )
 DOCUMENT = r"""\documentclass{article}
 \usepackage{booktabs,graphicx,longtable}
@@ -39,13 +39,19 @@ def test_markdown_keeps_its_columns():
 
 
 def test_latex_is_as_written_by_hand():
-    grid = Grid(title="A & B", header=["Method", "#Params"], rows=[["C_1", "5"]], caption="10 %.")
+    grid = Grid(
+        title="Table 9. A & B",
+        header=["Method", "#Params"],
+        rows=[["C_1", "5"]],
+        caption=["10 %.", "A note_", "[1] Another."],
+    )
     assert latex(grid, "tab:x").splitlines() == [
         r"% Needs \usepackage{booktabs,graphicx}.",
         r"\begin{table}",
         r"\centering",
         r"\caption{A \& B. 10 \%.}",
         r"\label{tab:x}",
+        r"\par\smallskip",
         r"\resizebox{\textwidth}{!}{%",
         r"\begin{tabular}{lr}",
         r"\toprule",
@@ -54,6 +60,8 @@ def test_latex_is_as_written_by_hand():
         r"{C\_1} & {5} \\",
         r"\bottomrule",
         r"\end{tabular}}",
+        r"\par\medskip\noindent\parbox{\textwidth}{\footnotesize A note\_}",
+        r"\par\medskip\noindent\parbox{\textwidth}{\footnotesize [1] Another.}",
         r"\end{table}",
     ]
 
@@ -81,7 +89,7 @@ def test_markdown_shows_every_text_as_it_is():
         "<script>alert(1)</script> <http://x> &lt; &#60; a & b",
         r"\| \< \[ a|b \\",
     ]
-    grid = Grid(title=texts[1], header=texts, rows=[texts], caption=" ".join(texts))
+    grid = Grid(title=texts[1], header=texts, rows=[texts], caption=[" ".join(texts)])
     page = Read(reader.render(markdown(grid)))
     assert set(page.tags) == {"h1", "table", "thead", "tbody", "tr", "th", "td", "p"}
     assert page.texts == [texts[1], *texts, *texts, " ".join(texts)]

@@ -160,6 +160,19 @@ def test_index_lists_every_item_once_and_forgets_those_that_are_gone(reports):
     assert "figure9" not in (reports / "index.html").read_text()
 
 
+def test_profiles_have_files_of_their_own_beside_each_other(reports):
+    mini = {kind: (reports / f"table1.{kind}").read_text() for kind in ("md", "csv", "tex", "html")}
+    spec = replace(SPEC, title="A table", profile="paper", suffix="-paper")
+    write_item(reports, table(spec=spec), Published(), Archive())
+    for kind, text in mini.items():
+        assert (reports / f"table1.{kind}").read_text() == text
+        assert (reports / f"table1-paper.{kind}").read_text() != text
+    assert r"\label{tab:table1-paper}" in (reports / "table1-paper.tex").read_text()
+    assert Seen((reports / "index.html").read_text()).links == [
+        "table1-paper.html", "table1.html", "figure9.html",  # by their titles
+    ]  # fmt: skip
+
+
 def test_markdown_names_holes_figure_and_paper(reports):
     text = (reports / "table1.md").read_text()
     assert "## What is missing\n\n- F-LoRA, MRPC: seed 8: run 01234567 failed\n" in text

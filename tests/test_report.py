@@ -28,17 +28,22 @@ def test_markdown_is_as_computed_by_hand():
         "| Method         | #Params | SST-2        | MRPC         | Avg.  |\n"
         "| -------------- | ------- | ------------ | ------------ | ----- |\n"
         "| Majority class | 0       | 50.92        | 81.22        | 66.07 |\n"
-        "| Constant Yes   | 0       | n/a          | 81.22        | —     |\n"
+        "| Constant Yes   | 0       | n/a          | 81.22        | n/a   |\n"
         "| Manual prompt  | 0       | 75.00        | 50.00        | 62.50 |\n"
         "| C-LoRA         | 1,500   | 85.00 (7.07) | 62.00 (2.83) | 73.50 |\n"
         "| F-LoRA         | 1,500   | — (1/2)      | —            | —     |\n"
         "\n"
-        "Test score in %. — where runs are missing (finished/wanted) or of several commits, n/a "
+        "Test score in %.\n"
+        "\n"
+        "— where runs are missing (finished/wanted) or of several commits, n/a "
         "where there can be no number. #Params counts the numbers searched or trained. "
         "Majority class always gives the test set's most frequent class (of equals the first). "
-        "Constant Yes always gives the label word Yes. "
+        "Constant Yes always gives the label word Yes.\n"
+        "\n"
         "Profile: mini; Seeds: 8, 13; Model: mini_roberta; Shots per class: 16; Calls: 1000; "
-        "d: 500; Rank: 2; Alpha: 1.0; Sigma: 1.0; Commit: abc; Runs: 7. The note.\n"
+        "d: 500; Rank: 2; Alpha: 1.0; Sigma: 1.0; Commit: abc; Runs: 7.\n"
+        "\n"
+        "The note.\n"
     )
 
 
@@ -90,8 +95,8 @@ def test_store_without_runs_of_the_table_gives_a_table_of_holes(runs):
     empty = build_table(runs, SPEC)
     for line in empty.lines:
         assert cells(empty, line.label) == ["—", "—", "—"]
-    assert "Runs: 0." in empty.caption
-    assert "Commit" not in empty.caption
+    assert "Runs: 0." in " ".join(empty.caption)
+    assert "Commit" not in " ".join(empty.caption)
     assert empty.frame()["mean"].isna().all()
 
 
@@ -117,7 +122,7 @@ def test_of_two_runs_for_a_cell_the_one_asked_for_last_counts():
     for runs in ([*RUNS, newer], [newer, *RUNS]):
         built = table(*runs)
         assert cells(built, "C-LoRA")[0] == "80.00 (0.00)"
-        assert "Runs: 7." in built.caption
+        assert "Runs: 7." in " ".join(built.caption)
 
 
 def test_runs_of_several_commits_are_shown_and_never_averaged():
@@ -182,6 +187,11 @@ def test_old_run_asked_for_again_is_the_newest_request():
     assert cells(table(*old, *RUNS), "C-LoRA") == ["30.00 (0.00)", "—", "—"]
 
 
+def test_constant_predictor_that_runs_disagree_about_has_no_number():
+    other = run("sst2", 13, 0.7, optimizer="fwa", majority=0.6)  # tested on other rows
+    assert cells(table(*RUNS, other), "Majority") == ["—", "81.22", "—"]
+
+
 def test_seeds_that_are_not_wanted_are_left_out():
     built = table(*RUNS, run("sst2", 42, 0.10))
     assert cells(built, "C-LoRA")[0] == "85.00 (7.07)"
@@ -193,16 +203,23 @@ def test_one_seed_has_no_spread():
 
 def test_caption_names_every_commit_and_budget_used():
     built = table(*RUNS, run("mrpc", 8, 0.7, optimizer="fwa", commit="def-dirty", calls="6000"))
-    assert "Commit: abc, def-dirty;" in built.caption
-    assert "Calls: 1000, 6000;" in built.caption
-    assert "Seeds: 8, 13;" in built.caption
+    assert "Commit: abc, def-dirty;" in " ".join(built.caption)
+    assert "Calls: 1000, 6000;" in " ".join(built.caption)
+    assert "Seeds: 8, 13;" in " ".join(built.caption)
 
 
-def test_every_number_of_searched_parameters_is_named():
+def test_one_or_two_numbers_of_searched_parameters_are_named_of_more_the_ends():
     other = table(*RUNS, run("mrpc", 8, 0.7, optimizer="fwa", searched=12000.0))
     shown = {line.label: line.searched for line in other.lines}
     assert shown["F-LoRA"] == "1,500 / 12,000"
     assert shown["C-LoRA"] == "1,500"
+    tasks = {"mrpc": 12000.0, "rte": 500.0}
+    more = table(
+        *RUNS,
+        *(run(task, 8, 0.7, optimizer="fwa", searched=number) for task, number in tasks.items()),
+        spec=replace(SPEC, tasks={**SPEC.tasks, "rte": "RTE"}),
+    )
+    assert more.lines[-1].searched == "500 to 12,000"
 
 
 def test_rows_of_different_data_never_share_a_mean():
@@ -314,11 +331,14 @@ def test_reading_is_linear_in_cells_and_passes_over_the_runs_once_a_row(monkeypa
 
     calls = []
     original = tables.row_runs
-    monkeypatch.setattr(
-        tables, "row_runs", lambda runs, row: calls.append(len(runs)) or original(runs, row)
-    )
-    table(*RUNS)
-    assert calls == [7, 7, 7]
+
+    def row_runs(runs, row):
+        calls.append((len(runs), "params.budget" in runs, "params.other" in runs))
+        return original(runs, row)
+
+    monkeypatch.setattr(tables, "row_runs", row_runs)
+    table(*(given | {"params.other": "1"} for given in RUNS))
+    assert calls == [(7, True, False)] * 3  # what no caption tells is not carried along
 
 
 def test_star_marks_what_the_test_finds_and_the_caption_says_how():
@@ -331,8 +351,8 @@ def test_star_marks_what_the_test_finds_and_the_caption_says_how():
     better += [run(task, 8, 0.51 + 0.01 * n, "fwa") for n, task in enumerate(tasks)]
     built = table(*better, spec=spec)
     assert cells(built, "F-LoRA")[-1] == "54.00*"
-    assert "F-LoRA: +4.00, p = 0.016." in built.caption
-    assert "sign-flip" in built.caption
+    assert "F-LoRA: +4.00, p = 0.016." in " ".join(built.caption)
+    assert "sign-flip" in " ".join(built.caption)
     worse_once = table(*better[:7], run("task0", 8, 0.40, "fwa"), *better[8:], spec=spec)
     assert cells(worse_once, "F-LoRA")[-1] == "52.43"
     assert "*" not in markdown(worse_once.grid())

@@ -98,5 +98,5 @@ def test_item_without_any_run_is_written_as_holes(name, profile, tmp_path):
     table = build_table(pd.DataFrame(), reported_spec(name, profile))
     text = write_item(tmp_path, table, Published(), Nothing())
     assert text.count("—") > len(table.lines)
-    assert (tmp_path / f"{name}.png").exists() == (table.spec.picture is not None)
+    assert (tmp_path / f"{table.spec.stem}.png").exists() == (table.spec.picture is not None)
     assert "0 of" in (tmp_path / "index.html").read_text()

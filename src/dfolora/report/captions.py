@@ -29,8 +29,8 @@ CONSTANTS = {
 """What constant predictors do."""
 
 
-def caption(runs: pd.DataFrame, spec: TableSpec, verdicts: Sequence[Verdict]) -> str:
-    """What the numbers are, how they were tested, and what the runs have in common.
+def caption(runs: pd.DataFrame, spec: TableSpec, verdicts: Sequence[Verdict]) -> Sequence[str]:
+    """Paragraphs: what the numbers are, how to read them, their test, what the runs have in common.
 
     Args:
         runs: All that the table counts.
@@ -40,17 +40,17 @@ def caption(runs: pd.DataFrame, spec: TableSpec, verdicts: Sequence[Verdict]) ->
     said: dict[str, Any] = {"Profile": spec.profile, "Seeds": ", ".join(map(str, spec.seeds))}
     said |= {name: _values(runs, column) for name, column in FACTS.items()}
     said["Runs"] = len(runs)
-    parts = [
-        spec.caption,
+    reading = [
         f"{HOLE} where runs are missing (finished/wanted) or of several commits, "
         f"{NOT_APPLICABLE} where there can be no number. #Params counts the numbers "
         f"searched or trained.",
+        *(f"{label} {CONSTANTS[name]}." for name, label in spec.constants.items()),
     ]
-    parts += [f"{label} {CONSTANTS[name]}." for name, label in spec.constants.items()]
+    paragraphs = [spec.caption, " ".join(reading)]
     if spec.compare is not None:
-        parts.append(_tested(spec.compare.against, verdicts))
-    parts.append("; ".join(f"{name}: {value}" for name, value in said.items() if value != "") + ".")
-    return " ".join([*parts, spec.note])
+        paragraphs.append(_tested(spec.compare.against, verdicts))
+    facts = "; ".join(f"{name}: {value}" for name, value in said.items() if value != "")
+    return [*paragraphs, f"{facts}.", spec.note]
 
 
 def _tested(against: str, verdicts: Sequence[Verdict]) -> str:

@@ -164,7 +164,8 @@ def _cell(runs: RowRuns, column: Column, wanted: Sequence[str]) -> Cell:
 
 
 def _commits(runs: pd.DataFrame) -> str:
-    of_each = runs.sort_values("tags.seed").groupby("tags.commit")["tags.seed"].agg(", ".join)
+    runs = runs.sort_values("tags.seed", key=lambda seeds: seeds.str.zfill(9))  # 8 before 13
+    of_each = runs.groupby("tags.commit")["tags.seed"].agg(", ".join)
     listed = "; ".join(f"{commit} (seed {seeds})" for commit, seeds in of_each.items())
     return f"runs of several commits are not averaged: {listed}"
 

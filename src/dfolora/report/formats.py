@@ -35,7 +35,7 @@ def markdown(grid: Grid, level: int = 1) -> str:
         f"| {' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True))} |"
         for row in [texts[0], rule, *texts[1:]]
     )
-    caption = f"\n{plain(grid.caption)}\n" if grid.caption else ""
+    caption = "".join(f"\n{plain(paragraph)}\n" for paragraph in grid.caption)
     return f"{'#' * level} {plain(grid.title)}\n\n{body}\n{caption}"
 
 
@@ -47,6 +47,8 @@ def plain(text: str) -> str:
 def latex(grid: Grid, label: str) -> str:
     """A ``table`` with booktabs rules, as wide as the text, to be input.
 
+    The caption's first paragraph is LaTeX's; the others stand below the table.
+
     Args:
         grid: The table.
         label: To refer to it by.
@@ -56,8 +58,9 @@ def latex(grid: Grid, label: str) -> str:
             r"% Needs \usepackage{booktabs,graphicx}.",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{escaped(f'{grid.title}. {grid.caption}')}}}",
+            rf"\caption{{{_captioned(grid)}}}",
             rf"\label{{{label}}}",
+            r"\par\smallskip",
             r"\resizebox{\textwidth}{!}{%",
             rf"\begin{{tabular}}{{{_alignment(grid)}}}",
             r"\toprule",
@@ -66,6 +69,7 @@ def latex(grid: Grid, label: str) -> str:
             *_body(grid),
             r"\bottomrule",
             r"\end{tabular}}",
+            *_notes(grid),
             r"\end{table}",
             "",
         ]
@@ -81,9 +85,9 @@ def long_latex(grid: Grid) -> str:
     return "\n".join(
         [
             r"% Needs \usepackage{booktabs,longtable}.",
-            r"\begingroup\scriptsize",
+            r"\begingroup\scriptsize\setlength{\tabcolsep}{2pt}",
             rf"\begin{{longtable}}{{{_alignment(grid)}}}",
-            rf"\caption{{{escaped(f'{grid.title}. {grid.caption}')}}}\\",
+            rf"\caption{{{_captioned(grid)}}}\\",
             r"\toprule",
             _row(grid.header),
             r"\midrule",
@@ -91,6 +95,7 @@ def long_latex(grid: Grid) -> str:
             *_body(grid),
             r"\bottomrule",
             r"\end{longtable}",
+            *_notes(grid),
             r"\endgroup",
             "",
         ]
@@ -104,6 +109,20 @@ def escaped(text: str) -> str:
         c if (c.isascii() and c.isprintable()) or ord(c) in LATEX else "?" for c in line
     )
     return known.translate(LATEX)
+
+
+def _captioned(grid: Grid) -> str:
+    """Title and first paragraph; LaTeX numbers tables and figures itself."""
+    title = re.sub(r"^(Table|Figure) \d+\. ", "", grid.title)
+    return escaped(" ".join([f"{title}.", *grid.caption[:1]]))
+
+
+def _notes(grid: Grid) -> Sequence[str]:
+    """The other paragraphs, below."""
+    notes = [escaped(paragraph) for paragraph in grid.caption[1:]]
+    return [
+        rf"\par\medskip\noindent\parbox{{\textwidth}}{{\footnotesize {note}}}" for note in notes
+    ]
 
 
 def _alignment(grid: Grid) -> str:

@@ -11,4 +11,5 @@ class Grid:
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    caption: str = ""
+    caption: Sequence[str] = ()
+    """Paragraphs."""

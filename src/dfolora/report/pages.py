@@ -46,15 +46,9 @@ def run_page(run: Mapping[str, Any], picture: bytes | None) -> str:
         run: A row of the store's frame.
         picture: A PNG of its curve.
     """
-    known = {name: value for name, value in run.items() if not pd.isna(value)}
-    parts = {
-        part: {
-            name.removeprefix(f"{part}."): value
-            for name, value in sorted(known.items())
-            if name.startswith(f"{part}.") and not name.startswith("tags.mlflow.")
-        }
-        for part in ("metrics", "tags", "params")
-    }
+    # Missing values are None or nan, which is not itself.
+    known = {name: value for name, value in run.items() if value is not None and value == value}
+    parts = {part: _listed(known, f"{part}.") for part in ("metrics", "tags", "params")}
     return _render(
         "run.html",
         run=known,
@@ -62,6 +56,17 @@ def run_page(run: Mapping[str, Any], picture: bytes | None) -> str:
         url=f"{SERVER}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}",
         picture=None if picture is None else _embedded(picture, "png"),
     )
+
+
+def _listed(values: Mapping[str, Any], prefix: str) -> str:
+    """Lines of names and values, in columns."""
+    mine = {
+        name.removeprefix(prefix): value
+        for name, value in sorted(values.items())
+        if name.startswith(prefix) and not name.startswith("tags.mlflow.")
+    }
+    width = max(map(len, mine), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in mine.items())
 
 
 def index_page(entries: pd.DataFrame) -> str:
@@ -83,7 +88,7 @@ def update_index(folder: Path, table: Table) -> pd.DataFrame:
     path = folder / "index.csv"
     cells = [cell for line in table.lines for cell in line.cells.values() if cell.applies]
     entry = {
-        "name": table.spec.name,
+        "name": table.spec.stem,
         "title": table.spec.title,
         "profile": table.spec.profile,
         "filled": sum(not cell.hole for cell in cells),
@@ -93,7 +98,8 @@ def update_index(folder: Path, table: Table) -> pd.DataFrame:
     rows = [entry]
     if path.exists():
         rows += pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
-    entries = pd.DataFrame(rows, columns=INDEX).drop_duplicates("name").sort_values("title")
+    entries = pd.DataFrame(rows, columns=INDEX).drop_duplicates("name")
+    entries = entries.sort_values(["title", "profile"])
     entries = entries[[(folder / f"{name}.html").exists() for name in entries["name"]]]
     entries.to_csv(path, index=False)
     return entries

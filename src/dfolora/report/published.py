@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dfolora.report.cells import HOLE
 from dfolora.report.grid import Grid
 from dfolora.report.spec import Column
 from dfolora.report.tables import Line, Table
@@ -79,6 +80,7 @@ class Beside:
     mean: float
     """Ours; nan for a hole."""
     std: float
+    digits: int
     runs: int
     published: Number
     constant: float
@@ -104,7 +106,7 @@ class Beside:
         said = {True: "agrees", False: "differs", None: ""}[self.agrees]
         shown = [value for value in (self.mean, self.published.mean) if not isnan(value)]
         if shown and min(shown) <= self.constant:
-            said = f"{said}, a constant scores {self.constant:.2f}".removeprefix(", ")
+            said = f"{said}; constant {self.constant:.2f}".removeprefix("; ")
         return said
 
 
@@ -123,13 +125,13 @@ def beside(table: Table, published: Published) -> Iterator[Beside]:
                 means = (each.cells[column].mean for each in constants)
                 yield Beside(
                     line=line, title=column.title, mean=cell.mean, std=cell.std,
-                    runs=len(cell.scores), published=number,
+                    digits=column.measure.digits, runs=len(cell.scores), published=number,
                     constant=max(means, key=_or_least, default=nan),
                 )  # fmt: skip
         key = (line.group, line.label, AVERAGE, "")
         if key in published.numbers:
             yield Beside(
-                line=line, title=AVERAGE, mean=line.average, std=nan, runs=0,
+                line=line, title=AVERAGE, mean=line.average, std=nan, digits=2, runs=0,
                 published=published.numbers[key], constant=nan,
             )  # fmt: skip
 
@@ -161,32 +163,31 @@ def comparison(table: Table, published: Published) -> Grid | None:
                 *([table.spec.group_title(each.line.group)] if grouped else []),
                 each.line.label,
                 each.title,
-                _spread(each.mean, each.std),
-                _printed(each.published),
-                "" if isnan(each.difference) else f"{each.difference:+.2f}",
+                _spread(each.mean, each.std, each.digits),
+                _printed(each.published, each.digits),
+                "" if isnan(each.difference) else f"{each.difference:+,.{each.digits}f}",
                 each.verdict,
                 f"[{notes.index(each.published.note) + 1}]" if each.published.note else "",
             ]
             for each in found
         ],
-        caption=" ".join(
-            [
+        caption=[
                 "Agrees: |ours - paper| <= 2 sqrt(s^2 / n + s_p^2 / 3), with ours of n runs and "
                 "the paper's, whose number of runs is not stated, taken to be of 3; no verdict "
-                "where a spread is missing. A corrected number, in brackets, is what the "
-                "difference is taken from.",
+                "where a spread is missing. Constant: what a constant predictor scores, where that "
+                "is not less than the lower of the two. A corrected number, in brackets, is what "
+                "the difference is taken from.",
                 *(f"[{number}] {note}." for number, note in enumerate(notes, 1)),
-            ]
-        ),
+        ],
     )  # fmt: skip
 
 
-def _spread(mean: float, std: float) -> str:
+def _spread(mean: float, std: float, digits: int) -> str:
     if isnan(mean):
-        return "—"
-    return f"{mean:,.2f}" + ("" if isnan(std) else f" ({std:,.2f})")
+        return HOLE
+    return f"{mean:,.{digits}f}" + ("" if isnan(std) else f" ({std:,.{digits}f})")
 
 
-def _printed(number: Number) -> str:
-    corrected = "" if isnan(number.corrected) else f" [{number.corrected:.2f}]"
-    return _spread(number.mean, number.std) + corrected
+def _printed(number: Number, digits: int) -> str:
+    corrected = "" if isnan(number.corrected) else f" [{number.corrected:.{digits}f}]"
+    return _spread(number.mean, number.std, digits) + corrected

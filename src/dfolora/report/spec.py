@@ -109,6 +109,8 @@ class TableSpec:
     seeds: Sequence[int]
     note: str
     """What the profile has to say."""
+    suffix: str = ""
+    """Of its files' names, which tells profiles apart."""
     constants: Mapping[str, str]
     """Constant predictors, metric name to label."""
     groups: Groups | None = None
@@ -148,6 +150,11 @@ class TableSpec:
         for seed in _listed(given.get("seeds"), "sweep.seeds"):
             whole(seed, "in sweep.seeds, seed", least=0)
         return _made(cls, {"constants": {}, **layout, **parts, **given}, "table")
+
+    @property
+    def stem(self) -> str:
+        """What its files are called."""
+        return f"{self.name}{self.suffix}"
 
     @property
     def item(self) -> str:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from dfolora.report.captions import caption
+from dfolora.report.captions import FACTS, caption
 from dfolora.report.cells import (
     HOLE,
+    NOT_APPLICABLE,
     Cell,
     RowRuns,
     cells,
@@ -49,7 +50,8 @@ class Table:
     spec: TableSpec
     lines: Sequence[Line]
     columns: Sequence[Column]
-    caption: str
+    caption: Sequence[str]
+    """Paragraphs."""
     verdicts: Sequence[Verdict]
     """Of the tests that the table asks for."""
     runs: pd.DataFrame
@@ -63,7 +65,8 @@ class Table:
     def average(self, line: Line) -> str:
         """A line's average with its star."""
         if pd.isna(line.average):
-            return HOLE
+            averaged = [cell for column, cell in line.cells.items() if column.measure.averaged]
+            return HOLE if all(cell.applies for cell in averaged) else NOT_APPLICABLE
         starred = any(v.starred and (v.group, v.label) == (line.group, line.label)
                       for v in self.verdicts)  # fmt: skip
         return f"{line.average:.2f}{'*' if starred else ''}"
@@ -132,7 +135,9 @@ def build_table(runs: pd.DataFrame, spec: TableSpec) -> Table:
         spec: What to show.
     """
     runs = item_runs(runs, spec)
-    rows = [row_runs(runs, row) for row in spec.all_rows]
+    # Cells are cut from few columns: what else a run has makes each cut slower.
+    told = runs[[name for name in runs if not name.startswith("params.") or name in FACTS.values()]]
+    rows = [row_runs(told, row) for row in spec.all_rows]
     counted = pd.concat([row.counted for row in rows])
     columns = [
         column
@@ -218,4 +223,5 @@ def _verdicts(lines: Sequence[Line], spec: TableSpec) -> Sequence[Verdict]:
 def _numbers(runs: pd.DataFrame, metric: str) -> str:
     if runs.empty:
         return HOLE
-    return " / ".join(f"{int(n):,}" for n in sorted(runs[metric].dropna().unique()))
+    numbers = [f"{int(n):,}" for n in sorted(runs[metric].dropna().unique())]
+    return " / ".join(numbers) if len(numbers) < 3 else f"{numbers[0]} to {numbers[-1]}"

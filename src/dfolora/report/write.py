@@ -30,7 +30,7 @@ class Archive(Protocol):
 
 
 def write_item(folder: Path, table: Table, published: Published, archive: Archive) -> str:
-    """Write ``<folder>/<name>`` as .md, .csv, .tex, .html, a figure also as .png and .svg.
+    """Write ``<folder>/<stem>`` as .md, .csv, .tex, .html, a figure also as .png and .svg.
 
     Beside them the pages of the runs, in ``runs``, and the index.
 
@@ -44,7 +44,7 @@ def write_item(folder: Path, table: Table, published: Published, archive: Archiv
         The Markdown.
     """
     (folder / "runs").mkdir(parents=True, exist_ok=True)
-    path = folder / table.spec.name
+    path = folder / table.spec.stem
     beside = comparison(table, published)
     picture = None
     if table.spec.picture is not None:
@@ -73,7 +73,7 @@ def _curves(table: Table, archive: Archive) -> dict[str, "pd.DataFrame"]:
 def _markdown(table: Table, beside: Grid | None) -> str:
     parts = [markdown(table.grid())]
     if table.spec.picture is not None:
-        parts.append(f"![{plain(table.spec.title)}]({table.spec.name}.png)\n")
+        parts.append(f"![{plain(table.spec.title)}]({table.spec.stem}.png)\n")
     if holes := list(table.holes()):
         parts.append("## What is missing\n\n" + "".join(f"- {plain(hole)}\n" for hole in holes))
     if beside is not None:
@@ -82,7 +82,7 @@ def _markdown(table: Table, beside: Grid | None) -> str:
 
 
 def _latex(table: Table, beside: Grid | None) -> str:
-    text = latex(table.grid(), f"tab:{table.spec.name}")
+    text = latex(table.grid(), f"tab:{table.spec.stem}")
     return text if beside is None else f"{text}\n{long_latex(beside)}"
 
 
