@@ -192,6 +192,11 @@ def test_constant_predictor_that_runs_disagree_about_has_no_number():
     assert cells(table(*RUNS, other), "Majority") == ["—", "81.22", "—"]
 
 
+def test_constant_predictor_of_no_task_has_no_row():
+    built = table(*RUNS, spec=replace(SPEC, tasks={"sst2": "SST-2"}))
+    assert [line.label for line in built.lines if line.constant] == ["Majority class"]
+
+
 def test_seeds_that_are_not_wanted_are_left_out():
     built = table(*RUNS, run("sst2", 42, 0.10))
     assert cells(built, "C-LoRA")[0] == "85.00 (7.07)"

@@ -179,7 +179,8 @@ def _shown(runs: pd.DataFrame, rows: Sequence[RowRuns]) -> pd.DataFrame:
 def _constants(runs: pd.DataFrame, columns: Sequence[Column], spec: TableSpec) -> Iterator[Line]:
     for name, label in spec.constants.items():
         told = {column: constant_cell(runs, column, name) for column in columns}
-        yield Line(label=label, searched="0", stored="0", cells=told, constant=True)
+        if any(cell.applies for cell in told.values()):
+            yield Line(label=label, searched="0", stored="0", cells=told, constant=True)
 
 
 def _with_ratios(lines: Sequence[Line]) -> Iterator[Line]:
