@@ -6,6 +6,7 @@ is over and only has to be recorded. What a kill leaves half-written is never re
 """
 
 import json
+import platform
 import re
 import shutil
 import time
@@ -44,23 +45,29 @@ class Attempt:
     @property
     def finished(self) -> bool:
         """Whether the run is over, and only has to be recorded."""
-        return self._over.exists()
+        return self._begun.exists() and self._over.exists()
+
+    @property
+    def place(self) -> str:
+        """Where it is worked on: machine and folder."""
+        return f"{platform.node()}:{OUTPUTS.absolute()}"
 
     def check(self) -> None:
-        """Raise UserError if what is there was begun by other code or libraries."""
+        """Raise UserError if what is there is damaged, or was begun by other code or libraries."""
         if not self._begun.exists():
             return
-        was = _read(self._begun)["identity"]
+        was = _read(self._begun).get("identity", {})
         changed = [
             f"{key} was {was.get(key)} and is {value}"
             for key, value in self._identity.items()
-            if was.get(key) != value
+            if key != "commit" and was.get(key) != value
         ]
         if changed:
             raise UserError(
                 f"{self.folder} holds this run as it was broken off, but {', '.join(changed)}. Go "
                 f"on with what was, or delete the folder to begin the run anew."
             )
+        self.journal()
 
     def begin(self, params: Mapping[str, Any], files: Mapping[str, str]) -> None:
         """Begin, unless there is something to go on from.
@@ -126,7 +133,8 @@ class Attempt:
     def discard(self) -> None:
         """Leave nothing."""
         if self.folder.exists():
-            self._over.unlink(missing_ok=True)  # first, for it vouches for all the rest
+            for voucher in (self._over, self._begun):  # first, for they vouch for all the rest
+                voucher.unlink(missing_ok=True)
             shutil.rmtree(self.folder)
 
 

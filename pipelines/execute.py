@@ -19,11 +19,12 @@ from dfolora.methods import Method, Resumable
 from dfolora.plain import whole
 from dfolora.problem import Problem, ProblemSpec, TaskRows
 from dfolora.record import commit, digest, flat, provenance
+from dfolora.room import check_folder
 from dfolora.task import Task
 from dfolora.tracking import Store
 from pipelines.attempt import OUTPUTS, Attempt
 from pipelines.fit import fit_and_test, log_step
-from pipelines.identity import SEEDS, labels_of, name_of, settings_of, used_keys
+from pipelines.identity import SEEDS, code, labels_of, name_of, settings_of, used_keys
 from pipelines.progress import RunBar, telling_warnings
 
 
@@ -138,19 +139,27 @@ def execute(
     job = Job.checked(config, choices, sweep_id)
     store = _store(config.tracking.uri)
     store.check_experiment(config.tracking.experiment)
+    check_folder(OUTPUTS, "the working folder")
     with telling_warnings(job.name), store.alone(job.digest, OUTPUTS):
-        identity = {"digest": job.digest, "commit": commit(), **provenance()}
+        identity = {"digest": job.digest, "code": code(), "commit": commit(), **provenance()}
         attempt = Attempt(job.name, identity, resumable=isinstance(job.method, Resumable))
         if (run_id := store.finished_run(job.digest)) is not None:
             # Asked for by another name it is still this run, and a table looks for the name.
             store.tag(run_id, job.labels)
-            attempt.discard()
+            if attempt.folder.exists():  # left by a kill, or by who found the run done elsewhere
+                store.sweep(job.digest, attempt.place)
+                attempt.discard()
             return Outcome(run_id=run_id, new=False, line=f"{job.name}: in the store already")
         work = None if attempt.finished else _ready(job, attempt)
         log = store.start(
             config.tracking.experiment,
             job.name,
-            tags={"attempt": attempt.key, **attempt.origin, **job.labels},
+            tags={
+                "attempt": attempt.key,
+                "place": attempt.place,
+                **attempt.origin,
+                **job.labels,
+            },
             params=attempt.params,
             began=attempt.began,
         )
@@ -163,6 +172,7 @@ def execute(
                 with show(job.name, job.method.budget) as bar:
                     fit_and_test(job.method, backbone, problem, job.search_seed, attempt, log, bar)
             told = attempt.record(log)
+        store.sweep(job.digest, attempt.place)  # a slow server may have made one twice
         attempt.discard()
     return Outcome(run_id=log.run_id, new=True, line=f"{job.name}: {told}, run {log.run_id}")
 

@@ -4,8 +4,10 @@ import time
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+from safetensors import SafetensorError
 
 from dfolora.backbone import Backbone
+from dfolora.errors import ResourceError
 from dfolora.figure import Curve, save_fitness_curve
 from dfolora.journal import Journal, Line
 from dfolora.memory import PeakMemory
@@ -80,7 +82,10 @@ def fit_and_test(
         metrics["time/calls_per_s"] = curve.calls[-1] / fitted
         save_fitness_curve(attempt.folder / "fitness.png", curve, bar.name)
     if predictor.stored <= MOST_STORED:
-        predictor.save(attempt.folder / "adapter")
+        try:
+            predictor.save(attempt.folder / "adapter")
+        except SafetensorError as error:  # what a full disk is to that library
+            raise ResourceError(f"{attempt.folder / 'adapter'}: {error}") from error
     attempt.finish(told=told, seconds=clock(), metrics=metrics)
 
 

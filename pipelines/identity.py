@@ -1,12 +1,16 @@
 """What makes a run this run: its settings, its tags, its name, and which values belong to it."""
 
+import hashlib
 import re
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import dfolora
 from dfolora.checkpoint import Checkpoint
 from dfolora.errors import UserError
 from dfolora.methods import Method
@@ -18,6 +22,16 @@ PARTS = ("task", "model", "data", "method", *SEEDS)
 BUILT = ("model", "data", "method")
 """Parts that are constructors with their arguments, and may hold others, such as an optimizer."""
 REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
+
+
+@cache
+def code() -> str:
+    """A digest of all that runs: of a commit's files many do not, and some are not committed."""
+    digest = hashlib.sha256()
+    for package in (Path(dfolora.__file__).parent, Path(__file__).parent):
+        for path in sorted(package.rglob("*.py")):
+            digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def settings_of(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[str, Any]:

@@ -68,8 +68,8 @@ def failed(error: Exception, consolation: str = "") -> Ended:
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
-    from torch import OutOfMemoryError
 
+    from dfolora.engine import is_out_of_memory
     from dfolora.errors import ResourceError, UserError
 
     mistaken = isinstance(error, UserError | HydraException | OmegaConfBaseException)
@@ -78,7 +78,7 @@ def failed(error: Exception, consolation: str = "") -> Ended:
         line = traceback.format_exc()
     elif mistaken:
         line = f"error: {_one_line(error)}."
-    elif isinstance(error, ResourceError | OSError | MemoryError | OutOfMemoryError):
+    elif isinstance(error, ResourceError | OSError) or is_out_of_memory(error):
         line = f"error: {_one_line(error)}. {consolation}".strip()
     else:
         what = f"{type(error).__name__}: {_one_line(error)}"
@@ -90,11 +90,16 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).removesuffix(".") or type(error).__name__
 
 
-def stop_when_told() -> None:
-    """From now on SIGTERM and Ctrl-C unwind this process, so that what it does is left in order."""
+def stop_when_told(again: signal.Handlers = signal.SIG_DFL) -> None:
+    """From now on SIGTERM and Ctrl-C unwind this process, so that what it does is left in order.
+
+    Args:
+        again: What a second one does: mostly end it at once.
+    """
 
     def stop(number: int, _frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # once is enough
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, again)
         sys.exit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -130,7 +135,8 @@ def dismiss(jobs: Iterable[Future[Ended]]) -> None:
 
 def _end_with_parent() -> None:
     """No process of the team outlives the command, however that was killed."""
-    stop_when_told()
+    stop_when_told(again=signal.SIG_IGN)  # who tells all processes tells this one twice
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command tells, being interrupted itself
     tqdm.set_lock(RLock())  # its own is the system's, and is left behind when the process stops
     parent = parent_process()
     assert parent is not None
@@ -144,10 +150,17 @@ def _end_with_parent() -> None:
     Thread(target=watch, daemon=True).start()
 
 
-def result(job: Future[Ended]) -> Ended:
-    """What became of a job of the team's."""
+def result(job: Future[Ended]) -> Ended | None:
+    """What became of a job of the team's; None if one of its processes was killed."""
     try:
         return job.result()
     except BrokenProcessPool:
-        line = "error: a worker process was killed, for want of memory perhaps; call again to go on"
-        return Ended(ending="failed", line=line, status=DEFECT)
+        return None
+
+
+def alone(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> Ended:
+    """A job in a process of its own, after one of the team's was killed: by this job perhaps."""
+    with team(1) as own:
+        line = "error: its process was killed, for want of memory perhaps; call again to go on"
+        killed = Ended(ending="failed", line=line, status=DEFECT)
+        return result(own.submit(team_work, config, choices, sweep_id)) or killed

@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import Future, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
 from functools import cache
 
@@ -16,17 +18,20 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from pipelines.command import run
-from pipelines.job import MISTAKE, Ended, dismiss, result, stop_when_told, team, team_work, work
+from pipelines.command import run, told
+from pipelines.job import Ended, alone, dismiss, result, stop_when_told, team, team_work, work
 from pipelines.progress import Jobs
 
 SWEEP_ID = "DFOLORA_SWEEP_ID"
+Given = tuple[DictConfig, Mapping[str, str], str]
 STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM)}
 _statuses: list[int] = []
 _jobs = Jobs()
 _team = cache(team)
-_underway: list[Future[Ended]] = []
+_underway: dict[Future[Ended], Given] = {}
 """What the team was given."""
+_left: list[Given] = []
+"""What it was not, or could not end: one of its processes was killed."""
 
 
 def _as_choices(values: ListConfig) -> str:
@@ -46,26 +51,44 @@ OmegaConf.register_new_resolver("divisible", _divisible)
 @hydra.main(version_base="1.3", config_path="../conf", config_name="run")
 def job(config: DictConfig) -> None:
     """Hydra's entry: one run, here and now, or one of a sweep's that goes to the team."""
+    with told():
+        _take(config)
+
+
+def _take(config: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     chosen = hydra_config.runtime.choices
     choices = {group: option for group, option in chosen.items() if option is not None}
     sweep_id, total = os.environ[SWEEP_ID], getattr(hydra_config.job, "total", 1)
     if type(config.workers) is not int or config.workers < 1:  # True is an int
-        print(
-            f"error: workers={config.workers} must be a whole number, 1 or more.", file=sys.stderr
-        )
-        sys.exit(MISTAKE)
+        from dfolora.errors import UserError  # late, for its package takes seconds
+
+        raise UserError(f"workers={config.workers} must be a whole number, 1 or more.")
     _jobs.begin(total)
     if total == 1 or config.workers == 1:
         _tell(work(config, choices, sweep_id, _jobs.run))
     else:
-        _underway.append(_team(config.workers).submit(team_work, config, choices, sweep_id))
+        given = config, choices, sweep_id
+        try:
+            _underway[_team(config.workers).submit(team_work, *given)] = given
+        except BrokenProcessPool:
+            _left.append(given)
 
 
 def _tell(ended: Ended) -> None:
     _jobs.end(ended.ending, ended.line, sys.stderr if ended.ending == "failed" else None)
     if ended.status:
         _statuses.append(ended.status)
+
+
+def _await_team() -> None:
+    for done in as_completed(_underway):
+        if (ended := result(done)) is None:
+            _left.append(_underway[done])
+        else:
+            _tell(ended)
+    for given in _left:
+        _tell(alone(*given))
 
 
 def main() -> None:
@@ -80,8 +103,8 @@ def main() -> None:
     try:
         with _jobs:
             run(job)
-            for done in as_completed(_underway):
-                _tell(result(done))
+            with told():
+                _await_team()
     except SystemExit as stop:
         if stop.code not in STOPPED:
             raise

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 
 from dfolora.tracking import Store
-from pipelines.job import DEFECT, THREADS, Ended, result, team
+from pipelines.job import DEFECT, THREADS, Ended, alone, result
 from tests.test_end_to_end import PROJECT, command
 
 SWEEP = ["-m", "row=manual_prompt,c_lora,f_lora", "seed=8,13", "budget=25", "dim=40"]
@@ -51,14 +51,32 @@ def test_workers_that_are_no_number_are_refused(tmp_path):
     assert ran.stderr == "error: workers=many must be a whole number, 1 or more.\n"
 
 
-def _kill_oneself():
+def test_killed_worker_takes_no_job_with_it(tmp_path):
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    ran = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.run", "-m", "dim=40,44,48", "budget=1500", "workers=2"],
+        cwd=tmp_path, env=environment | {"PYTHONPATH": str(PROJECT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        _eventually(lambda: next(tmp_path.glob("outputs/*/journal.jsonl"), None))
+        _spawned(ran.pid)[0].kill()
+        out, error = ran.communicate(timeout=200)
+    finally:
+        ran.kill()
+    assert (ran.returncode, error) == (0, "")
+    assert out.endswith("3 runs: 3 done\n")
+    assert len(Store(f"sqlite:///{tmp_path}/mlflow.db").runs()) == 3
+
+
+def _kill_oneself(*_given):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_killed_worker_is_told_as_a_failure(monkeypatch):
+def test_job_that_kills_its_own_process_is_told_as_a_failure(monkeypatch):
     monkeypatch.delenv(THREADS, raising=False)
-    with team(1) as pool:
-        ended = result(pool.submit(_kill_oneself))
+    monkeypatch.setattr("pipelines.job.team_work", _kill_oneself)
+    ended = alone(None, {}, "s")
     assert (ended.ending, ended.status) == ("failed", DEFECT)
     assert "killed" in ended.line
 
@@ -98,4 +116,4 @@ def test_result_of_a_job_is_handed_on():
     assert result(job) == Ended(ending="done", line="a run", status=0)
     broken = Future()
     broken.set_exception(BrokenProcessPool())
-    assert result(broken).status == DEFECT
+    assert result(broken) is None

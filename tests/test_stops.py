@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from dfolora.tracking import Store
 from pipelines import execute as pipeline
-from pipelines.job import DEFECT, work
+from pipelines.job import DEFECT, MISTAKE, work
 from tests.test_end_to_end import PROJECT, composed
 from tests.test_kill import CURVES
 
@@ -193,7 +193,7 @@ def test_store_that_goes_away_takes_the_run_when_it_is_back(
         ended = work(config, choices, "s")
     assert (ended.ending, ended.status) == ("failed", DEFECT)
     assert ended.line == (
-        "error: The tracking store does not answer: connection refused. What was done is kept; "
+        "error: The tracking store fails: connection refused. What was done is kept; "
         "call again to go on."
     )
     own._client = client
@@ -211,9 +211,8 @@ def test_folder_that_cannot_be_written_is_told(store, in_folder):
     (in_folder / "outputs").write_text("a file")
     config, choices = composed(*SMALL)
     ended = work(config, choices, "s")
-    assert (ended.ending, ended.status) == ("failed", DEFECT)
-    assert ended.line.startswith("error: [Errno ")
-    assert "outputs" in ended.line
+    assert (ended.ending, ended.status) == ("failed", MISTAKE)
+    assert "outputs is no folder" in ended.line
 
 
 def test_other_library_or_commit_is_not_gone_on_with(store, in_folder, monkeypatch):
@@ -222,13 +221,21 @@ def test_other_library_or_commit_is_not_gone_on_with(store, in_folder, monkeypat
         stopped_after(patched, [3], OSError("stop"))
         work(config, choices, "s")
     (beginning,) = in_folder.glob("outputs/*/run.json")
-    values = json.loads(beginning.read_text())
-    values["identity"]["version.cma"] = "1.0"
+    values = json.loads(whole := beginning.read_text())
+    values["identity"] |= {"version.cma": "1.0", "code": "other", "commit": "an older one"}
     beginning.write_text(json.dumps(values))
     monkeypatch.setattr(pipeline.Checkpoint, "load_backbone", None)  # told before
     ended = work(config, choices, "s")
+    assert ended.status == MISTAKE
+    assert "code was other and is " in ended.line
     assert "version.cma was 1.0 and is " in ended.line
+    assert "commit" not in ended.line  # which does not matter
     assert ended.line.endswith("or delete the folder to begin the run anew.")
+    (journal,) = in_folder.glob("outputs/*/journal.jsonl")
+    values["identity"] = json.loads(whole)["identity"]
+    beginning.write_text(json.dumps(values))
+    journal.write_text("x\n")
+    assert "Line 1 of" in work(config, choices, "s").line
     beginning.write_text("{")
     assert "run.json is damaged" in work(config, choices, "s").line
 
@@ -241,14 +248,14 @@ def test_command_that_is_told_to_stop_ends_in_order(tmp_path, number, workers):
         [sys.executable, "-m", "pipelines.run", "-m", "dim=40,44", "budget=100000",
          f"workers={workers}"],
         cwd=tmp_path, env=environment | {"PYTHONPATH": str(PROJECT)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 120
         while len(list(tmp_path.glob("outputs/*/journal.jsonl"))) < workers:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        ran.send_signal(number)
+        os.killpg(ran.pid, number)  # as a terminal does, and whoever ends a job of a cluster
         out, error = ran.communicate(timeout=60)
     finally:
         ran.kill()

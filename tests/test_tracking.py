@@ -336,8 +336,22 @@ def test_experiment_that_names_no_folder_is_refused(store, name):
         store.check_experiment(name)
 
 
-def attempted(store, key, **tags):
-    return begin(store, attempt=key, **tags)
+def test_experiment_that_was_deleted_is_told(store, client):
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(UserError, match="experiment gone was deleted"):
+        store.check_experiment("gone")
+    store.check_experiment("new")
+
+
+@pytest.mark.parametrize("uri", ["file:///tmp/x", "mlruns", "/tmp/x", "./x"])
+def test_folder_is_no_store(uri):
+    with pytest.raises(UserError, match=r"is a folder, .* give sqlite:///"):
+        Store(uri)
+
+
+def attempted(store, key, *, place="here", **tags):
+    tags = {**RECORDED, "attempt": key, "place": place, **tags}
+    return store.start("runs", "a run", tags=tags, params={"rank": 2}, began=1e9)
 
 
 def test_run_that_was_broken_off_goes_on_and_holds_each_point_once(store, client):
@@ -362,8 +376,13 @@ def test_unfinished_runs_of_other_attempts_are_taken_away(store, client):
             raise RuntimeError
     with attempted(store, "b", digest="d2") as other, pytest.raises(RuntimeError):
         raise RuntimeError
+    with pytest.raises(RuntimeError), attempted(store, "d", place="elsewhere") as living:
+        raise RuntimeError  # another machine's may still be at work
     with attempted(store, "c") as log:
         pass
+    found = client.search_runs(store._experiment_ids())
+    assert {run.info.run_id for run in found} == {log.run_id, other.run_id, living.run_id}
+    store.sweep("d1", "elsewhere")
     found = client.search_runs(store._experiment_ids())
     assert {run.info.run_id for run in found} == {log.run_id, other.run_id}
 
@@ -384,7 +403,7 @@ def test_store_that_fails_on_the_way_gets_all_in_the_end(store, client, monkeypa
     monkeypatch.setattr(runlog, "RETRY_SECONDS", math.inf)
     gone = store._client = Gone(store._client)
     log = begin(store)
-    with pytest.warns(RuntimeWarning, match="does not answer: gone"):
+    with pytest.warns(RuntimeWarning, match="fails: gone"):
         log.__enter__()
     for step in range(3):
         log.metrics({"loss": step}, step=step)
@@ -397,8 +416,8 @@ def test_store_that_fails_on_the_way_gets_all_in_the_end(store, client, monkeypa
 def test_store_that_fails_to_the_end_is_told(store):
     store._client = Gone(store._client)
     with (
-        pytest.warns(RuntimeWarning, match="does not answer: gone"),
-        pytest.raises(ResourceError, match="The tracking store does not answer: gone"),
+        pytest.warns(RuntimeWarning, match="fails: gone"),
+        pytest.raises(ResourceError, match="The tracking store fails: gone"),
         begin(store) as log,
     ):
         log.metrics({"loss": 1.0})

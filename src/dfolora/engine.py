@@ -146,7 +146,7 @@ class Engine:
             try:
                 return work()
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 reason = str(error).partition("\n")[0]
             # Not in the handler, where the error still holds what the failed pass had allocated.
@@ -295,8 +295,8 @@ def _free_bytes(device: torch.device) -> int:
     return free + kept
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Torch's CPU allocator has no error of its own."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether that is what an error says; torch's CPU allocator has no error of its own."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         "can't allocate memory" in str(error) or "not enough memory" in str(error)
     )

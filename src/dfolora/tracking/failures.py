@@ -17,7 +17,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 def reason_of(error: Exception) -> str:
     """The error in one line."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return str(error).strip().partition("\n")[0].removesuffix(".") or type(error).__name__
 
 
 @contextmanager
@@ -26,4 +26,4 @@ def asking() -> Iterator[None]:
     try:
         yield
     except failures() as error:
-        raise ResourceError(f"The tracking store does not answer: {reason_of(error)}.") from error
+        raise ResourceError(f"The tracking store fails: {reason_of(error)}.") from error

@@ -116,7 +116,7 @@ class RunLog:
         except failures() as error:
             self._due = time.monotonic() + RETRY_SECONDS
             warnings.warn(
-                f"The tracking store does not answer: {reason_of(error)}. The run goes on and is "
+                f"The tracking store fails: {reason_of(error)}. The run goes on and is "
                 f"recorded later.",
                 RuntimeWarning,
                 stacklevel=3,

@@ -40,6 +40,12 @@ class Store:
     def __init__(self, uri: str) -> None:
         from mlflow import MlflowClient
 
+        if uri.startswith("file:") or not ("://" in uri or uri.startswith("databricks")):
+            raise UserError(
+                f"The tracking store {uri} is a folder, which keeps points twice that are told "
+                f"again; give sqlite:///{Path(uri.removeprefix('file://'), 'mlflow.db')}, or a "
+                f"server."
+            )
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it makes
         self.uri = uri
         self._file: Path | None = None
@@ -64,9 +70,16 @@ class Store:
             ) from error
 
     def check_experiment(self, name: str) -> None:
-        """Raise UserError if runs of that experiment would not lie beside the local file."""
+        """Raise UserError if it was deleted, or its runs would not lie beside the local file."""
         if self._artifacts is not None:
             file_name(name, "tracking.experiment")
+        with asking():
+            found = self._client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise UserError(
+                f"The experiment {name} was deleted from the store; restore it there, or set "
+                f"tracking.experiment to another name."
+            )
 
     @contextmanager
     def alone(self, digest: str, folder: Path) -> Iterator[None]:
@@ -74,7 +87,8 @@ class Store:
 
         Args:
             digest: The run's.
-            folder: For the locks of a store that is not a local file, which has a place of its own.
+            folder: For the locks of a store that is not a local file, which has a place of its own;
+                nobody is kept away from such a store in other folders.
         """
         path = (folder if self._artifacts is None else self._artifacts) / "locks" / digest
         with asking():
@@ -114,14 +128,15 @@ class Store:
     ) -> RunLog:
         """Begin a run, or go on with the one that has the same ``digest`` and ``attempt`` tags.
 
-        Other runs of that digest that never finished are taken away: nothing goes on with them.
+        Other runs of that digest and ``place`` that never finished are taken away: nothing goes on
+        with them.
 
         Args:
             experiment: MLflow's experiment.
             name: The run's.
             tags: Of the run; of one that goes on they replace what it had.
             params: Of the run; of one that goes on the same as before.
-            began: Seconds since the epoch; None for now.
+            began: Seconds since the epoch, of one that goes on the same as before; None for now.
 
         Returns:
             A context, which ends the run as FINISHED, FAILED or KILLED.
@@ -129,7 +144,7 @@ class Store:
         milliseconds = round(1000 * (time.time() if began is None else began))
 
         def open_run() -> str:
-            run_id = self._unfinished(tags) if "attempt" in tags else None
+            run_id = self._broken_off(tags) if "attempt" in tags else None
             if run_id is None:
                 run_id = self._client.create_run(
                     self._experiment_id(experiment), milliseconds, dict(tags), name
@@ -150,18 +165,33 @@ class Store:
             part = entries[start : start + PARAMS_A_BATCH]
             self._client.log_batch(run_id, params=part, synchronous=True)
 
-    def _unfinished(self, tags: Mapping[str, str]) -> str | None:
+    def sweep(self, digest: str, place: str) -> None:
+        """Take away what never finished of a run, once another of that digest did.
+
+        Args:
+            digest: The run's.
+            place: Theirs: those of other places may be at work.
+        """
+        with asking():
+            for run in self._unfinished(digest, place):
+                self._client.delete_run(run.info.run_id)
+
+    def _broken_off(self, tags: Mapping[str, str]) -> str | None:
         """The run that never finished of this attempt; those of other attempts go."""
         found = None
-        for run in self._client.search_runs(
-            self._experiment_ids(),
-            f"tags.digest = '{tags['digest']}' AND attributes.status != 'FINISHED'",
-        ):
+        for run in self._unfinished(tags["digest"], tags["place"]):
             if found is None and run.data.tags.get("attempt") == tags["attempt"]:
                 found = run.info.run_id
             else:
                 self._client.delete_run(run.info.run_id)
         return found
+
+    def _unfinished(self, digest: str, place: str) -> list[Any]:
+        found = self._client.search_runs(
+            self._experiment_ids(),
+            f"tags.digest = '{digest}' AND attributes.status != 'FINISHED'",
+        )
+        return [run for run in found if run.data.tags.get("place") == place]
 
     def runs(self) -> "pd.DataFrame":
         """All finished runs of all experiments, oldest first, one a row.

@@ -167,7 +167,9 @@ class Guide:
             return None
         individual = self._passes.evaluate(child.filled(token))
         missed = individual.log_likelihood - scores.predicted(token)
-        return self._learned(child, replace(individual, missed=missed))
+        if np.isfinite(missed):
+            individual = replace(individual, missed=missed)
+        return self._learned(child, individual)
 
     def recall(self, child: Genome | Hole, individual: Individual | None) -> Individual | None:
         """What ``realised`` gave before, without its passes, which are counted all the same.
@@ -183,9 +185,10 @@ class Guide:
 
     def _learned(self, child: Genome | Hole, individual: Individual) -> Individual:
         genome = individual.genome
-        if isinstance(child, Hole) and individual.missed is not None:
+        if isinstance(child, Hole):
             token = genome[child.slot][child.place]
-            self._bias[token] = min(self._bias[token], individual.missed)
+            if individual.missed is not None:
+                self._bias[token] = min(self._bias[token], individual.missed)
             child = child.filled(token)
         if child != genome:
             raise UserError(f"{genome} was kept of the child {child}: it is of another search.")
