@@ -94,7 +94,7 @@ class Store:
         with asking():
             path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path):
-            # After any other end, who waits and who comes would both go on with what is there.
+            # Kept after any other end: who waits and who comes would both go on with what is there.
             try:
                 yield
             except UserError:
