@@ -63,6 +63,6 @@ mlflow-ui: $(READY) ## Compare runs in the browser, on this machine only
 	--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1
 
 clean: ## Remove the environment and caches; results stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis outputs
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .PHONY: help setup benchmark test check mlflow-ui clean reproduce-all $(ITEMS:%=reproduce-%)

@@ -141,7 +141,7 @@ class Attempt:
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged: {error}. Delete {path.parent} to begin the run anew."
         ) from error

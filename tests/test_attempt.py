@@ -1,0 +1,115 @@
+"""A run's working folder, whatever happens to it."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dfolora.errors import UserError
+from pipelines.attempt import Attempt
+from pipelines.fit import _peaks
+
+IDENTITY = {"digest": "d" * 64, "code": "c", "commit": "abc"}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def attempt(name="a/run", *, resumable=True, **identity):
+    return Attempt(name, IDENTITY | identity, resumable=resumable)
+
+
+def begun(**options):
+    one = attempt(**options)
+    one.begin({"rank": 2}, {"split.json": "{}"})
+    return one
+
+
+def test_what_was_begun_is_gone_on_with_by_whatever_name():
+    first = begun()
+    assert first.folder == Path("outputs/a_run-dddddddddddd")
+    again = attempt("another name")
+    again.begin({"rank": 4}, {"split.json": "other"})
+    assert again.folder == first.folder
+    assert (again.key, again.began, again.params) == (first.key, first.began, {"rank": 2})
+    assert again.origin == {"digest": "d" * 64, "commit": "abc"}
+    assert (first.folder / "split.json").read_text() == "{}"
+
+
+def test_name_leads_out_of_no_folder():
+    assert begun(name="../../x" + 300 * "y").folder.resolve().parent == Path("outputs").resolve()
+
+
+def test_code_must_be_the_same_and_the_commit_need_not():
+    begun()
+    attempt(commit="def").check()
+    with pytest.raises(UserError, match="code was c and is e"):
+        attempt(code="e").check()
+
+
+def test_fit_that_cannot_be_resumed_begins_anew_unless_it_is_over():
+    key = begun(resumable=False).key
+    one = begun(resumable=False)
+    assert one.key != key
+    one.finish(told="t", seconds=1.0, metrics={})
+    over = attempt(resumable=False)
+    assert over.finished
+    assert over.key == one.key
+
+
+@pytest.mark.parametrize("content", ["{", "3", "[1]", ""])
+def test_damaged_beginning_is_told(content):
+    (begun().folder / "run.json").write_text(content)
+    with pytest.raises(UserError, match=r"run\.json is damaged: .* Delete .* anew"):
+        attempt().check()
+
+
+def test_file_is_whole_or_not_there(monkeypatch):
+    one = begun()
+
+    def fail(*_arguments):
+        raise OSError("full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="full"):
+        one.finish(told="t", seconds=1.0, metrics={})
+    assert not attempt().finished
+
+
+def test_what_is_half_thrown_away_vouches_for_nothing(monkeypatch):
+    one = begun()
+    one.finish(told="t", seconds=1.0, metrics={})
+    key = one.key
+
+    def killed(_folder):
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(SystemExit):
+            one.discard()
+    assert one.folder.exists()
+    again = begun()
+    assert not again.finished
+    assert again.key != key
+
+
+def test_record_is_what_was_measured():
+    one = begun()
+    one.finish(told="test 0.5", seconds=2.5, metrics={"test/score": 0.5})
+    calls = []
+    log = SimpleNamespace(
+        metrics=lambda values, seconds: calls.append((values, seconds)), artifacts=calls.append
+    )
+    assert attempt().record(log) == "test 0.5"
+    assert calls == [({"test/score": 0.5}, 2.5), one.folder]
+
+
+def test_peak_is_that_of_all_processes():
+    memory = SimpleNamespace(megabytes=lambda: {"process": 5.0, "torch": 9.0})
+    before = SimpleNamespace(megabytes={"process": 7.0})
+    assert _peaks(memory, before) == {"process": 7.0, "torch": 9.0}
