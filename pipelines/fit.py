@@ -98,16 +98,13 @@ def follow(
     bar: RunBar,
 ) -> Curve:
     """Let the fit work to its end; journal, curves and progress bar look on."""
-    curve, selected_at = Curve(), None
+    curve = Curve()
     for progress in fit:
         memory.sample()
         line = journal.take(progress, clock(), _peaks(memory, journal))
         log_step(line, log)
         bar.show(progress)
-        curve.add(progress)
-        if progress.selected is not None and progress.selected.calls != selected_at:
-            selected_at = progress.selected.calls
-            curve.selected_s = line["seconds"]
+        curve.add(progress, line["seconds"])
     return curve
 
 
@@ -160,7 +157,8 @@ def _counts(predictor: Predictor, problem: Problem, curve: Curve) -> Mapping[str
     if predictor.dev is not None:
         counts["dev/selected_score"] = predictor.dev.score
         counts["dev/selected_at"] = predictor.dev.calls
-        counts["dev/selected_s"] = curve.selected_s
+        counts["dev/best_at"] = curve.best_at
+        counts["dev/best_s"] = curve.best_s
     return counts
 
 

@@ -106,7 +106,8 @@ def test_record_holds_curves_artifacts_and_an_adapter_that_peft_loads(in_folder)
     assert len(history["train/step_size"]) == 24  # the base model has none
     assert [p.step for p in client.get_metric_history(run_id, "dev/score")] == [1, 51, 101, 120]
     metrics = client.get_run(run_id).data.metrics
-    assert 0 < metrics["dev/selected_s"] <= metrics["time/fit_s"]
+    assert 0 < metrics["dev/best_s"] <= metrics["time/fit_s"]
+    assert 0 < metrics["dev/best_at"] <= metrics["dev/selected_at"]
     tags = client.get_run(run_id).data.tags
     assert {"dim": "40", "rank": "2", "targets": "qk", "subspace": "paper"}.items() <= tags.items()
     assert {"time/fit_s", "time/calls_per_s", "memory/process_mb", "test/majority_score",

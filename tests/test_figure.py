@@ -31,7 +31,7 @@ def step(calls, losses, *, loss=0.5, dev=None):
 def curve(steps):
     drawn = Curve()
     for each in steps:
-        drawn.add(each)
+        drawn.add(each, each.step.calls / 10)
     return drawn
 
 
@@ -63,3 +63,9 @@ def test_other_losses_give_another_picture(tmp_path):
 def test_losses_that_are_no_number_are_counted():
     steps = [step(2, [0.7, math.inf]), step(4, [math.nan, -math.inf]), step(6, [0.4, 0.3])]
     assert curve(steps).not_finite == 3
+
+
+def test_best_is_the_first_look_with_the_highest_score():
+    drawn = curve([step(1, [0.7], dev=0.5), step(21, [0.6], dev=0.75), step(41, [0.5], dev=0.75)])
+    assert (drawn.best_at, drawn.best_s) == (21, 2.1)
+    assert math.isnan(curve([step(1, [0.7])]).best_s)

@@ -25,7 +25,7 @@ SMALL = ["budget=120", "dim=40", "dev_interval=20"]
 ROWS = ("c_lora", "f_lora", "bitfit", "gap3", "bbtv2", "manual_prompt")
 CURVES = ("train/loss", "train/best", "train/mean", "train/spread", "train/step_size",
           "dev/score", "dev/loss")  # fmt: skip
-MEASURED = ("memory/", "time/", "dev/selected_s")
+MEASURED = ("memory/", "time/", "dev/best_s")
 """What is different in each run, killed or not."""
 
 

@@ -1,7 +1,7 @@
 """A picture of one fit."""
 
 from dataclasses import dataclass, field
-from math import nan
+from math import inf, nan
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +24,21 @@ class Curve:
     """At the dev set, in order."""
     not_finite: int = 0
     """Losses that were no finite number."""
-    selected_s: float = nan
-    """Seconds to the best look from when the fit began; nan where there was none."""
+    best_at: float = nan
+    """Calls up to the first look with the highest score; nan where there was none."""
+    best_s: float = nan
+    """Seconds up to it since the fit began."""
 
-    def add(self, progress: Progress) -> None:
-        """Go on by one step."""
+    def add(self, progress: Progress, seconds: float) -> None:
+        """Go on by one step, which ended so many seconds after the fit began."""
         self.calls.append(progress.step.calls)
         self.best.append(float(progress.step.losses.min()))
         self.loss.append(progress.step.loss)
         self.not_finite += int(np.count_nonzero(~np.isfinite(progress.step.losses)))
+        highest = max((look.score for look in self.looks), default=-inf)
+        for look in progress.looks:
+            if look.score > highest:
+                highest, self.best_at, self.best_s = look.score, look.calls, seconds
         self.looks.extend(progress.looks)
 
 
