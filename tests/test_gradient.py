@@ -128,7 +128,7 @@ MISTAKES = {
         ["method=prompt_tuning", "data.max_length=10"], r"10 trained tokens .* limit of 10"),
     "no learning rate": (
         ["method=lora", "method.training.learning_rates=[]"], r"learning_rates=\[\] must be"),
-    "no training": (["method=lora", "method.training=null"], r"method.training=None must be"),
+    "no training": (["method=lora", "method.training=null"], r"method.training=None must name"),
     "no room at once": (["method=lora", "engine.tokens=0"], r"engine.tokens=0 must be a whole"),
     "an unknown key": (
         ["method=lora", "+method.trained.foo=1"], r"method cannot be built: .*argument 'foo'"),

@@ -24,7 +24,16 @@ PROJECT = Path(__file__).parents[1]
 
 def planned(port, *variables):
     """The command, as make would run it."""
-    making = ["make", "-n", "-o", ".venv/ready", "mlflow-ui", f"PORT={port}", *variables]
+    making = [
+        "make",
+        "--no-print-directory",
+        "-n",
+        "-o",
+        ".venv/ready",
+        "mlflow-ui",
+        f"PORT={port}",
+        *variables,
+    ]
     done = subprocess.run(making, cwd=PROJECT, capture_output=True, text=True, check=True)
     return done.stdout.replace("\\\n", "").strip()
 
