@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from dfolora import checkpoint as checkpoint_module
 from dfolora.checkpoint import Checkpoint
 from dfolora.errors import UserError
 from tests.conftest import LOADERS, SIZES, mini_tokenizer, tiny_model
@@ -37,6 +38,19 @@ def test_folder_gives_the_model_that_was_saved(folder):
     saved = LOADERS["roberta"].from_pretrained(folder)
     for name, value in saved.state_dict().items():
         assert torch.equal(value, backbone.model.state_dict()[name]), name
+
+
+def test_files_are_checked_once_however_often_the_model_is_asked_for(folder, monkeypatch):
+    looked = []
+    original = checkpoint_module.check_files
+    monkeypatch.setattr(
+        checkpoint_module, "check_files", lambda *given: looked.append(given) or original(*given)
+    )
+    loaded = checkpoint(folder)
+    loaded.config()
+    loaded.load_tokenizer()
+    loaded.load_backbone()
+    assert len(looked) == 1
 
 
 def test_random_weights_have_the_right_shape_and_never_change(folder):

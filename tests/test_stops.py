@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from dfolora.tracking import Store
 from pipelines import execute as pipeline
 from pipelines.job import DEFECT, MISTAKE, work
+from tests.racing import raced
 from tests.test_end_to_end import PROJECT, composed
 from tests.test_kill import CURVES
 
@@ -304,18 +305,7 @@ for number in range(10):
 def test_processes_that_write_at_once_lose_nothing(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     Store(uri)
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, uri, str(name)], text=True,
-                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for name in range(4)
-    ]  # fmt: skip
-    for writer in writers:
-        assert writer.stdout.readline() == "ready\n", writer.stderr.read()
-    for writer in writers:
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    errors = [writer.communicate(timeout=300)[1] for writer in writers]
-    assert [writer.returncode for writer in writers] == [0] * 4, errors
+    raced(WRITER, tmp_path, uri, "abcd")
     store = Store(uri)
     runs = store.runs()
     assert len(runs) == runs["tags.digest"].nunique() == 40

@@ -4,8 +4,6 @@ import gc
 import math
 import shutil
 import sqlite3
-import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from dfolora.errors import ResourceError, UserError
 from dfolora.tracking import Store, direct, runlog
 from dfolora.tracking import store as store_module
+from tests.racing import raced
 
 # SQLAlchemy 2.1 on what mlflow 3.17 does.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -481,23 +480,6 @@ def test_two_processes_may_create_a_store_at_once(tmp_path, monkeypatch):
     """Some ten seconds: both import mlflow, and one of them makes the tables."""
     uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACER, uri, who],
-            cwd=tmp_path,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for who in ("a", "b")
-    ]
-    for racer in racers:
-        assert racer.stdout.readline() == "ready\n", racer.stderr.read()
-    for racer in racers:
-        racer.stdin.write("go\n")
-        racer.stdin.flush()
-    errors = [racer.communicate(timeout=300)[1] for racer in racers]
-    assert [racer.returncode for racer in racers] == [0, 0], "\n".join(errors)
+    raced(RACER, tmp_path, uri, "ab")
     assert sorted(Store(uri).runs()["tags.who"]) == ["a", "b"]
     assert not (Path(tmp_path) / "mlflow.db").exists()  # nothing beside the named file

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,15 @@ class Checkpoint:
         return Path(self._source).resolve().name
 
     def config(self) -> Any:
-        """The model's configuration; no weight is touched.
+        """The model's configuration, checked once; no weight is touched.
 
         Raises:
             UserError: It cannot be had.
         """
+        return self._config
+
+    @cached_property
+    def _config(self) -> Any:
         self._check()
         if self._random:
             config = described(self.architecture or {})
