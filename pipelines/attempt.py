@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dfolora.errors import UserError
-from dfolora.journal import Journal
-from dfolora.tracking import RunLog
+from dfolora.record import RunLog
+from dfolora.record.journal import Journal
 
 OUTPUTS = Path("outputs")
 

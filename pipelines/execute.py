@@ -11,17 +11,15 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dfolora.architecture import Architecture
-from dfolora.backbone import Backbone
-from dfolora.checkpoint import Checkpoint
+from dfolora.data import Task
 from dfolora.errors import UserError
+from dfolora.fewshot import Problem, ProblemSpec, TaskRows
 from dfolora.methods import Method, Resumable
-from dfolora.plain import whole
-from dfolora.problem import Problem, ProblemSpec, TaskRows
-from dfolora.record import commit, digest, flat, provenance
-from dfolora.room import check_folder
-from dfolora.task import Task
-from dfolora.tracking import Store
+from dfolora.model import Architecture, Backbone, Checkpoint
+from dfolora.record import Store
+from dfolora.record.provenance import commit, digest, flat, provenance
+from dfolora.resources import check_folder
+from dfolora.validation import whole
 from pipelines.attempt import OUTPUTS, Attempt
 from pipelines.fit import fit_and_test, log_step
 from pipelines.identity import SEEDS, code, labels_of, name_of, settings_of, used_keys

@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from safetensors import SafetensorError
 
-from dfolora.backbone import Backbone
 from dfolora.errors import ResourceError
-from dfolora.figure import Curve, save_fitness_curve
-from dfolora.journal import Journal, Line
-from dfolora.memory import PeakMemory
+from dfolora.fewshot import Problem, score_test
 from dfolora.methods import Fit, Method, Predictor, Progress, Resumable
-from dfolora.problem import Problem
-from dfolora.score import score_test
-from dfolora.tracking import RunLog
+from dfolora.model import Backbone
+from dfolora.record import RunLog
+from dfolora.record.curve import Curve, save_fitness_curve
+from dfolora.record.journal import Journal, Line
+from dfolora.record.memory import PeakMemory
 from pipelines.attempt import Attempt
 from pipelines.progress import RunBar
 

@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import dfolora
-from dfolora.checkpoint import Checkpoint
 from dfolora.errors import UserError
 from dfolora.methods import Method
-from dfolora.plain import shown, text
+from dfolora.model import Checkpoint
+from dfolora.validation import shown, text
 
 SEEDS = ("split_seed", "search_seed")
 PARTS = ("task", "model", "data", "method", *SEEDS)

@@ -31,11 +31,11 @@ def report(config: DictConfig, profile: str) -> str:
     """
     # Imported late, so that --help and configuration errors come at once.
     from dfolora.errors import UserError
-    from dfolora.plain import file_name, mapping, text, text_or_none
+    from dfolora.record import Store
     from dfolora.report import Published, TableSpec, build_table
     from dfolora.report.write import write_item
-    from dfolora.room import check_folder
-    from dfolora.tracking import Store
+    from dfolora.resources import check_folder
+    from dfolora.validation import file_name, mapping, text, text_or_none
 
     plain = mapping(OmegaConf.to_container(config, resolve=True), "the configuration")
     sweep = mapping(plain.get("sweep"), "sweep")

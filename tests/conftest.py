@@ -13,10 +13,10 @@ import pytest
 import torch
 import transformers
 
-from dfolora.backbone import Backbone
 from dfolora.data import Batch, Rows
-from dfolora.engine import COARSE
+from dfolora.engine.forward import COARSE
 from dfolora.mini import BUNDLED
+from dfolora.model.backbone import Backbone
 
 VOCABULARY = 120
 SIZES = {

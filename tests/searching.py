@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from dfolora.engine import Engine, Limits
-from dfolora.evaluate import PopulationEvaluator
-from dfolora.subspace import LoraSubspaceSpec
+from dfolora.engine.forward import Engine, Limits
+from dfolora.search.evaluator import PopulationEvaluator
+from dfolora.search.subspace import LoraSubspaceSpec
 
 DIM = 96
 

@@ -3,6 +3,8 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -11,56 +13,48 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "dfolora"
 FILES = sorted(SRC.rglob("*.py"))
 
-LEVELS = (  # a module imports only from lines above its own, and from within its package
-    ("cost", "errors", "lora", "memory", "metric", "packing", "record", "seeding"),
-    ("plain", "room"),
-    ("intervention", "objective", "optim", "report", "tracking"),
-    ("task",),
-    ("architecture",),
-    ("layer", "mini"),
-    ("backbone", "data", "quantize", "shapes"),
-    ("adapter", "checkpoint", "engine"),
-    ("subspace", "trainable"),
-    ("evaluate",),
-    ("tune",),
-    ("select",),
+LEVELS = (  # a module imports from packages on floors above its own, and from within its package
+    ("errors", "seeding"),
+    ("resources", "validation"),
+    ("mini",),
+    ("data",),
+    ("model",),
+    ("engine",),
+    ("search",),
     ("methods",),
-    ("figure", "journal", "problem"),
-    ("fitting", "score"),
+    ("fewshot", "record", "report"),
     ("__init__",),
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
+CLOSED = {"data", "engine", "fewshot", "methods", "model", "search"}
+"""Packages that others import by what their ``__init__`` exports alone."""
+OPEN = {"search.optim", "search.subspace"}
+"""Packages within these that are entered by their own."""
 
 THIRD_PARTY = {  # the modules and packages that may import it; nobody may import any other
-    "cma": {"optim.cma"},
-    "datasets": {"data.load"},
-    "filelock": {"tracking"},
+    "cma": {"search.optim.cma"},
+    "datasets": {"data.rows"},
+    "filelock": {"record.store"},
     "jinja2": {"report.pages"},
-    "matplotlib": {"figure", "report.figures"},
-    "mlflow": {"tracking"},
-    "nevergrad": {"optim.nevergrad"},
-    "numpy": {
-        "evaluate", "figure", "journal", "methods", "metric", "mini", "objective", "optim",
-        "seeding", "select", "subspace", "tune",
-    },
-    "pandas": {"data.load", "report", "tracking"},
-    "peft": {"trainable"},
-    "psutil": {"memory"},
-    "pynvml": {"memory"},
+    "matplotlib": {"record.curve", "report.figures"},
+    "mlflow": {"record.failures", "record.runlog", "record.store"},
+    "nevergrad": {"search.optim.nevergrad"},
+    "numpy": {"data.metric", "engine", "methods", "mini", "record", "search", "seeding"},
+    "pandas": {"data.rows", "record.store", "report"},
+    "peft": {"methods.gradient"},
+    "psutil": {"record.memory"},
+    "pynvml": {"record.memory"},
     "scipy": {"report.significance"},
-    "safetensors": {"adapter", "shapes", "subspace", "trainable"},
-    "sqlalchemy": {"tracking.failures"},
-    "tokenizers": {"mini.tokenizer"},
-    "torch": {
-        "adapter", "architecture", "backbone", "checkpoint", "data", "engine", "evaluate",
-        "intervention", "layer", "lora", "memory", "methods", "mini.pretrain", "objective",
-        "packing", "problem", "quantize", "score", "shapes", "subspace", "trainable",
+    "safetensors": {
+        "methods.gradient", "model.peft_export", "model.preflight", "search.subspace.prompt",
     },
-    "torchao": {"quantize"},
+    "sqlalchemy": {"record.failures"},
+    "torch": {"data", "engine", "fewshot", "methods", "model", "record.memory", "search"},
+    "torchao": {"model.quantize"},
     "transformers": {
-        "checkpoint", "data", "mini.pretrain", "mini.tokenizer", "problem", "quantize", "shapes",
+        "data", "fewshot", "model.checkpoint", "model.preflight", "model.quantize",
     },
-    "yaml": {"task"},
+    "yaml": {"data.task"},
 }  # fmt: skip
 LAZY = {
     "datasets", "jinja2", "matplotlib", "mlflow", "nevergrad", "peft", "pynvml", "scipy",
@@ -70,8 +64,9 @@ LAZY = {
 
 
 def name_of(path: Path) -> str:
-    """``src/dfolora/optim/cma.py -> optim.cma``."""
-    return ".".join(path.relative_to(SRC).with_suffix("").parts)
+    """``src/dfolora/data/task.py -> data.task``; a package's own file is the package."""
+    parts = path.relative_to(SRC).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
 
 
 def imports(path: Path) -> set[str]:
@@ -91,8 +86,8 @@ def imported(nodes) -> set[str]:
 
 
 def allowed(part: str, users: set[str]) -> bool:
-    """Whether the module or the package that it is in is among the users."""
-    return part in users or part.partition(".")[0] in users
+    """Whether the module or a package that it is in is among the users."""
+    return any(part == user or part.startswith(f"{user}.") for user in users)
 
 
 def test_every_module_has_a_level():
@@ -100,28 +95,64 @@ def test_every_module_has_a_level():
     assert sum(map(len, LEVELS)) == len(LEVEL)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_point_down(path):
-    part = name_of(path).partition(".")[0]
-    for name in imports(path):
-        root, _, rest = name.partition(".")
-        target = rest.partition(".")[0] or "__init__"
-        if root == "dfolora" and target != part:
-            assert LEVEL[target] < LEVEL[part], f"{part} may not import {target}"
+def faults(check) -> list[str]:
+    """What a check of one import finds: ``(module, imported name) -> fault or None``."""
+    found = (check(name_of(path), name) for path in FILES for name in sorted(imports(path)))
+    return [fault for fault in found if fault]
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_third_party_imports_are_allowed(path):
-    for name in imports(path):
+def test_there_are_few_floors():
+    assert len(LEVELS) <= 10
+
+
+def test_imports_point_down():
+    def climbs(module, name):
+        part, root = module.partition(".")[0], name.partition(".")[0]
+        target = name.partition(".")[2].partition(".")[0] or "__init__"
+        if root == "dfolora" and target != part and LEVEL[target] >= LEVEL[part]:
+            return f"{module} may not import {target}"
+        return None
+
+    assert not faults(climbs)
+
+
+def test_packages_are_entered_by_their_exports():
+    def enters(module, name):
+        part, target = module.partition(".")[0], name.removeprefix("dfolora.")
+        inside = target.partition(".")[0] in CLOSED and target not in (*CLOSED, *OPEN)
+        if name.startswith("dfolora.") and target.partition(".")[0] != part and inside:
+            return f"{module} imports {name}, which its package does not export"
+        return None
+
+    assert not faults(enters)
+
+
+def test_no_package_goes_round_in_circles():
+    modules = {name_of(path): imports(path) for path in FILES}
+    graph = {
+        module: {name.removeprefix("dfolora.") for name in names if name.startswith("dfolora.")}
+        - {module}
+        for module, names in modules.items()
+    }
+    assert list(TopologicalSorter(graph).static_order())
+
+
+def test_third_party_imports_are_allowed():
+    def foreign(module, name):
         root = name.partition(".")[0]
-        if root != "dfolora" and root not in sys.stdlib_module_names:
-            assert allowed(name_of(path), THIRD_PARTY.get(root, set())), f"no {root} here"
+        ours = root == "dfolora" or root in sys.stdlib_module_names
+        return (
+            None if ours or allowed(module, THIRD_PARTY.get(root, set())) else f"{module}: {root}"
+        )
+
+    assert not faults(foreign)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_slow_imports_are_inside_of_functions(path):
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    assert not LAZY & {name.partition(".")[0] for name in imported(body)}
+def test_slow_imports_are_inside_of_functions():
+    for path in FILES:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        slow = LAZY & {name.partition(".")[0] for name in imported(body)}
+        assert not slow, f"{name_of(path)}: {slow}"
 
 
 def test_tables_name_nothing_that_is_gone():
@@ -129,7 +160,7 @@ def test_tables_name_nothing_that_is_gone():
         (name.partition(".")[0], user)
         for path in FILES
         for name in imports(path)
-        for user in (name_of(path), name_of(path).partition(".")[0])
+        for user in accumulate(name_of(path).split("."), lambda whole, part: f"{whole}.{part}")
     }
     listed = {(root, user) for root, users in THIRD_PARTY.items() for user in users}
     assert listed <= used
@@ -152,21 +183,21 @@ def closure(part: str) -> set[str]:
     ("part", "forbidden"),
     [
         ("report", {"torch", "transformers", "mlflow", "numpy", "hydra"}),
-        ("record", {"torch", "transformers", "mlflow", "hydra"}),
-        ("tracking", {"torch", "transformers", "hydra"}),
-        ("task", {"torch", "transformers", "hydra"}),
-        ("optim", {"torch", "transformers", "datasets", "pandas"}),
-        ("lora", {"transformers", "numpy"}),
-        ("objective", {"transformers"}),
+        ("record", {"torch", "transformers", "hydra"}),
+        ("record.provenance", {"torch", "transformers", "mlflow", "hydra"}),
+        ("data.task", {"torch", "transformers", "hydra"}),
+        ("search.optim", {"torch", "transformers", "datasets", "pandas"}),
+        ("model.factors", {"transformers", "numpy"}),
+        ("engine.objective", {"transformers"}),
     ],
 )
 def test_module_needs_none_of(part, forbidden):
-    """Of all it imports; the package's ``__init__``, which is no part of this, imports torch."""
+    """Of all it imports; the packages that it is in, which may import more, are no part of this."""
     assert not closure(part) & forbidden
 
 
 def test_closure_follows_imports():
-    assert {"yaml", "numpy"} <= closure("task")  # numpy through dfolora.metric
+    assert {"yaml", "numpy"} <= closure("data.task")  # numpy through dfolora.data.metric
 
 
 # In place of what is not needed: None, which makes an import of it fail.

@@ -59,8 +59,8 @@ def _parts(config: DictConfig) -> Iterable[str]:
 def _check(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
-    from dfolora.architecture import Architecture
     from dfolora.errors import UserError
+    from dfolora.model import Architecture
 
     if unknown := [task for task in config.tasks if task not in config.lengths]:
         raise UserError(f"No lengths are known of {unknown}; there are {list(config.lengths)}.")
@@ -75,7 +75,7 @@ def _check(config: DictConfig) -> None:
 def _head(config: DictConfig) -> str:
     import torch
 
-    from dfolora.record import commit
+    from dfolora.record.provenance import commit
 
     on_gpu = torch.cuda.is_available() and config.device != "cpu"
     machine = torch.cuda.get_device_name() if on_gpu else _processor()
@@ -104,7 +104,7 @@ class _Speeds:
 
     def of(self, task: str, precision: str, population: int, layers: int) -> Any:
         from dfolora.engine import Limits
-        from dfolora.subspace import LoraSubspaceSpec
+        from dfolora.search.subspace import LoraSubspaceSpec
         from pipelines.benchmark.speed import batch_of, compare, evenly
 
         config, ours = self._config, self.model(precision)

@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from scipy.stats import kendalltau
 
-from dfolora.architecture import Architecture
-from dfolora.backbone import Backbone
+from dfolora.data import Task
 from dfolora.engine import Engine
-from dfolora.evaluate import Evaluation, Evaluator, PopulationEvaluator
+from dfolora.fewshot import Problem, TaskRows
 from dfolora.methods import Method
-from dfolora.problem import Problem, TaskRows
-from dfolora.task import Task
-from dfolora.tune import tune
+from dfolora.model import Architecture, Backbone
+from dfolora.search import Evaluation, Evaluator, PopulationEvaluator, tune
 from pipelines.benchmark.speed import load
 
 Array = NDArray[np.float64]

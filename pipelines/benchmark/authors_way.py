@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfolora.backbone import Backbone
 from dfolora.data import Batch
-from dfolora.intervention import LayerLora
-from dfolora.lora import LoraFactors
+from dfolora.model import Backbone, LayerLora, LoraFactors
 
 
 @torch.inference_mode()

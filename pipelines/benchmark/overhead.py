@@ -8,16 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dfolora.backbone import Backbone
 from dfolora.engine import Engine, Interventions, Limits
-from dfolora.evaluate import PopulationEvaluator
-from dfolora.intervention import Intervention
-from dfolora.journal import Journal
-from dfolora.memory import PeakMemory
 from dfolora.methods import FewShotData, LayerwiseSearch, Progress
-from dfolora.subspace import LoraSubspaceSpec
-from dfolora.tracking import Store
-from dfolora.tune import tune
+from dfolora.model import Backbone, Intervention
+from dfolora.record import Store
+from dfolora.record.journal import Journal
+from dfolora.record.memory import PeakMemory
+from dfolora.search import PopulationEvaluator, tune
+from dfolora.search.subspace import LoraSubspaceSpec
 from pipelines.fit import Clock, follow
 from pipelines.progress import RunBar
 

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfolora.backbone import Backbone
-from dfolora.checkpoint import Checkpoint
-from dfolora.cost import flops_engine
 from dfolora.engine import Limits
-from dfolora.subspace import LoraSubspaceSpec
+from dfolora.model import Backbone, Checkpoint
+from dfolora.search.subspace import LoraSubspaceSpec
+from pipelines.benchmark.flops import flops_engine
 from pipelines.benchmark.speed import (
     CLASSES,
     FIRST_TOKEN,

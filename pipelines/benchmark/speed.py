@@ -11,14 +11,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional
 
-from dfolora.backbone import Backbone
-from dfolora.cost import Shape, flops_authors, flops_engine
 from dfolora.data import Batch, Rows
 from dfolora.engine import TOKENS, Engine, Limits
-from dfolora.memory import PeakMemory
 from dfolora.methods import FewShotData
-from dfolora.subspace import LoraSubspace
+from dfolora.model import Backbone
+from dfolora.record.memory import PeakMemory
+from dfolora.search.subspace import LoraSubspace
 from pipelines.benchmark.authors_way import label_logits
+from pipelines.benchmark.flops import Shape, flops_authors, flops_engine
 
 CLASSES = 2
 FIRST_TOKEN = 5

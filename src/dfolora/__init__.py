@@ -2,13 +2,12 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from dfolora.backbone import Backbone
+from dfolora.data import Task
 from dfolora.errors import UserError
-from dfolora.fitting import fit
+from dfolora.fewshot import Problem, ProblemSpec, TaskRows, fit
 from dfolora.methods import LayerwiseSearch, ManualPrompt
-from dfolora.problem import Problem, ProblemSpec, TaskRows
-from dfolora.subspace import LoraSubspaceSpec
-from dfolora.task import Task
+from dfolora.model import Backbone
+from dfolora.search.subspace import LoraSubspaceSpec
 
 try:
     __version__ = version("dfolora")

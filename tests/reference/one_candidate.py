@@ -4,8 +4,8 @@ import copy
 
 import torch
 
-from dfolora.backbone import Backbone
 from dfolora.data import Batch
+from dfolora.model.backbone import Backbone
 
 
 def merged_model(backbone: Backbone, layers):

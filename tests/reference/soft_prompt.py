@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 
-from dfolora.intervention import SoftPrompt
+from dfolora.model.intervention import SoftPrompt
 from tests.reference import one_candidate
 
 

@@ -1,26 +1,54 @@
-"""Rows of a task, the few-shot split of them, and their encoding for a model."""
+"""Data: a task as values, its rows, the few-shot split of them, and batches of tokens.
 
-from dfolora.data.encode import Batch, Encode, Encoder, Readout, encode, filler_ids, fits
-from dfolora.data.fewshot import FewShotSplit, eligible_rows, sample_few_shot
-from dfolora.data.load import Part, Rows, fingerprint, load_rows
-from dfolora.data.parts import part, pieces
+Rows come from the hub, local files or the mini world; a prompt and a tokenizer make them a Batch.
+Nothing here knows a model.
+"""
+
+from dfolora.data.batching import part, pieces
+from dfolora.data.encode import (
+    FIRST_FILLER,
+    Batch,
+    Encode,
+    Encoder,
+    Readout,
+    encode,
+    filler_ids,
+    fits,
+)
+from dfolora.data.metric import METRICS, accuracy, constant_score, majority_score
+from dfolora.data.rows import Part, Rows, fingerprint, load_rows
+from dfolora.data.split import FewShotSplit, eligible_rows, sample_few_shot
+from dfolora.data.task import FILLER, HOLE, MASK, Kind, LabelWordStyle, Prompt, Task, label_word_ids
 from dfolora.data.text import TextEncoder
 
 __all__ = [
+    "FILLER",
+    "FIRST_FILLER",
+    "HOLE",
+    "MASK",
+    "METRICS",
     "Batch",
     "Encode",
     "Encoder",
     "FewShotSplit",
+    "Kind",
+    "LabelWordStyle",
     "Part",
+    "Prompt",
     "Readout",
     "Rows",
+    "Task",
     "TextEncoder",
+    "accuracy",
+    "constant_score",
     "eligible_rows",
     "encode",
     "filler_ids",
     "fingerprint",
     "fits",
+    "label_word_ids",
     "load_rows",
+    "majority_score",
     "part",
     "pieces",
     "sample_few_shot",

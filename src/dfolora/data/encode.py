@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
-from dfolora.data.load import Rows
-from dfolora.data.tokens import Defuser, padded
+from dfolora.data.rows import Rows
+from dfolora.data.task import FILLER, HOLE, MASK, Prompt
+from dfolora.data.tokenization import Defuser, padded
 from dfolora.errors import UserError
-from dfolora.task import FILLER, HOLE, MASK, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfolora.data.encode import Batch, Encoder
-from dfolora.data.load import Rows
-from dfolora.data.tokens import Defuser, padded
+from dfolora.data.rows import Rows
+from dfolora.data.task import Kind
+from dfolora.data.tokenization import Defuser, padded
 from dfolora.errors import UserError
-from dfolora.task import Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

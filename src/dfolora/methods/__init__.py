@@ -1,6 +1,11 @@
 """The rows of the tables: each method turns a backbone and a few-shot split into a predictor."""
 
-from dfolora.methods.base import (
+from dfolora.methods.gap3 import Gap3
+from dfolora.methods.gradient import GradientTuning, TrainingSpec
+from dfolora.methods.in_context import InContext
+from dfolora.methods.layerwise import LayerwiseSearch
+from dfolora.methods.manual_prompt import ManualPrompt
+from dfolora.methods.method import (
     FewShotData,
     Fit,
     Method,
@@ -10,13 +15,7 @@ from dfolora.methods.base import (
     Resumable,
     Step,
 )
-from dfolora.methods.gap3 import Gap3
-from dfolora.methods.gradient import GradientTuning
-from dfolora.methods.in_context import InContext
-from dfolora.methods.layerwise import LayerwiseSearch
-from dfolora.methods.manual_prompt import ManualPrompt
 from dfolora.methods.random_lora import RandomLora
-from dfolora.methods.training import TrainingSpec
 
 __all__ = [
     "FewShotData",

@@ -13,17 +13,14 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from dfolora.architecture import Architecture
-from dfolora.backbone import Backbone
-from dfolora.data.encode import Batch, Encode, Encoder
-from dfolora.data.load import Rows
+from dfolora.data import FILLER, MASK, Batch, Encode, Encoder, Rows
 from dfolora.engine import Engine, Limits
 from dfolora.errors import UserError
-from dfolora.methods.base import FewShotData, Progress
-from dfolora.plain import whole
+from dfolora.methods.method import FewShotData, Progress
+from dfolora.model import Architecture, Backbone
+from dfolora.search import DevPoint
 from dfolora.seeding import stream
-from dfolora.select import DevPoint
-from dfolora.task import FILLER, MASK
+from dfolora.validation import whole
 
 BEFORE = "demonstrations before the row"
 """The field of a row that holds them; no column is called so."""

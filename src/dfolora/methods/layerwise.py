@@ -13,21 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dfolora.architecture import Architecture
-from dfolora.backbone import Backbone
-from dfolora.data.encode import Batch, Encode, Encoder
-from dfolora.data.load import Rows
-from dfolora.engine import Engine, Limits
+from dfolora.data import Batch, Encode, Encoder, Rows
+from dfolora.engine import Engine, Limits, check_objective
 from dfolora.errors import UserError
-from dfolora.evaluate import PopulationEvaluator, Remembering
-from dfolora.methods.base import FewShotData, Past, Progress
-from dfolora.objective import check_objective
-from dfolora.optim import Cma, Optimizer, OptimizerFactory
-from dfolora.plain import choice, whole
+from dfolora.methods.method import FewShotData, Past, Progress
+from dfolora.model import Architecture, Backbone
+from dfolora.search import (
+    INCUMBENTS,
+    SCHEDULES,
+    SELECTIONS,
+    DevPoint,
+    DevSelection,
+    PopulationEvaluator,
+    Remembering,
+    tune,
+)
+from dfolora.search.optim import Cma, Optimizer, OptimizerFactory
+from dfolora.search.subspace import LoraSubspaceSpec, Subspace, SubspaceSpec
 from dfolora.seeding import stream
-from dfolora.select import SELECTIONS, DevPoint, DevSelection
-from dfolora.subspace import LoraSubspaceSpec, Subspace, SubspaceSpec
-from dfolora.tune import INCUMBENTS, SCHEDULES, tune
+from dfolora.validation import choice, whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dfolora.architecture import Architecture
-from dfolora.backbone import Backbone
-from dfolora.data.encode import Batch, Encode, Encoder
-from dfolora.data.load import Rows
+from dfolora.data import Batch, Encode, Encoder, Rows
 from dfolora.engine import Engine, Limits
-from dfolora.methods.base import FewShotData, Progress
-from dfolora.select import DevPoint
+from dfolora.methods.method import FewShotData, Progress
+from dfolora.model import Architecture, Backbone
+from dfolora.search import DevPoint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,15 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from dfolora.architecture import Architecture
-from dfolora.backbone import Backbone
-from dfolora.data.encode import Encode, Encoder
-from dfolora.data.load import Rows
+from dfolora.data import Encode, Encoder, Rows
 from dfolora.engine import Limits
-from dfolora.methods.base import FewShotData, Progress
 from dfolora.methods.layerwise import Searched
+from dfolora.methods.method import FewShotData, Progress
+from dfolora.model import Architecture, Backbone
+from dfolora.search.subspace import LoraSubspaceSpec
 from dfolora.seeding import stream
-from dfolora.subspace import LoraSubspaceSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,7 @@ def item_runs(runs: pd.DataFrame, spec: TableSpec) -> pd.DataFrame:
     """The runs that were asked for the table, the last ones asked for at the end.
 
     Args:
-        runs: As ``dfolora.tracking.Store.runs`` gives them.
+        runs: As ``dfolora.record.Store.runs`` gives them.
         spec: What to show.
     """
     tag = f"tags.{spec.item}"

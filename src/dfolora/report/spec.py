@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
 
 from dfolora.errors import UserError
-from dfolora.plain import check_keys, choice, mapping, shown, text, whole
+from dfolora.validation import check_keys, choice, mapping, shown, text, whole
 
 Made = TypeVar("Made")
 PICTURES = ("bars", "lines", "curves")

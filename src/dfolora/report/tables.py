@@ -131,7 +131,7 @@ def build_table(runs: pd.DataFrame, spec: TableSpec) -> Table:
     """Put runs into a table.
 
     Args:
-        runs: As ``dfolora.tracking.Store.runs`` gives them.
+        runs: As ``dfolora.record.Store.runs`` gives them.
         spec: What to show.
     """
     runs = item_runs(runs, spec)

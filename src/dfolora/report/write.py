@@ -18,7 +18,7 @@ CURVE = "fitness.png"
 
 
 class Archive(Protocol):
-    """What a report asks of the store beside its runs; ``dfolora.tracking.Store`` has it."""
+    """What a report asks of the store beside its runs; ``dfolora.record.Store`` has it."""
 
     def history(self, run_ids: Sequence[str], metric: str) -> "pd.DataFrame":
         """A metric's points."""

@@ -11,10 +11,8 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from dfolora.data.encode import Batch, Encoder
-from dfolora.data.load import Rows
+from dfolora.data import FILLER, HOLE, MASK, Batch, Encoder, Prompt, Rows
 from dfolora.errors import UserError
-from dfolora.task import FILLER, HOLE, MASK, Prompt
 
 Genome = tuple[tuple[int, ...], ...]
 """Token ids by slot, one slot a field."""

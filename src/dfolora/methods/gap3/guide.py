@@ -10,14 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dfolora.backbone import Backbone
-from dfolora.data.encode import Batch
-from dfolora.data.load import Rows
-from dfolora.engine import Engine, Limits
+from dfolora.data import METRICS, Batch, Rows
+from dfolora.engine import Engine, Limits, cross_entropy
 from dfolora.errors import UserError
 from dfolora.methods.gap3.genome import Genome, Hole, Template
-from dfolora.metric import METRICS
-from dfolora.objective import cross_entropy
+from dfolora.model import Backbone
 
 Array = NDArray[np.float64]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dfolora.backbone import Backbone
-from dfolora.data.encode import Batch
+from dfolora.data import Batch
 from dfolora.engine import Engine, Limits
 from dfolora.methods.gap3.genome import Genome, Template, size
-from dfolora.select import DevPoint
+from dfolora.model import Backbone
+from dfolora.search import DevPoint
 
 
 class Written:

@@ -10,19 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfolora.architecture import Architecture
-from dfolora.backbone import Backbone
-from dfolora.data.encode import Encode, Encoder
-from dfolora.data.load import Rows
+from dfolora.data import Encode, Encoder, Rows
 from dfolora.engine import Limits
 from dfolora.errors import UserError
-from dfolora.methods.base import FewShotData, Past, Progress
 from dfolora.methods.gap3.genome import Genome, Hole, Template, crossed, mutated, size
 from dfolora.methods.gap3.guide import PASSES, Fitness, Guide, Individual, Passes
 from dfolora.methods.gap3.predictor import Written
-from dfolora.plain import choice, share, whole
+from dfolora.methods.method import FewShotData, Past, Progress
+from dfolora.model import Architecture, Backbone
+from dfolora.search import SELECTIONS, DevPoint, Seen, by_score
 from dfolora.seeding import stream
-from dfolora.select import SELECTIONS, DevPoint, Seen, by_score
+from dfolora.validation import choice, share, whole
 
 COMPARISONS: Mapping[str, Callable[[Fitness, Fitness], bool]] = {
     "fixed": lambda new, best: new > best,

@@ -1,0 +1,1 @@
+"""Pretrains the embedded world's models; see ``python -m pipelines.pretrain``."""

@@ -1,0 +1,91 @@
+"""Which rows a few-shot run may see: k per class for train, k per class for dev."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import compress
+
+from dfolora.data.rows import Rows
+from dfolora.errors import UserError
+from dfolora.seeding import stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotSplit:
+    """Row numbers of a task's train part, in the order in which they were drawn.
+
+    They count the labelled rows from 0: those without a gold label are not in the part.
+    """
+
+    k: int
+    """Rows per class in train and in dev."""
+    seed: int
+    train: tuple[int, ...]
+    dev: tuple[int, ...]
+
+    def to_json(self) -> str:
+        """The split as a JSON object."""
+        return json.dumps(asdict(self))
+
+
+def eligible_rows(rows: Rows, max_words: int = 340) -> tuple[bool, ...]:
+    """Which rows are short enough to be drawn, by a rule that knows no model.
+
+    The released code drops rows above 512 tokens, so that its splits differ between models; a
+    limit in words gives all of them the same. Longer test rows are truncated instead.
+
+    Args:
+        rows: All rows of the part that is drawn from, ``(N,)``.
+        max_words: Most words, split at white space, in a row's fields together.
+
+    Returns:
+        One truth value per row, ``(N,)``.
+    """
+    return tuple(sum(len(text.split()) for text in row.values()) <= max_words for row in rows.texts)
+
+
+def sample_few_shot(
+    labels: Sequence[int], eligible: Sequence[bool], *, k: int, seed: int, names: Sequence[str]
+) -> FewShotSplit:
+    """Walk a random permutation of the rows: of each class the first k are train, the next k dev.
+
+    Args:
+        labels: The rows' classes, ``(N,)``.
+        eligible: Which rows may be drawn, ``(N,)``.
+        k: Rows per class and part.
+        seed: The split seed.
+        names: The class names; their positions are the labels.
+
+    Raises:
+        UserError: If k or the seed is out of range, or a class has fewer than 2k eligible rows.
+    """
+    if k < 1 or seed < 0:
+        raise UserError(
+            f"Few-shot k must be at least 1 and the seed at least 0, got {k} and {seed}."
+        )
+    drawn: list[list[int]] = [[] for _ in names]
+    order: list[int] = []
+    for row in stream(seed, "split").permutation(len(labels)).tolist():
+        members = drawn[labels[row]]
+        if eligible[row] and len(members) < 2 * k:
+            members.append(row)
+            order.append(row)
+    if min(map(len, drawn)) < 2 * k:
+        counts = _eligible_counts(labels, eligible, names)
+        raise UserError(
+            f"A {k}-shot split needs {2 * k} rows of each class within the length limit, got "
+            f"{counts}; give more rows, a smaller k or a higher word limit."
+        )
+    train = {row for members in drawn for row in members[:k]}
+    return FewShotSplit(
+        k=k,
+        seed=seed,
+        train=tuple(row for row in order if row in train),
+        dev=tuple(row for row in order if row not in train),
+    )
+
+
+def _eligible_counts(labels: Sequence[int], eligible: Sequence[bool], names: Sequence[str]) -> str:
+    counts = Counter(compress(labels, eligible))
+    return ", ".join(f"{name}: {counts[label]}" for label, name in enumerate(names))

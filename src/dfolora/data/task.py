@@ -1,0 +1,326 @@
+"""A task is data: where its rows are, how they become prompts, what the answers are called."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from string import Formatter
+from typing import Any, Literal, Protocol, get_args
+
+import yaml
+
+from dfolora.data.metric import METRICS
+from dfolora.errors import UserError
+from dfolora.validation import check_keys, file_name, flag, mapping, text, text_or_none, texts
+
+Kind = Literal["masked", "causal"]
+"""How a model answers: by filling a mask, or by continuing the prompt."""
+
+LabelWordStyle = Literal["released", "natural"]
+"""``released``: the bare word, as in the authors' code; ``natural``: with a space before it."""
+
+MASK, FILLER = "mask", "filler"
+"""The placeholders of a pattern that are not fields of the row."""
+HOLE = "hole"
+"""One more, in no task's file: a mask that stands for a missing word and does not answer."""
+
+REQUIRED = ("name", "title", "dataset", "fields", "label", "classes", "metric", "prompts")
+"""The keys that no task can lack."""
+
+
+class Tokenizer(Protocol):
+    """The part of a `transformers` tokenizer that label words need."""
+
+    name_or_path: str
+    unk_token_id: int | None
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text."""
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> str | list[str]:
+        """The pieces behind token ids."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Where a task's rows come from."""
+
+    path: str
+    """Repository on the hub, or ``mini`` for the embedded mini world."""
+    name: str | None = None
+    """The repository's configuration, such as ``sst2`` of GLUE."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub."""
+    train: str = "train"
+    """The split that train and dev rows are drawn from."""
+    test: str = "test"
+    """The split that is tested on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One way to ask for a row's class, and the words that answer."""
+
+    kind: Kind
+    pattern: str
+    """Text with ``{field}`` placeholders, ``{mask}`` where a masked model answers, and ``{filler}``
+    for the 50 filler words of the released code."""
+    label_words: tuple[str, ...]
+    """One word per class, in the order of the task's classes."""
+    prefix: str = "{filler} . "
+    """What stands before the pattern for methods that need filler words there."""
+    slots: tuple[str, ...] | None = None
+    """The placeholders before which a search of the prompt's words may put some, ``mask`` also for
+    the end of a causal pattern; None: all."""
+
+    def __post_init__(self) -> None:
+        masks = self.placeholders.count(MASK)
+        if self.kind == "masked" and masks != 1:
+            raise UserError(
+                f"Masked pattern {self.pattern!r} has {masks} {{mask}}; write it exactly once, "
+                f"where the model answers."
+            )
+        if self.kind == "causal" and masks:
+            raise UserError(
+                f"Causal pattern {self.pattern!r} has a {{mask}}; remove it: "
+                f"a causal model answers after the last token."
+            )
+        if unknown := sorted({*(self.slots or ())} - {*self.placeholders, MASK}):
+            raise UserError(
+                f"Pattern {self.pattern!r} has no {unknown}, so no slots before them; choose from "
+                f"{sorted({*self.placeholders, MASK})}."
+            )
+
+    def prefixed(self) -> "Prompt":
+        """The prompt with filler words at its start, where it has none."""
+        if FILLER in self.placeholders:
+            return self
+        return replace(self, pattern=self.prefix + self.pattern)
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """The names in braces, in order."""
+        try:
+            parts = [part[1:] for part in Formatter().parse(self.pattern) if part[1] is not None]
+        except ValueError as error:
+            raise UserError(f"Pattern {self.pattern!r} cannot be read: {error}.") from error
+        for name, spec, conversion in parts:
+            if spec or conversion:
+                raise UserError(
+                    f"Placeholder {{{name}}} of pattern {self.pattern!r} has a format or "
+                    f"conversion; write the bare name."
+                )
+        return tuple(str(name) for name, _, _ in parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A classification task as plain data; a new one is a YAML file and no Python."""
+
+    name: str
+    """Also that of its folder of local files."""
+    title: str
+    """The name in tables."""
+    dataset: Dataset
+    fields: tuple[str, ...]
+    """The text columns."""
+    label: str
+    """The label column."""
+    classes: tuple[str, ...]
+    """Class names; their positions are the labels."""
+    metric: str
+    """A name in `dfolora.data.metric.METRICS`."""
+    prompts: Mapping[str, Mapping[str, Prompt]] = field(hash=False)  # no mapping has a hash
+    """Prompts by variant (``released``, ``published``, ...) and kind."""
+    replace: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Literal replacements made in every field."""
+    strip: bool = False
+    """Whether fields lose the white space around them."""
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise UserError(
+                f"Task {self.name} has one class, {self.classes[0]!r}; give two or more."
+            )
+        if taken := sorted({MASK, FILLER, HOLE} & {*self.fields}):
+            raise UserError(
+                f"Task {self.name} has fields {taken}, which mean something else in a pattern; "
+                f"rename the columns."
+            )
+        if self.metric not in METRICS:
+            raise UserError(
+                f"Task {self.name} has metric {self.metric!r}; choose from {', '.join(METRICS)}."
+            )
+        if self.metric == "f1" and len(self.classes) != 2:
+            raise UserError(
+                f"Task {self.name} has {len(self.classes)} classes, but f1 needs 2 "
+                f"(the second is the positive one); use accuracy."
+            )
+        for variant, by_kind in self.prompts.items():
+            for prompt in by_kind.values():
+                where = f"{self.name}, prompt {variant}/{prompt.kind}"
+                self._check_prompt(prompt, where)
+                self._check_prompt(prompt.prefixed(), where)
+
+    def prompt(self, variant: str, kind: Kind) -> Prompt:
+        """The prompt of a variant for a kind of model.
+
+        Args:
+            variant: ``released`` or another variant of this task.
+            kind: How the model answers.
+
+        Raises:
+            UserError: If the task has no such prompt.
+        """
+        try:
+            return self.prompts[variant][kind]
+        except KeyError:
+            offered = "; ".join(f"{name}: {', '.join(by)}" for name, by in self.prompts.items())
+            raise UserError(
+                f"Task {self.name} has no {kind} prompt {variant!r}; it has {offered}."
+            ) from None
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, Any]) -> "Task":
+        """A task from plain data, shaped as the files in ``conf/task``.
+
+        Args:
+            data: Plain mappings, lists, strings and booleans.
+
+        Raises:
+            UserError: If a key is unknown or missing, or a value is not of the needed type or
+                does not fit the others.
+        """
+        check_keys(data, "task", required=REQUIRED, optional=("replace", "strip"))
+        name = file_name(data["name"], "task.name")
+        return cls(
+            name=name,
+            title=text(data["title"], f"{name}.title"),
+            dataset=_dataset(data["dataset"], f"{name}.dataset"),
+            fields=texts(data["fields"], f"{name}.fields"),
+            label=text(data["label"], f"{name}.label"),
+            classes=texts(data["classes"], f"{name}.classes"),
+            metric=text(data["metric"], f"{name}.metric"),
+            prompts={
+                variant: _prompts(by_kind, f"{name}.prompts.{variant}")
+                for variant, by_kind in mapping(data["prompts"], f"{name}.prompts").items()
+            },
+            replace={
+                old: text(new, f"{name}.replace[{old!r}]", empty=True)
+                for old, new in mapping(data.get("replace", {}), f"{name}.replace").items()
+            },
+            strip=flag(data.get("strip", False), f"{name}.strip"),
+        )
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Task":
+        """A task from a YAML file such as ``conf/task/sst2.yaml``.
+
+        Args:
+            path: The file; Hydra's ``defaults`` lists are not followed.
+
+        Raises:
+            UserError: If the file is missing, is not YAML, or does not hold a task.
+        """
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"Task file {path} cannot be read: {error.strerror}.") from error
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"Task file {path} is not UTF-8 YAML: {error}") from error
+        return cls.from_mapping(mapping(data, f"task file {path}"))
+
+    def _check_prompt(self, prompt: Prompt, where: str) -> None:
+        """That the prompt's placeholders and words are this task's."""
+        names = set(prompt.placeholders)
+        if unknown := sorted(names - {*self.fields, MASK, FILLER}):
+            raise UserError(
+                f"Task {where}: pattern {prompt.pattern!r} has placeholders {unknown} that are not "
+                f"fields; the fields are {list(self.fields)}."
+            )
+        try:
+            prompt.pattern.format_map(dict.fromkeys(names, ""))
+        except (LookupError, ValueError, AttributeError) as error:  # of "{a.b}", "{a[0]}", "{0}"
+            raise UserError(
+                f"Task {where}: pattern {prompt.pattern!r} cannot be filled ({error}); rename the "
+                f"columns to plain words."
+            ) from error
+        if names.isdisjoint(self.fields):
+            raise UserError(
+                f"Task {where}: pattern {prompt.pattern!r} shows nothing of the row; "
+                f"add one of the fields {list(self.fields)} in braces."
+            )
+        if len(prompt.label_words) != len(self.classes):
+            raise UserError(
+                f"Task {where}: {len(prompt.label_words)} label words {list(prompt.label_words)} "
+                f"for {len(self.classes)} classes {list(self.classes)}; give one word per class."
+            )
+
+
+def label_word_ids(
+    prompt: Prompt, tokenizer: Tokenizer, style: LabelWordStyle = "released"
+) -> tuple[int, ...]:
+    """The vocabulary id that stands for each class: the first sub-token of its label word.
+
+    Args:
+        prompt: Whose label words.
+        tokenizer: The model's.
+        style: ``released`` encodes the bare word, ``natural`` the word after a space.
+
+    Returns:
+        One id per class, all different.
+
+    Raises:
+        UserError: If a word has no token or is unknown, or two words share their first sub-token.
+    """
+    if style not in get_args(LabelWordStyle):
+        raise UserError(f"Label word style {style!r} is unknown; choose released or natural.")
+    space = " " if style == "natural" else ""
+    words = prompt.label_words
+    encoded = [tokenizer.encode(space + word, add_special_tokens=False) for word in words]
+    for word, ids in zip(words, encoded, strict=True):
+        if not ids or ids[0] == tokenizer.unk_token_id:
+            raise UserError(
+                f"Label word {word!r} is not in the vocabulary of {tokenizer.name_or_path} "
+                f"(ids {ids}); edit the word in the task's file."
+            )
+    first = [ids[0] for ids in encoded]
+    if clashing := [n for n, token in enumerate(first) if first.count(token) > 1]:
+        pieces = [tokenizer.convert_ids_to_tokens(encoded[n]) for n in clashing]
+        advice = "edit" if space else "set label_words=natural or edit"
+        raise UserError(
+            f"Label words {[words[n] for n in clashing]} start with the same token for "
+            f"{tokenizer.name_or_path} (pieces {pieces}), so their classes cannot be told apart; "
+            f"{advice} the words in the task's file."
+        )
+    return tuple(first)
+
+
+def _dataset(value: object, where: str) -> Dataset:
+    data = mapping(value, where)
+    check_keys(data, where, required=("path", "train", "test"), optional=("name", "revision"))
+    return Dataset(
+        path=text(data["path"], f"{where}.path"),
+        name=text_or_none(data.get("name"), f"{where}.name"),
+        revision=text_or_none(data.get("revision"), f"{where}.revision"),
+        train=text(data["train"], f"{where}.train"),
+        test=text(data["test"], f"{where}.test"),
+    )
+
+
+def _prompts(value: object, where: str) -> dict[str, Prompt]:
+    data = mapping(value, where)
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    check_keys(data, where, optional=kinds)
+    return {kind: _prompt(data[kind], kind, f"{where}.{kind}") for kind in kinds if kind in data}
+
+
+def _prompt(value: object, kind: Kind, where: str) -> Prompt:
+    data = mapping(value, where)
+    check_keys(data, where, required=("pattern", "label_words"), optional=("prefix", "slots"))
+    return Prompt(
+        kind=kind,
+        pattern=text(data["pattern"], f"{where}.pattern"),
+        label_words=texts(data["label_words"], f"{where}.label_words"),
+        prefix=text(data.get("prefix", Prompt.prefix), f"{where}.prefix"),
+        slots=texts(data["slots"], f"{where}.slots") if "slots" in data else None,
+    )

@@ -1,0 +1,20 @@
+"""The evaluation engine: a population of interventions to label-word logits, exactly.
+
+It shares, trims and packs what one padded forward a candidate would repeat; memory bounds how much
+goes through the model at once. Objectives turn the logits into one loss a candidate.
+"""
+
+from dfolora.engine.forward import TOKENS, Engine, Interventions, Limits, is_out_of_memory
+from dfolora.engine.objective import LOSSES, check_objective, cross_entropy, metric_objective
+
+__all__ = [
+    "LOSSES",
+    "TOKENS",
+    "Engine",
+    "Interventions",
+    "Limits",
+    "check_objective",
+    "cross_entropy",
+    "is_out_of_memory",
+    "metric_objective",
+]

@@ -1,0 +1,300 @@
+"""Label-word logits of whole populations, exactly as one padded forward each would give them.
+
+All candidates of a generation differ from the current solution in one layer. So what enters that
+layer is the same for all, and is carried along as the layers take turns; in that layer only their
+low-rank terms differ; in the last one only the position that answers is needed, and of the
+vocabulary the label words. Sequences lie side by side without padding, and as many candidates go
+through the model together as the limits allow.
+
+Letters: P candidates, N examples, M tokens of a pack, H hidden size, C classes.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from dfolora.data import Batch
+from dfolora.errors import UserError
+from dfolora.model import Backbone, Intervention, Pack, Sequences
+from dfolora.validation import whole
+
+TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 16384}
+"""At once unless told otherwise: a device idles with fewer, and more are no faster."""
+COARSE = {"cpu": False, "cuda": True, "mps": True}
+"""Whether lengths are grouped coarsely for attention."""
+SHARE_OF_FREE = 0.8
+"""Of a GPU's free memory, unless told otherwise."""
+MEGABYTE = 1e6
+
+Interventions = Mapping[int, Intervention]
+"""One candidate's (P = 1), by layer; a layer without one is as it was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much may go through the model at once; results depend on it by rounding alone."""
+
+    tokens: int | None = None
+    """At most so many tokens, those of all candidates counted, or one longer sequence; None: what
+    is fast on the device."""
+    memory: float | None = None
+    """At most so many 10^6 bytes beside the weights; None: on a GPU 80 % of what is free at first,
+    on a CPU no limit but that of the tokens."""
+
+    def check(self) -> None:
+        """Raise UserError unless both are None or positive."""
+        if self.tokens is not None:
+            whole(self.tokens, "engine.tokens", least=1)
+        memory = self.memory
+        if memory is not None and (
+            isinstance(memory, bool)
+            or not isinstance(memory, int | float)
+            or not 0 < memory < float("inf")
+        ):
+            raise UserError(f"engine.memory={memory} must be a positive number of megabytes.")
+
+
+class Engine:
+    """A batch on a model: interventions to logits.
+
+    Args:
+        backbone: The frozen model.
+        batch: The encoded examples.
+        label_ids: ``(C,)``, the label words' token ids.
+        limits: How much goes through the model at once.
+        carry: Whether to keep what enters the searched layer, M H numbers in all, for the next
+            call; else each call starts from the embeddings.
+
+    Raises:
+        UserError: The memory allowed does not hold one candidate on the longest example.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        batch: Batch,
+        label_ids: Tensor,
+        limits: Limits,
+        *,
+        carry: bool = True,
+    ) -> None:
+        self._backbone = backbone
+        self._label_ids = label_ids.to(backbone.device)
+        self._sequences = _needed(batch, causal=backbone.architecture.family.kind == "causal")
+        self._carry = carry
+        self._tokens = min(
+            limits.tokens or TOKENS[backbone.device.type],
+            self._tokens_that_fit(limits.memory),
+        )
+        self._prefixes = self._cut()
+
+    @torch.inference_mode()
+    def __call__(self, incumbents: Interventions, searched: Intervention | None = None) -> Tensor:
+        """Logits of the model with these interventions.
+
+        Args:
+            incumbents: Of all layers; that of the searched one does not matter.
+            searched: Of P candidates for one layer. None: the incumbents are the one candidate.
+
+        Returns:
+            ``(P, N, C)``, float32.
+
+        Raises:
+            UserError: Not even one candidate on one example finds enough memory.
+        """
+        population = 1 if searched is None else searched.population
+        return self._retried(lambda: self._logits(incumbents, searched), population)
+
+    @torch.inference_mode()
+    def vocabulary(self, places: Tensor) -> Tensor:
+        """Logits of all tokens, of the model without interventions.
+
+        Args:
+            places: Where to read them, ``(N, K)`` positions; of a causal model's rows none is past
+                the answer.
+
+        Returns:
+            ``(N, K, V)``, float32.
+
+        Raises:
+            UserError: Not even one example finds enough memory.
+        """
+        return self._retried(lambda: self._vocabulary(places.to(self._backbone.device)), 1)
+
+    def _vocabulary(self, places: Tensor) -> Tensor:
+        shape = *places.shape, len(self._backbone.embedding)
+        logits = torch.empty(shape, device=self._backbone.device)
+        for prefix in self._prefixes:
+            pack = prefix.pack
+            hidden = self._backbone.embed(pack)
+            for layer in self._backbone.layers:
+                hidden = layer(hidden, pack)
+            read = hidden[0, pack.starts[:, None] + places[pack.rows]]
+            logits[pack.rows] = self._backbone.vocabulary_logits(read)
+        return logits
+
+    def _retried(self, work: Callable[[], Tensor], population: int) -> Tensor:
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).partition("\n")[0]
+            # Not in the handler, where the error still holds what the failed pass had allocated.
+            self._halve(reason, population)
+
+    def _logits(self, incumbents: Interventions, searched: Intervention | None) -> Tensor:
+        population = 1 if searched is None else searched.population
+        shape = population, len(self._sequences.lengths), len(self._label_ids)
+        logits = torch.empty(shape, device=self._backbone.device)
+        for prefix in self._prefixes:
+            pack = prefix.pack
+            if searched is None:
+                hidden = self._backbone.embed(pack)
+                logits[:, pack.rows] = self._finish(pack, hidden, 0, incumbents)
+                continue
+            for part, hidden in self._searched_layer(prefix, incumbents, searched):
+                logits[part, pack.rows] = self._finish(pack, hidden, searched.layer + 1, incumbents)
+            if not self._carry:
+                prefix.forget()
+        return logits
+
+    def _searched_layer(
+        self, prefix: "_Prefix", incumbents: Interventions, searched: Intervention
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """What leaves it, for some candidates at a time: ``(P or fewer, M or N, H)``."""
+        hidden, pack = prefix.at(searched.layer, incumbents), prefix.pack
+        layer, last = self._backbone.layers[searched.layer], self._is_last(searched.layer)
+        shared = None
+        for part in _slices(searched.population, self._tokens // pack.size):
+            some = searched.part(part)
+            entered = some.enter(hidden, pack)
+            if shared is None or entered is not hidden:
+                shared = layer.project(entered, pack, answers_only=last)
+            yield part, layer.attend(shared, pack, some.factors)
+
+    def _finish(self, pack: Pack, hidden: Tensor, start: int, incumbents: Interventions) -> Tensor:
+        """From what enters layer ``start`` to the logits: ``(P, N, C)``."""
+        for index in range(start, len(self._backbone.layers)):
+            hidden = self._backbone.layers[index](
+                hidden, pack, incumbents.get(index), answers_only=self._is_last(index)
+            )
+        return self._backbone.label_logits(hidden, self._label_ids)
+
+    def _is_last(self, layer: int) -> bool:
+        return layer == len(self._backbone.layers) - 1
+
+    def _cut(self) -> list["_Prefix"]:
+        device = self._backbone.device
+        packs = self._sequences.packs(self._tokens, device, coarse=COARSE[device.type])
+        return [_Prefix(self._backbone, pack) for pack in packs]
+
+    def _tokens_that_fit(self, megabytes: float | None) -> int:
+        device, architecture = self._backbone.device, self._backbone.architecture
+        if megabytes is not None:
+            allowed = int(megabytes * MEGABYTE)
+        elif device.type == "cuda":
+            allowed = int(SHARE_OF_FREE * _free_bytes(device))
+        else:
+            return sys.maxsize
+        size = self._backbone.dtype.itemsize
+        lengths = self._sequences.lengths
+        carried = int(lengths.sum()) * architecture.width * size if self._carry else 0
+        a_token = architecture.live_numbers * size
+        # Half for the candidates, half for what they share.
+        fitting, longest = (allowed - carried) // (2 * a_token), int(lengths.max())
+        if fitting < longest:
+            needed = ceil((carried + 2 * longest * a_token) / MEGABYTE)
+            raise UserError(
+                f"One candidate needs {needed} MB beside the weights ({longest} tokens in the "
+                f"longest example); {allowed / MEGABYTE:.1f} MB are allowed. Raise engine.memory, "
+                f"or lower data.max_length or k."
+            )
+        return fitting
+
+    def _halve(self, reason: str, population: int) -> None:
+        """Go on with smaller pieces; what was carried is computed anew."""
+        sizes = [prefix.pack.size for prefix in self._prefixes]
+        used = max(min(max(self._tokens // size, 1), population) * size for size in sizes)
+        if used <= int(self._sequences.lengths.max()):
+            raise UserError(
+                f"Out of memory with one candidate on one example at once: {reason}. Use a smaller "
+                f"model, precision=bf16 or int8, or shorter texts (data.max_length)."
+            )
+        self._tokens = used // 2
+        self._prefixes = []
+        if self._backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._prefixes = self._cut()
+        warnings.warn(
+            f"Out of memory with {used} tokens at once; going on with {self._tokens}. "
+            f"engine.tokens={self._tokens} avoids the attempt.",
+            stacklevel=5,
+        )
+
+
+class _Prefix:
+    """What enters a layer under the incumbents, for one pack; carried from layer to layer."""
+
+    def __init__(self, backbone: Backbone, pack: Pack) -> None:
+        self.pack = pack
+        self._backbone = backbone
+        self._passed: list[Intervention | None] = []
+        self._hidden: Tensor | None = None
+
+    def at(self, layer: int, incumbents: Interventions) -> Tensor:
+        """``(1, M, H)``; only the layers that are new since the last call are computed."""
+        passing = [incumbents.get(index) for index in range(layer)]
+        unchanged = all(old is new for old, new in zip(self._passed, passing, strict=False))
+        if self._hidden is None or len(self._passed) > layer or not unchanged:
+            self._hidden, self._passed = self._backbone.embed(self.pack), []
+        # Noted layer by layer, so that whoever interrupts this may go on later.
+        for index in range(len(self._passed), layer):
+            hidden = self._backbone.layers[index](self._hidden, self.pack, passing[index])
+            self._hidden, self._passed = hidden, passing[: index + 1]
+        return self._hidden
+
+    def forget(self) -> None:
+        """Keep nothing."""
+        self._hidden, self._passed = None, []
+
+
+def _needed(batch: Batch, *, causal: bool) -> Sequences:
+    """What must go through the model: of a causal one, nothing past the answer."""
+    real = batch.attention_mask.sum(-1)
+    # The released readout answers in the padding, which must then stay.
+    lengths = batch.answer + 1 if causal else torch.maximum(real, batch.answer + 1)
+    return Sequences(
+        input_ids=batch.input_ids,
+        lengths=lengths,
+        real=torch.minimum(real, lengths),
+        answer=batch.answer,
+    )
+
+
+def _slices(size: int, most: int) -> Iterator[slice]:
+    """``range(size)`` in pieces of about the same length, none above ``most`` or below 1."""
+    pieces = -(-size // max(1, most))
+    edges = [size * piece // pieces for piece in range(pieces + 1)]
+    return (slice(*edge) for edge in pairwise(edges))
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What a GPU still has, and what torch keeps for reuse."""
+    free, _total = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + kept
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether that is what an error says; torch's CPU allocator has no error of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    )

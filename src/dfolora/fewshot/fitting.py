@@ -1,0 +1,55 @@
+"""The library in one call, for those who have a model and tokenizer at hand."""
+
+from typing import Any
+
+from dfolora.data import Task
+from dfolora.fewshot.problem import ProblemSpec, TaskRows
+from dfolora.methods import LayerwiseSearch, Method, Predictor
+from dfolora.model import Backbone
+from dfolora.validation import whole
+
+
+def fit(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    *,
+    method: Method | None = None,
+    problem: ProblemSpec | None = None,
+    seed: int = 42,
+) -> Predictor:
+    """Draw a few-shot split of a task and fit a method to it.
+
+    Args:
+        model: A ``transformers`` model with a vocabulary head. It is left frozen, in evaluation
+            mode; its weights are never written.
+        tokenizer: Its tokenizer.
+        task: The task, for example ``Task.from_file("conf/task/sst2.yaml")``.
+        method: What to fit; None is C-LoRA with its defaults.
+        problem: How the split is drawn and put to the model; None for the defaults.
+        seed: Of split, projections and search.
+
+    Returns:
+        The dev-selected predictor; ``save`` writes a PEFT adapter folder.
+
+    Raises:
+        UserError: Model, task, data and method do not fit together.
+    """
+    whole(seed, "seed", least=0)
+    method = method or LayerwiseSearch()
+    backbone = Backbone(model)
+    architecture = backbone.architecture
+    method.check(architecture)
+    spec = problem or ProblemSpec()
+    posed = spec.pose(
+        TaskRows.load(task, spec.root),
+        tokenizer,
+        method,
+        kind=architecture.family.kind,
+        max_length=architecture.max_length,
+        seed=seed,
+    )
+    search = method.begin(backbone, posed.data, seed)
+    for _generation in search:
+        pass
+    return search.predictor()

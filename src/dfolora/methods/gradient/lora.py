@@ -1,0 +1,72 @@
+"""LoRA (Hu et al. 2022), by PEFT."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from dfolora.data import Encode, Encoder
+from dfolora.errors import UserError
+from dfolora.methods.gradient.library import check_peft
+from dfolora.methods.gradient.trainable import Attached, drawn, label_words, through_model
+from dfolora.model import Architecture, Backbone
+from dfolora.validation import whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank updates ``(alpha / rank) B A`` of attention maps in every layer."""
+
+    rank: int = 8
+    alpha: int = 16
+    targets: Sequence[str] = ("q", "v")
+    """A subset of q, k, v, o."""
+
+    through_model: ClassVar[bool] = True
+
+    def check(self, architecture: Architecture) -> None:
+        """See ``Trainable``."""
+        whole(self.rank, "method.trained.rank", least=1)
+        if self.rank > architecture.width:
+            raise UserError(
+                f"method.trained.rank={self.rank} must lie between 1 and {architecture.width}, "
+                f"the model's width."
+            )
+        whole(self.alpha, "method.trained.alpha", least=1)
+        architecture.check_targets(self.targets, "method.trained.targets")
+        architecture.whole_modules(self.targets)
+        check_peft()
+
+    def encoder(self, plain: Encoder) -> Encode:
+        """The prompt as it is."""
+        return plain
+
+    @contextmanager
+    def attached(self, backbone: Backbone, label_ids: Tensor, seed: int) -> Iterator[Attached]:
+        """See ``Trainable``; B starts at zero, so that the start is the model itself."""
+        from peft import LoraConfig, get_peft_model
+
+        family = backbone.architecture.family
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=[
+                f"{family.layers}.{layer}.{module}"
+                for layer in range(backbone.architecture.layers)
+                for module in backbone.architecture.whole_modules(self.targets)
+            ],
+            fan_in_fan_out=family.input_first,
+        )
+        with drawn(seed):
+            adapted = get_peft_model(backbone.model, config)
+        try:
+            yield Attached(
+                parameters={n: p for n, p in adapted.named_parameters() if p.requires_grad},
+                reader=through_model(backbone, label_words(backbone, label_ids)),
+                write=lambda folder: adapted.save_pretrained(str(folder)),
+            )
+        finally:
+            adapted.unload()
+            vars(backbone.model).pop("peft_config", None)  # PEFT before 0.21 leaves it

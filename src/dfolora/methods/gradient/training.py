@@ -1,0 +1,235 @@
+"""The loop of the trained baselines: a grid of learning rates, and the best look at dev."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dfolora.data import METRICS, Batch, part, pieces
+from dfolora.engine import cross_entropy
+from dfolora.errors import UserError
+from dfolora.methods.gradient.trainable import Attached, Reader
+from dfolora.methods.method import FewShotData, Progress
+from dfolora.search import DevPoint, by_score
+from dfolora.seeding import stream
+from dfolora.validation import not_negative, positive, whole
+
+PASSES = 3
+"""Of an epoch: a forward pass, and a backward one that costs two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSpec:
+    """AdamW at a constant learning rate, for each rate of a grid anew."""
+
+    learning_rates: Sequence[float]
+    epochs: int
+    """With each rate."""
+    batch_size: int = 16
+    dev_every: int = 5
+    """Epochs between two looks at the dev set; after the last there is one anyway."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Gradients whose norm is above it are scaled down to it."""
+
+    @property
+    def budget(self) -> int:
+        """Passes over the train set."""
+        return PASSES * self.epochs * len(self.learning_rates)
+
+    def looks_after(self, epoch: int) -> bool:
+        """Whether dev is looked at then."""
+        return epoch % self.dev_every == 0 or epoch == self.epochs
+
+    def check(self) -> None:
+        """Raise UserError if a value makes no sense."""
+        rates = self.learning_rates
+        if not isinstance(rates, list | tuple) or not rates:
+            raise UserError(f"method.training.learning_rates={rates} must be a list of numbers.")
+        for rate in rates:
+            positive(rate, "in method.training.learning_rates, learning_rate")
+        if len(set(rates)) < len(rates):
+            raise UserError(f"method.training.learning_rates={list(rates)} repeats a number.")
+        for name in ("epochs", "batch_size", "dev_every"):
+            whole(getattr(self, name), f"method.training.{name}", least=1)
+        not_negative(self.weight_decay, "method.training.weight_decay")
+        positive(self.clip, "method.training.clip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """A ``Step``: one pass through the minibatches."""
+
+    calls: int
+    losses: NDArray[np.float64]
+    """Of the minibatches, each before its own update; inf where training broke off."""
+    loss: float
+    """Mean over the rows as they came, each before its minibatch's update; inf as ``losses``."""
+    learning_rate: float
+    epoch: int
+    """Of this learning rate, from 1 on."""
+
+    @property
+    def step_size(self) -> float:
+        """The learning rate."""
+        return self.learning_rate
+
+    def journaled(self) -> Mapping[str, object]:
+        """See ``Step``."""
+        return {"learning_rate": self.learning_rate, "epoch": self.epoch}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The solution of a ``DevPoint``."""
+
+    learning_rate: float
+    """That it was trained with; 0 for the start."""
+    tensors: Mapping[str, Tensor]
+    """Copies on the CPU, by name."""
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, nn.Parameter], learning_rate: float = 0.0) -> "Trained":
+        """Copy what the parameters are now."""
+        tensors = {name: value.detach().to("cpu", copy=True) for name, value in parameters.items()}
+        return cls(learning_rate=learning_rate, tensors=tensors)
+
+    @torch.no_grad()
+    def put(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Make the parameters what they were."""
+        for name, parameter in parameters.items():
+            parameter.copy_(self.tensors[name])
+
+
+Readers = Iterable[tuple[Tensor, Reader]]
+"""Pieces of a batch: the numbers of their rows, and what reads them."""
+
+
+def readers(attached: Attached, batch: Batch, tokens: int) -> Iterator[tuple[Tensor, Reader]]:
+    """Readers of a batch in pieces of like lengths, of at most so many tokens."""
+    for rows in pieces(batch, tokens):
+        yield rows, attached.reader(part(batch, rows))
+
+
+@torch.no_grad()
+def all_logits(readers: Readers) -> Tensor:
+    """Logits of all rows in the batch's order, ``(N, C)``."""
+    order, logits = list[Tensor](), list[Tensor]()
+    for rows, read in readers:
+        order.append(rows)
+        logits.append(read(torch.arange(len(rows))))
+    return torch.cat(logits)[torch.cat(order).argsort()]
+
+
+class Training:
+    """One training; iterate over its epochs, those of all learning rates.
+
+    Each rate starts from the same parameters and takes the minibatches in the same order.
+
+    Args:
+        attached: What is trained.
+        data: Train and dev set.
+        spec: How.
+        seed: Of the order of minibatches.
+        tokens: At most so many go through the model at once when dev is looked at.
+    """
+
+    def __init__(
+        self, attached: Attached, data: FewShotData, spec: TrainingSpec, seed: int, tokens: int
+    ) -> None:
+        self._attached = attached
+        self._spec = spec
+        self._seed = seed
+        self._labels = data.train.labels
+        self._read = attached.reader(data.train)
+        self._dev = list(readers(attached, data.dev, tokens))
+        self._dev_labels = data.dev.labels
+        self._metric = METRICS[data.metric]
+        self._calls = 0
+        self._best: DevPoint | None = None
+
+    def __iter__(self) -> Iterator[Progress]:
+        """Train; looks come without their solutions, which are large, but for the best.
+
+        Raises:
+            UserError: No learning rate came to its end.
+        """
+        start = Trained.of(self._attached.parameters)
+        looks = [] if self._attached.new_head else self._look(0.0)
+        finished = False
+        for learning_rate in self._spec.learning_rates:
+            start.put(self._attached.parameters)
+            for epoch in self._epochs(learning_rate):
+                sound = bool(np.isfinite(epoch.loss))
+                if sound and self._spec.looks_after(epoch.epoch):
+                    seen = self._look(learning_rate)
+                    looks, sound = looks + seen, bool(seen)
+                yield Progress(step=epoch, looks=looks, selected=self._best)
+                looks = []
+                if not sound:
+                    break
+            else:
+                finished = True
+        if not finished:
+            raise UserError(
+                f"Training diverged with every learning rate of "
+                f"{list(self._spec.learning_rates)}: a loss or a gradient was no finite number. "
+                f"Choose lower learning rates, or precision=fp32."
+            )
+
+    def _epochs(self, learning_rate: float) -> Iterator[Epoch]:
+        optimizer = torch.optim.AdamW(
+            self._attached.parameters.values(),
+            lr=learning_rate,
+            weight_decay=self._spec.weight_decay,
+        )
+        rng = stream(self._seed, "batches")
+        for epoch in range(1, self._spec.epochs + 1):
+            order = torch.from_numpy(rng.permutation(len(self._labels)))
+            batches = order.split(self._spec.batch_size)
+            losses = np.array(list(self._losses(optimizer, batches)))
+            self._calls += PASSES
+            yield Epoch(
+                calls=self._calls,
+                losses=losses,
+                loss=float(np.average(losses, weights=[*map(len, batches[: len(losses)])])),
+                learning_rate=learning_rate,
+                epoch=epoch,
+            )
+
+    def _losses(
+        self, optimizer: torch.optim.Optimizer, batches: Sequence[Tensor]
+    ) -> Iterator[float]:
+        """One update a minibatch, until one is impossible."""
+        parameters = list(self._attached.parameters.values())
+        for rows in batches:
+            logits = self._read(rows)
+            loss = functional.cross_entropy(logits, self._labels[rows].to(logits.device))
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, self._spec.clip)
+            if not torch.isfinite(loss.detach() + norm):
+                yield np.inf
+                return
+            optimizer.step()
+            yield loss.item()
+
+    def _look(self, learning_rate: float) -> list[DevPoint]:
+        """Score the present parameters on dev, and keep the best; none if the loss is no number."""
+        logits = all_logits(self._dev).cpu()
+        point = DevPoint(
+            calls=self._calls,
+            score=float(self._metric(self._dev_labels.numpy(), logits.argmax(-1).numpy())),
+            loss=float(cross_entropy(logits, self._dev_labels)),
+            solution=None,
+        )
+        if not np.isfinite(point.loss):
+            return []
+        if self._best is None or by_score(point) < by_score(self._best):
+            trained = Trained.of(self._attached.parameters, learning_rate)
+            self._best = replace(point, solution=trained)
+        return [point]

@@ -1,0 +1,148 @@
+"""The trained baselines: gradients by back-propagation, whatever they train."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dfolora.data import Batch, Encode, Encoder, Rows
+from dfolora.engine import TOKENS, Limits
+from dfolora.errors import UserError
+from dfolora.methods.gradient.trainable import Attached, Trainable
+from dfolora.methods.gradient.training import Trained, Training, TrainingSpec, all_logits, readers
+from dfolora.methods.method import FewShotData, Progress
+from dfolora.model import Architecture, Backbone
+from dfolora.search import DevPoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientTuning:
+    """Something on or in the model, trained by AdamW.
+
+    An epoch counts as three passes over the train set, also where a head is trained on features
+    that the model computed once: ``found["model_passes"]`` tells how many were the model's.
+    """
+
+    trained: Trainable
+    training: TrainingSpec
+    limits: Limits = field(default_factory=Limits)
+    """How many tokens go through the model at once where nothing is trained, as on dev and test."""
+
+    @property
+    def seeded(self) -> bool:
+        """See ``Method``."""
+        return True
+
+    @property
+    def budget(self) -> int:
+        """See ``Method``: of the whole grid of learning rates."""
+        return self.training.budget
+
+    def check(self, architecture: Architecture) -> None:
+        """See ``Method``."""
+        if not isinstance(self.training, TrainingSpec):
+            raise UserError(f"method.training={self.training} must be a TrainingSpec, as in conf/.")
+        self.training.check()
+        self.limits.check()
+        if self.trained.through_model and architecture.quantized:
+            raise UserError(
+                "precision=int8 lets no gradient through the model, which this method needs; use "
+                "precision=bf16 or fp32."
+            )
+        self.trained.check(architecture)
+
+    def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
+        """See ``Method``."""
+        return self.trained.encoder(plain)
+
+    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> "GradientFit":
+        """See ``Method``."""
+        self.check(backbone.architecture)
+        return GradientFit(self, backbone, data, seed)
+
+
+class GradientFit:
+    """One training, as a ``Fit``."""
+
+    def __init__(
+        self, method: GradientTuning, backbone: Backbone, data: FewShotData, seed: int
+    ) -> None:
+        self._method = method
+        self._backbone = backbone
+        self._data = data
+        self._seed = seed
+        self._chosen: DevPoint | None = None
+        self._calls = 0
+
+    def __iter__(self) -> Iterator[Progress]:
+        """Train; the model is changed until the last epoch, or until this iterator is closed."""
+        with self.attached() as attached:
+            spec, tokens = self._method.training, self.tokens
+            training = Training(attached, self._data, spec, self._seed, tokens)
+            try:
+                for progress in training:
+                    self._chosen, self._calls = progress.selected, progress.step.calls
+                    yield progress
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"Out of memory in training: {str(error).partition('.')[0]}. Lower "
+                    f"method.training.batch_size={spec.batch_size}, data.max_length or "
+                    f"engine.tokens, or use precision=bf16."
+                ) from error
+
+    @property
+    def tokens(self) -> int:
+        """At most so many at once where nothing is trained."""
+        return self._method.limits.tokens or TOKENS[self._backbone.device.type]
+
+    def attached(self) -> AbstractContextManager[Attached]:
+        """What is trained, on the model."""
+        trained = self._method.trained
+        return trained.attached(self._backbone, self._data.label_ids, self._seed)
+
+    def predictor(self) -> "GradientPredictor":
+        """What the dev set chose; the start where it has not been looked at."""
+        passes = self._calls if self._method.trained.through_model else min(self._calls, 1)
+        if self._chosen is not None:
+            solution = self._chosen.solution
+        else:
+            with self.attached() as attached:
+                solution = Trained.of(attached.parameters)
+        return GradientPredictor(self, self._backbone, self._chosen, solution, passes)
+
+
+class GradientPredictor:
+    """The model with what was trained."""
+
+    def __init__(
+        self,
+        fit: GradientFit,
+        backbone: Backbone,
+        dev: DevPoint | None,
+        solution: Trained,
+        passes: int,
+    ) -> None:
+        self.dev = dev
+        self.searched = self.stored = sum(map(Tensor.numel, solution.tensors.values()))
+        self.found: Mapping[str, float] = {
+            "learning_rate": solution.learning_rate,
+            "model_passes": passes,
+        }
+        self._fit = fit
+        self._backbone = backbone
+        self._solution = solution
+
+    def logits(self, batch: Batch) -> Tensor:
+        """See ``Predictor``."""
+        with self._fit.attached() as attached:
+            self._solution.put(attached.parameters)
+            return all_logits(readers(attached, batch, self._fit.tokens))
+
+    def save(self, folder: str | Path) -> None:
+        """Write a PEFT folder, or a file of tensors."""
+        with self._fit.attached() as attached:
+            self._solution.put(attached.parameters)
+            attached.save(Path(folder))

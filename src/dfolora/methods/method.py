@@ -1,0 +1,165 @@
+"""What every method, searched or trained or neither, gives the harness."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dfolora.data import Batch, Encode, Encoder, Rows
+from dfolora.model import Architecture, Backbone
+from dfolora.search import DevPoint, Seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotData:
+    """All that a method may see of a task: never the test set."""
+
+    train: Batch
+    dev: Batch
+    """Both encoded by the method's own ``encoder``, as the test set is."""
+    label_ids: Tensor
+    """Token ids of the label words: ``(C,)``."""
+    metric: str
+    encode: Encode | None = None
+    """The method's ``encoder``; None where batches were made of bare tokens."""
+
+
+class Step(Protocol):
+    """A generation of a search, or an epoch of a training."""
+
+    @property
+    def calls(self) -> int:
+        """Passes over the train set so far; one with a backward pass counts as three."""
+        ...
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """Of the candidates or minibatches of this step, ``(P,)``; inf for what is no number."""
+        ...
+
+    @property
+    def loss(self) -> float:
+        """Of the train set as the step ends, or of an epoch as it goes; nan where nobody knows."""
+        ...
+
+    @property
+    def step_size(self) -> float:
+        """An optimizer's sigma or amplitude, a learning rate; nan where there is none."""
+        ...
+
+    def journaled(self) -> Mapping[str, object]:
+        """What else the journal holds of it, as JSON has it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One step, and what the dev set says."""
+
+    step: Step
+    looks: Sequence[DevPoint]
+    """The looks at the dev set that this step brought, mostly none."""
+    selected: DevPoint | None
+    """The best look so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """What a step cost to find out, as the journal of a fit that was broken off has it."""
+
+    losses: NDArray[np.float64]
+    """``Step.losses``."""
+    looks: Sequence[Seen]
+    """What the dev set said, in order."""
+    journaled: Mapping[str, Any]
+    """``Step.journaled``, as JSON gives it back."""
+
+
+class Predictor(Protocol):
+    """A fitted method."""
+
+    dev: DevPoint | None
+    """The look at the dev set that selected it; None for a method that selects nothing."""
+    searched: int
+    """Numbers that the method searched or trained."""
+    stored: int
+    """Parameters that it adds to the model or changes in it."""
+    found: Mapping[str, float]
+    """What else is worth knowing of the fit, by name: a chosen learning rate, for example."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Label-word logits, ``(N, C)``, float32, of a batch encoded as train and dev were."""
+        ...
+
+    def save(self, folder: str | Path) -> None:
+        """Write what was fitted; nothing for a method that fits nothing."""
+        ...
+
+
+class Fit(Protocol):
+    """A method at work: iterate to the end, then ask for the predictor."""
+
+    def __iter__(self) -> Iterator[Progress]:
+        """Work, and tell after every step how it goes."""
+        ...
+
+    def predictor(self) -> Predictor:
+        """What was fitted so far."""
+        ...
+
+
+class Method(Protocol):
+    """One row of a table, configured."""
+
+    @property
+    def seeded(self) -> bool:
+        """Whether what is fitted depends on the split or the search's seed."""
+        ...
+
+    @property
+    def budget(self) -> int:
+        """At most so many passes over the train set, counted as in ``Step``; 0 for no fit."""
+        ...
+
+    def check(self, architecture: Architecture) -> None:
+        """Raise UserError if the configuration makes no sense for such a model."""
+        ...
+
+    def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
+        """How rows are put to the model.
+
+        Args:
+            plain: The task's prompt, filled with the row: for most methods that is it.
+            train: The few-shot train set.
+            seed: The split's.
+
+        Raises:
+            UserError: The prompt, the rows or the tokenizer do not allow it.
+        """
+        ...
+
+    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> Fit:
+        """Get ready to fit; the work happens as the result is iterated."""
+        ...
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A method whose fit can go on where it was broken off; that of others begins anew."""
+
+    def resume(self, backbone: Backbone, data: FewShotData, seed: int, past: Sequence[Past]) -> Fit:
+        """As ``Method.begin``, but the first steps take their numbers from the past.
+
+        They are told all the same, so that whoever kept them can see that they are the same steps.
+
+        Args:
+            backbone: See ``Method``.
+            data: See ``Method``.
+            seed: See ``Method``.
+            past: The first steps of the same fit.
+        """
+        ...

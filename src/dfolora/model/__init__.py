@@ -1,0 +1,27 @@
+"""The frozen language model: what it is made of, how its layers run, what can change them.
+
+Architecture and Checkpoint tell of a model before its weights are loaded; Backbone runs it.
+Interventions are LoRA factors or soft prompts of one layer, for a whole population.
+"""
+
+from dfolora.model.architecture import FAMILIES, Architecture
+from dfolora.model.backbone import Backbone
+from dfolora.model.checkpoint import Checkpoint
+from dfolora.model.factors import LoraFactors
+from dfolora.model.intervention import Intervention, LayerLora, SoftPrompt
+from dfolora.model.packing import Pack, Sequences
+from dfolora.model.peft_export import save_adapter
+
+__all__ = [
+    "FAMILIES",
+    "Architecture",
+    "Backbone",
+    "Checkpoint",
+    "Intervention",
+    "LayerLora",
+    "LoraFactors",
+    "Pack",
+    "Sequences",
+    "SoftPrompt",
+    "save_adapter",
+]

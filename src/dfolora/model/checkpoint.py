@@ -1,0 +1,298 @@
+"""Where a model and its tokenizer come from: the hub, a local folder, or random weights."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.utils.hub import cached_file
+
+from dfolora.errors import UserError
+from dfolora.mini import BUNDLED
+from dfolora.model.architecture import Architecture
+from dfolora.model.backbone import Backbone
+from dfolora.model.preflight import check_files, described, expected_shapes, loader_of
+from dfolora.model.quantize import check_torchao, quantize_layers
+from dfolora.validation import choice, mapping, text
+
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.bfloat16,
+}
+"""What hidden states are made of; int8 is about the layers' weights alone."""
+RANDOM_WEIGHTS_SEED = 0
+WEIGHTS = "model.safetensors"
+"""Where a folder's or repository's weights are; or in the files that an index beside it names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model to load, in steps from cheap to dear: configuration, tokenizer, weights."""
+
+    path: str
+    """A local folder, a hub name, or a bundled model: ``mini-roberta``, ``mini-gpt2``."""
+    revision: str
+    """The hub's revision; unused for folders."""
+    tokenizer: str | None
+    """A folder or hub name, where it is not the model's own."""
+    weights: str
+    """``pretrained``, or ``random`` for a model of the right shape that knows nothing."""
+    architecture: Mapping[str, Any] | None
+    """The ``transformers`` configuration, with its ``model_type``, for random weights."""
+    device: str
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    precision: str
+    """``auto`` (bf16 on a GPU, fp32 elsewhere) or a name in ``PRECISIONS``."""
+    root: str | None = None
+    """A folder with the hub's models, each in a folder of the last part of its name."""
+
+    @property
+    def label(self) -> str:
+        """The last part of the folder's or the hub's name."""
+        return Path(self._source).resolve().name
+
+    def config(self) -> Any:
+        """The model's configuration, checked once; no weight is touched.
+
+        Raises:
+            UserError: It cannot be had.
+        """
+        return self._config
+
+    @cached_property
+    def _config(self) -> Any:
+        self._check()
+        if self._random:
+            config = described(self.architecture or {})
+            expected_shapes(config, "model.architecture")
+            return config
+        folder, where = Path(self._source), f"model.path={self.path}"
+        with _explained(where, "model.path"):
+            config = transformers.AutoConfig.from_pretrained(
+                self._source, revision=self.revision, trust_remote_code=False
+            )
+            expected = expected_shapes(config, where)
+            if folder.is_dir():
+                self._check_weights(config)
+                check_files(folder, expected, Architecture.of(config).family.body)
+        return config
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its layers' weights will be in 8 bits."""
+        return self.precision == "int8"
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer.
+
+        Raises:
+            UserError: It cannot be had, or holds more tokens than the model.
+        """
+        config = self.config()
+        source = str(self.tokenizer or self._source)
+        _check_folder(source, "model.tokenizer" if self.tokenizer else "model.path")
+        with _explained(f"the tokenizer of {source}", "model.tokenizer"):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                source, revision=self.revision, trust_remote_code=False
+            )
+        if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+            raise UserError(
+                f"{source} holds no tokenizer (tokenizer.json or its like); copy one there or set "
+                f"model.tokenizer to a folder that has one."
+            )
+        if (tokens := max(tokenizer.get_vocab().values()) + 1) > config.vocab_size:
+            raise UserError(
+                f"The tokenizer {source} holds {tokens} tokens, the model embeds "
+                f"{config.vocab_size}: it is another model's. Set model.tokenizer to the right one."
+            )
+        return tokenizer
+
+    def load_backbone(self) -> Backbone:
+        """The frozen model on its device.
+
+        Raises:
+            UserError: The weights cannot be had, or are not those of a language model.
+        """
+        precision, device = self._resolved_precision(), self._resolved_device()
+        model = self._load_model(PRECISIONS[precision]).to(device)
+        if precision == "int8":
+            quantize_layers(model)
+        return Backbone(model)
+
+    def _load_model(self, dtype: torch.dtype) -> Any:
+        config = self.config()
+        loader = loader_of(config)
+        if self._random:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(RANDOM_WEIGHTS_SEED)
+                return loader.from_config(config, dtype=dtype, trust_remote_code=False)
+        transformers.utils.logging.disable_progress_bar()
+        with _explained(f"the weights of {self.path}", "model.path"):
+            self._check_weights(config)
+            model, info = loader.from_pretrained(
+                self._source,
+                revision=self.revision,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation="sdpa",  # config.json may name a kernel of the hub: code
+                output_loading_info=True,
+            )
+        if info["missing_keys"]:
+            missing = ", ".join(sorted(info["missing_keys"])[:3])
+            raise UserError(
+                f"The weights of {self.path} lack {len(info['missing_keys'])} tensors ({missing}, "
+                f"...): it is no {loader.__name__} checkpoint. Give one with its vocabulary head."
+            )
+        return model
+
+    def _check_weights(self, config: Any) -> None:
+        """Raise UserError where transformers would read what ``use_safetensors`` is not about.
+
+        An adapter beside the weights and files that are named elsewhere may be pickles.
+        """
+        if named := getattr(config, "transformers_weights", None):
+            raise UserError(
+                f"The configuration of {self.path} names the weights {named}; they must be in "
+                f"{WEIGHTS}. Rename them and remove transformers_weights from config.json."
+            )
+        if self._file("adapter_config.json") is not None:
+            raise UserError(
+                f"{self.path} holds an adapter (adapter_config.json), which is no part of a frozen "
+                f"model; merge it into the weights or give a copy without it."
+            )
+        index = self._file(f"{WEIGHTS}.index.json")
+        names = {} if index is None else {*json.loads(index.read_text())["weight_map"].values()}
+        if others := sorted(x for x in names if not re.fullmatch(r"[\w.-]+\.safetensors", x)):
+            raise UserError(
+                f"{index} names weights in {others}; only *.safetensors files beside it are read. "
+                f"Convert them."
+            )
+
+    def _file(self, name: str) -> Path | None:
+        """A file of the folder or the hub's repository; None where there is none."""
+        path = cached_file(
+            self._source,
+            name,
+            revision=self.revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return None if path is None else Path(path)
+
+    def identity(self) -> Mapping[str, Any]:
+        """What makes it this model and no other: contents for folders, names for the hub."""
+        if self._random:
+            model: Any = {"architecture": self.architecture}
+        elif Path(self._source).is_dir():
+            model = _folder_digest(Path(self._source))
+        else:
+            model = {"name": self.path, "commit": getattr(self.config(), "_commit_hash", None)}
+        tokenizer = self.tokenizer
+        if tokenizer and Path(tokenizer).is_dir():
+            tokenizer = _folder_digest(Path(tokenizer))
+        return {"model": model, "tokenizer": tokenizer, "precision": self._resolved_precision()}
+
+    @property
+    def _random(self) -> bool:
+        return self.weights == "random"
+
+    @property
+    def _source(self) -> str:
+        if self.path in BUNDLED:
+            return str(BUNDLED[self.path])
+        return str(Path(self.root) / Path(self.path).name) if self.root else self.path
+
+    def _check(self) -> None:
+        choice(self.weights, "model.weights", ("pretrained", "random"))
+        if not text(self.path, "model.path", empty=True):
+            raise UserError("model.path is not set; give a folder or a hub name.")
+        for name in ("root", "revision", "tokenizer"):
+            if getattr(self, name) is not None:
+                text(getattr(self, name), f"model.{name}", empty=True)
+        if self._random and self.architecture is None:
+            raise UserError("model.weights=random needs model.architecture; see conf/model/.")
+        if self.architecture is not None:
+            mapping(self.architecture, "model.architecture")
+        if not self._random:
+            _check_folder(self._source, "model.path")
+        if self.root and (Path(self.path).name == ".." or not Path(self._source).is_dir()):
+            raise UserError(
+                f"model.root={self.root} has no folder {Path(self.path).name}; put the model there "
+                f"or set model.path to its folder."
+            )
+        self._resolved_precision()
+        self._resolved_device()
+
+    def _resolved_device(self) -> torch.device:
+        if text(self.device, "device") == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", self.device):
+            raise UserError(f"device={self.device}; choose auto, cpu, cuda or cuda:N.")
+        device = torch.device(self.device)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"device={self.device}, but torch {torch.__version__} sees "
+                f"{torch.cuda.device_count()} CUDA devices; use device=cpu."
+            )
+        return device
+
+    def _resolved_precision(self) -> str:
+        choice(self.precision, "precision", ("auto", *PRECISIONS))
+        if self.precision == "auto":
+            return "bf16" if self._resolved_device().type == "cuda" else "fp32"
+        if self.precision == "int8":
+            check_torchao()
+        return self.precision
+
+
+def _check_folder(source: str, key: str) -> None:
+    """A path that is no folder can only be a hub name, ``name`` or ``owner/name``."""
+    if not Path(source).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
+        raise UserError(f"{key}={source} is not a folder; give a folder or a hub name.")
+
+
+@contextmanager
+def _explained(what: str, key: str) -> Iterator[None]:
+    """Turn the loaders' many errors into one that says what can be done."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"Cannot load {what}: {_reason(error)} Without network, set {key} to a local folder "
+            f"that holds config.json, tokenizer files and *.safetensors."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says."""
+    return str(error).strip().partition("\n")[0] or repr(error)
+
+
+def _folder_digest(folder: Path) -> str:
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".txt"))
+    stamps = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+    return _files_digest(stamps)
+
+
+@lru_cache
+def _files_digest(stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """SHA-256 of the files' names and contents; size and time only tell when to look again."""
+    digest = hashlib.sha256()
+    for path, size, _time in stamps:
+        digest.update(f"{Path(path).name}\0{size}\0".encode())
+        with Path(path).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

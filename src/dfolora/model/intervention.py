@@ -1,0 +1,104 @@
+"""What a search changes in a frozen model: something at one layer, for many candidates at once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dfolora.model.factors import LoraFactors
+from dfolora.model.packing import Pack
+
+
+class Intervention(Protocol):
+    """A change of one layer by P candidates."""
+
+    @property
+    def layer(self) -> int:
+        """Where."""
+        ...
+
+    @property
+    def population(self) -> int:
+        """P."""
+        ...
+
+    @property
+    def factors(self) -> Mapping[str, LoraFactors]:
+        """Low-rank updates of the layer's attention maps, by map name; may be empty."""
+        ...
+
+    def enter(self, hidden: Tensor, pack: Pack) -> Tensor:
+        """What enters the layer in place of ``hidden``, which is returned itself if it stays.
+
+        ``(1 or P, M, H) -> (1 or P, M, H)``; never written in place.
+        """
+        ...
+
+    def part(self, candidates: slice) -> "Intervention":
+        """That of some of the candidates."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerLora:
+    """The LoRA factors of one layer's maps q, k, v, o."""
+
+    layer: int
+    factors: Mapping[str, LoraFactors]
+
+    @property
+    def population(self) -> int:
+        """P."""
+        return len(next(iter(self.factors.values())).down)
+
+    def enter(self, hidden: Tensor, _pack: Pack) -> Tensor:
+        """The same."""
+        return hidden
+
+    def part(self, candidates: slice) -> "LayerLora":
+        """That of some of the candidates."""
+        parts = {name: factors.part(candidates) for name, factors in self.factors.items()}
+        return LayerLora(layer=self.layer, factors=parts)
+
+    def to(self, dtype: torch.dtype) -> "LayerLora":
+        """The same, rounded to another type."""
+        rounded = {name: factors.to(dtype) for name, factors in self.factors.items()}
+        return LayerLora(layer=self.layer, factors=rounded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftPrompt:
+    """Vectors added to what enters a layer at the first positions of every sequence.
+
+    As in BBTv2 (Sun et al. 2022), whose prompts hold filler words there.
+    """
+
+    layer: int
+    start: int
+    """The first of these positions: 1 after RoBERTa's ``<s>``, 0 for GPT-2."""
+    vectors: Tensor
+    """``(P, n, H)``, for n positions."""
+
+    @property
+    def population(self) -> int:
+        """P."""
+        return len(self.vectors)
+
+    @property
+    def factors(self) -> Mapping[str, LoraFactors]:
+        """None."""
+        return {}
+
+    def enter(self, hidden: Tensor, pack: Pack) -> Tensor:
+        """With the vectors added."""
+        positions = torch.arange(self.vectors.shape[1], device=hidden.device) + self.start
+        changed = hidden.expand(max(len(hidden), self.population), -1, -1).clone()
+        added = self.vectors.to(hidden.dtype).repeat(1, len(pack.starts), 1)
+        changed[:, (pack.starts[:, None] + positions).flatten()] += added
+        return changed
+
+    def part(self, candidates: slice) -> "SoftPrompt":
+        """That of some of the candidates."""
+        return SoftPrompt(layer=self.layer, start=self.start, vectors=self.vectors[candidates])

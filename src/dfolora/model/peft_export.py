@@ -1,0 +1,72 @@
+"""A searched solution as a PEFT adapter folder: ``PeftModel.from_pretrained`` gives our logits."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dfolora.model.backbone import Backbone
+from dfolora.model.factors import LinearMap, LoraFactors
+from dfolora.model.intervention import LayerLora
+
+PEFT_PREFIX = "base_model.model."
+
+
+def save_adapter(folder: Path, backbone: Backbone, layers: Iterable[LayerLora]) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Maps that share a fused module, as in GPT-2, become one PEFT module of their summed rank, each
+    in its own columns. Our scaling is inside B, so PEFT's is 1 (``lora_alpha`` equal to the rank).
+
+    Args:
+        folder: Made if absent.
+        backbone: The model that the factors adapt.
+        layers: One candidate's factors (P = 1) for each adapted layer.
+    """
+    modules: dict[str, list[tuple[LinearMap, LoraFactors]]] = defaultdict(list)
+    for lora in layers:
+        for name, factors in lora.factors.items():
+            linear = backbone.layers[lora.layer].maps[name]
+            modules[linear.path].append((linear, factors))
+    tensors = {}
+    ranks = {}
+    for path, parts in modules.items():
+        down, up = _fused(parts)
+        tensors[f"{PEFT_PREFIX}{path}.lora_A.weight"] = down
+        tensors[f"{PEFT_PREFIX}{path}.lora_B.weight"] = up
+        ranks[path] = len(down)
+    rank = max(ranks.values())
+    others = {path: value for path, value in ranks.items() if value != rank}
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": backbone.model.name_or_path or None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": backbone.architecture.family.input_first,
+        "target_modules": sorted(modules),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _fused(parts: list[tuple[LinearMap, LoraFactors]]) -> tuple[Tensor, Tensor]:
+    """PEFT's A ``(r, d_in)`` and B ``(d_out, r)`` of one module, r summed over its maps."""
+    d_out = parts[0][0].d_module
+    downs, ups = [], []
+    for linear, factors in parts:
+        downs.append(factors.down[0].T)
+        up = torch.zeros(d_out, factors.up.shape[1])
+        up[linear.columns] = factors.up[0].T.cpu()
+        ups.append(up)
+    return torch.cat(downs).cpu().contiguous(), torch.cat(ups, dim=1).contiguous()

@@ -1,0 +1,104 @@
+"""What can be told of a model's weights before they are loaded: from sizes and files' headers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from dfolora.data import Kind
+from dfolora.errors import UserError
+from dfolora.model.architecture import Architecture
+from dfolora.resources import check_room
+
+Shape = tuple[int, ...]
+
+
+def loader_of(config: Any) -> Any:
+    """The class of ``transformers`` that makes the model of a configuration, with its head."""
+    loaders: Mapping[Kind, Any] = {
+        "masked": transformers.AutoModelForMaskedLM,
+        "causal": transformers.AutoModelForCausalLM,
+    }
+    return loaders[Architecture.of(config).family.kind]
+
+
+def described(architecture: Mapping[str, Any]) -> Any:
+    """The configuration that ``model.architecture`` is.
+
+    Args:
+        architecture: Its values, with a ``model_type``.
+
+    Raises:
+        UserError: It is none of ``transformers``'.
+    """
+    try:
+        return transformers.AutoConfig.for_model(**architecture)
+    except Exception as error:  # each family's configuration has its own
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"model.architecture describes no model: {reason} See conf/model/."
+        ) from error
+
+
+def expected_shapes(config: Any, where: str) -> Mapping[str, Shape]:
+    """Every tensor of a model that is not made: name to shape.
+
+    Args:
+        config: The model's ``transformers`` configuration.
+        where: Whose configuration it is.
+
+    Raises:
+        UserError: No such model can be made, or not on this machine.
+    """
+    architecture = Architecture.of(config)
+    layer = 4 * architecture.width**2 + 2 * architecture.width * architecture.ffn_width
+    numbers = architecture.layers * layer + config.vocab_size * architecture.width
+    check_room(2 * numbers, f"The model of {where}", "choose a smaller one")
+    try:
+        with torch.device("meta"):
+            # As it is loaded: config.json may name a kernel of the hub, which is code.
+            model = loader_of(config).from_config(
+                config, attn_implementation="sdpa", trust_remote_code=False
+            )
+    except Exception as error:  # of whatever layer finds its sizes wrong
+        raise UserError(f"No model can be made of {where}: {error}; mend it.") from error
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def check_files(folder: Path, expected: Mapping[str, Shape], body: str) -> None:
+    """Raise UserError unless a folder's weights can be read and have the model's shapes.
+
+    What a checkpoint lacks, or has beyond the model, is the loader's to judge.
+
+    Args:
+        folder: With ``config.json``.
+        expected: See ``expected_shapes``.
+        body: The model's part that checkpoints without a head, such as GPT-2's, hold alone.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        beside = f" but {', '.join(pickled)}, a pickle, and none is read" if pickled else ""
+        raise UserError(
+            f"{folder} holds no *.safetensors{beside}; load the model where it comes from, "
+            f"save_pretrained it, and copy that folder."
+        )
+    for path in files:
+        for name, shape in _shapes(path).items():
+            wanted = expected.get(name, expected.get(f"{body}.{name}", shape))
+            if shape != wanted:
+                raise UserError(
+                    f"{path} holds {name} of shape {shape}, the model of config.json has {wanted}: "
+                    f"they are of two models. Copy both from one."
+                )
+
+
+def _shapes(path: Path) -> Mapping[str, Shape]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}; copy it again.") from error

@@ -1,0 +1,129 @@
+"""One run being written."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from dfolora.record.failures import asking, failures, reason_of
+
+FLUSH_SECONDS = 30.0
+RETRY_SECONDS = 300.0
+"""Between two attempts at a store that failed."""
+METRICS_A_BATCH = 1000
+
+
+class RunLog:
+    """One run being written; a context, which ends it.
+
+    Args:
+        client: MLflow's.
+        open_run: Begins the run or finds it; the id. Asked for when there is something to write.
+        began: Milliseconds since the epoch.
+    """
+
+    def __init__(self, client: Any, open_run: Callable[[], str], began: int) -> None:
+        self._client = client
+        self._open_run = open_run
+        self._began = began
+        self._started = time.monotonic()
+        self._run_id: str | None = None
+        self._buffer: list[Any] = []
+        self._last = began
+        self._due = self._started
+
+    @property
+    def run_id(self) -> str:
+        """Of the run in the store, which is made if there is none yet."""
+        if self._run_id is None:
+            self._run_id = self._open_run()
+        return self._run_id
+
+    def __enter__(self) -> "RunLog":
+        """The run itself."""
+        self._try_to_flush()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """Write what is buffered and end the run.
+
+        Raises:
+            ResourceError: The store does not take it, and nothing else was raised.
+        """
+        if kind is None:
+            with asking():
+                self._end("FINISHED")
+            return
+        try:
+            self._end("FAILED" if issubclass(kind, Exception) else "KILLED")
+        except failures():
+            pass  # what was raised says more
+
+    def metrics(
+        self, values: Mapping[str, float], *, step: int = 0, seconds: float | None = None
+    ) -> None:
+        """Add one point to each named curve; what is no finite number is left out.
+
+        Args:
+            values: By the curves' names.
+            step: Where on the curves.
+            seconds: Since the run began; None for now. The store takes a point of the same step,
+                seconds and value but once.
+        """
+        from mlflow.entities import Metric
+
+        if seconds is None:
+            seconds = time.monotonic() - self._started
+        at = self._began + round(1000 * seconds)
+        self._last = max(self._last, at)
+        self._buffer.extend(
+            Metric(key, float(value), at, step)
+            for key, value in values.items()
+            if math.isfinite(value)
+        )
+        if time.monotonic() >= self._due:
+            self._try_to_flush()
+
+    def artifacts(self, folder: Path) -> None:
+        """Store every file under a folder.
+
+        Raises:
+            ResourceError: The store does not take them.
+        """
+        with asking():
+            self._client.log_artifacts(self.run_id, str(folder))
+
+    def flush(self) -> None:
+        """Write the buffered points in batches."""
+        while self._buffer:
+            part = self._buffer[:METRICS_A_BATCH]
+            self._client.log_batch(self.run_id, metrics=part, synchronous=True)
+            self._buffer = self._buffer[len(part) :]
+
+    def _try_to_flush(self) -> None:
+        self._due = time.monotonic() + FLUSH_SECONDS
+        try:
+            _ = self.run_id  # so that the run is seen from its beginning on
+            self.flush()
+        except failures() as error:
+            self._due = time.monotonic() + RETRY_SECONDS
+            warnings.warn(
+                f"The tracking store fails: {reason_of(error)}. The run goes on and is "
+                f"recorded later.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def _end(self, status: str) -> None:
+        self.flush()
+        # A clock may have been set back meanwhile.
+        ended = max(round(1000 * time.time()), self._last)
+        self._client.set_terminated(self.run_id, status=status, end_time=ended)

@@ -1,0 +1,234 @@
+"""The one search loop: blocks take turns, one generation each, under one budget.
+
+Letters: P candidates, L blocks, d search dimension.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfolora.errors import UserError
+from dfolora.search.evaluator import Evaluator
+from dfolora.search.optim import Optimizer, Point
+
+Array = NDArray[np.float64]
+NO_LOSS = (
+    "{whose} on the train set is not a finite number. Check the model's weights, or use "
+    "precision=fp32."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One turn of one block, as it ended."""
+
+    block: int
+    calls: int
+    """Passes over the train set spent so far, this turn's included."""
+    candidates: Array
+    """Every vector evaluated in this turn, in order: ``(P, d)``."""
+    losses: Array
+    """Their losses, inf where the model gave no number: ``(P,)``."""
+    solution: Array
+    """The incumbents of all blocks after this turn: ``(L, d)``."""
+    loss: float
+    """The loss of ``solution``; nan under the ``released`` rule, which never measures it."""
+    step_size: float
+    """The optimizer's sigma or amplitude as the turn began; nan where it has none."""
+    last: bool
+    """Whether the search ends here."""
+
+    def journaled(self) -> Mapping[str, object]:
+        """What a replay needs: the digest tells whether it asked the same candidates."""
+        digest = hashlib.sha256(self.candidates.tobytes()).hexdigest()
+        return {"block": self.block, "candidates_sha256": digest}
+
+
+def tune(
+    evaluate: Evaluator,
+    optimizers: Sequence[Optimizer],
+    *,
+    dim: int,
+    budget: int,
+    incumbent: str = "improving",
+    schedule: str = "round_robin",
+) -> Iterator[Generation]:
+    """Search all blocks' vectors, one optimizer a block, and yield every generation.
+
+    The search starts from z = 0, the unadapted model. Its loss is the first call and the first
+    generation (the ``released`` rule does not need it and does not spend it). What is left at the
+    end pays for the first candidates of one more generation, so the budget is met exactly.
+
+    Args:
+        evaluate: Losses of candidates for one block of a solution, on the train set.
+        optimizers: One for each of the L blocks, each in d dimensions.
+        dim: d.
+        budget: At most so many calls; 0 searches nothing.
+        incumbent: A name in ``INCUMBENTS``: what a block contributes while others are searched.
+        schedule: A name in ``SCHEDULES``: the order of turns.
+
+    Raises:
+        UserError: The unadapted model's loss is no finite number; or under the ``released`` rule,
+            which does not ask for it, none of the first turn's is.
+
+    Warns:
+        RuntimeWarning: A turn brought no finite loss, or a whole round only equal ones.
+    """
+    search = _Search(evaluate, budget=budget, solution=np.zeros((len(optimizers), dim)))
+    if budget and incumbent != "released":
+        search.measure_base()
+        yield search.end_turn(0, np.nan, last=search.calls == budget)
+    watch = _Watch(blocks=len(optimizers))
+    turns = SCHEDULES[schedule](len(optimizers), optimizers[0].population, budget)
+    block = next(turns, None)
+    while block is not None and search.calls < budget:
+        optimizer = optimizers[block]
+        step_size = optimizer.step_size  # before telling, for it may take a while to learn
+        for _ in range(optimizer.asks):
+            candidates = optimizer.ask(search.point(block))
+            losses = search.measure(block, candidates)
+            if len(losses) == len(candidates):
+                optimizer.tell(losses)
+            if search.calls == budget:
+                break
+        INCUMBENTS[incumbent](search, block, optimizer)
+        following = next(turns, None)
+        last = following is None or search.calls == budget
+        generation = search.end_turn(block, step_size, last=last)
+        watch.see(generation)
+        yield generation
+        block = following
+
+
+@dataclass
+class _Watch:
+    """Warns of losses from which nothing can be learned."""
+
+    blocks: int
+    turns: int = 0
+    flat: int = 0
+    """Turns in a row whose candidates all had one loss."""
+    warned: bool = False
+    """Whether it has; once is enough, for the losses are recorded."""
+
+    def see(self, generation: Generation) -> None:
+        self.turns += 1
+        losses = generation.losses[np.isfinite(generation.losses)]
+        if not len(losses):
+            if self.turns == 1 and np.isnan(generation.loss):
+                raise UserError(NO_LOSS.format(whose="Every candidate's loss in the first turn"))
+            self._warn(
+                f"No candidate of block {generation.block} had a finite loss up to call "
+                f"{generation.calls}; all rank equal. Steps of {generation.step_size:.3g} may be "
+                f"too large for the precision: lower optimizer.sigma or subspace.alpha, or use "
+                f"precision=fp32."
+            )
+        self.flat = self.flat + 1 if len(losses) > 1 and np.ptp(losses) == 0 else 0
+        if self.flat == self.blocks:
+            self._warn(
+                f"All candidates of a whole round had the same loss, {losses[0]:.6g}, up to call "
+                f"{generation.calls}. Their steps may be too small for the precision to show: "
+                f"raise optimizer.sigma or subspace.alpha, or use precision=fp32."
+            )
+
+    def _warn(self, text: str) -> None:
+        if not self.warned:
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+        self.warned = True
+
+
+@dataclass
+class _Search:
+    """The whole current solution, its loss where known, and what has been spent."""
+
+    evaluate: Evaluator
+    budget: int
+    solution: Array
+    loss: float = np.nan
+    calls: int = 0
+    tried: list[tuple[Array, Array]] = field(default_factory=list)
+
+    def measure(self, block: int, candidates: Array) -> Array:
+        """Losses of the candidates, as many as the budget still pays for."""
+        candidates = candidates[: self.budget - self.calls]
+        losses = self.evaluate(self.solution, block, candidates).losses
+        losses = np.where(np.isfinite(losses), losses, np.inf)
+        self.calls += len(losses)
+        self.tried.append((candidates.copy(), losses))
+        return losses
+
+    def measure_base(self) -> None:
+        self.loss = float(self.measure(0, self.solution[:1])[0])
+        if not np.isfinite(self.loss):
+            raise UserError(NO_LOSS.format(whose="The unadapted model's loss"))
+
+    def point(self, block: int) -> Point | None:
+        """The block's incumbent with the present loss of the whole, where that is known."""
+        return None if np.isnan(self.loss) else Point(z=self.solution[block].copy(), loss=self.loss)
+
+    def end_turn(self, block: int, step_size: float, *, last: bool) -> Generation:
+        candidates, losses = (np.concatenate(parts) for parts in zip(*self.tried, strict=True))
+        self.tried.clear()
+        return Generation(
+            block=block,
+            calls=self.calls,
+            candidates=candidates,
+            losses=losses,
+            solution=self.solution.copy(),
+            loss=self.loss,
+            step_size=step_size,
+            last=last,
+        )
+
+
+def _adopt_improving(search: _Search, block: int, _optimizer: Optimizer) -> None:
+    """This turn's best candidate, if it lowers the loss of the whole current solution."""
+    for candidates, losses in search.tried:
+        if losses.min() < search.loss:
+            search.loss = float(losses.min())
+            search.solution[block] = candidates[losses.argmin()]
+
+
+def _adopt_mean(search: _Search, block: int, optimizer: Optimizer) -> None:
+    """The optimizer's center, whatever its loss, which one more call measures."""
+    if search.calls < search.budget:
+        search.solution[block] = optimizer.center
+        search.loss = float(search.measure(block, search.solution[block : block + 1])[0])
+
+
+def _adopt_released(search: _Search, block: int, optimizer: Optimizer) -> None:
+    """The best candidate the block ever had, by losses from when the other blocks differed.
+
+    As in the released code of Jin, Liu, Tan 2024, so the loss of the whole stays unknown.
+    """
+    if optimizer.best is not None:
+        search.solution[block] = optimizer.best.z
+
+
+INCUMBENTS: Mapping[str, Callable[[_Search, int, Optimizer], None]] = {
+    "improving": _adopt_improving,
+    "mean": _adopt_mean,
+    "released": _adopt_released,
+}
+
+
+def _round_robin(blocks: int, _population: int, _budget: int) -> Iterator[int]:
+    """Ascending, for as long as the budget lasts."""
+    return cycle(range(blocks))
+
+
+def _whole_rounds(blocks: int, population: int, budget: int) -> Iterator[int]:
+    """Ascending, whole rounds only: an integer division leaves the rest of the budget unspent."""
+    for _ in range(budget // (population * blocks)):
+        yield from range(blocks)
+
+
+SCHEDULES: Mapping[str, Callable[[int, int, int], Iterator[int]]] = {
+    "round_robin": _round_robin,
+    "released": _whole_rounds,
+}

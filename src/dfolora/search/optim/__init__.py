@@ -1,0 +1,27 @@
+"""Derivative-free optimizers behind one contract, `Optimizer`: vectors and losses, no model."""
+
+from dfolora.search.optim.cma import Cma
+from dfolora.search.optim.fwa import Lotfwa
+from dfolora.search.optim.nevergrad import Nevergrad
+from dfolora.search.optim.optimizer import (
+    Losses,
+    Optimizer,
+    OptimizerFactory,
+    Point,
+    Population,
+    Vector,
+)
+from dfolora.search.optim.random_search import RandomSearch
+
+__all__ = [
+    "Cma",
+    "Losses",
+    "Lotfwa",
+    "Nevergrad",
+    "Optimizer",
+    "OptimizerFactory",
+    "Point",
+    "Population",
+    "RandomSearch",
+    "Vector",
+]

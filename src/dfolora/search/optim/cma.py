@@ -1,0 +1,202 @@
+"""CMA-ES, by pycma.
+
+Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772, 2016.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any, Literal, final
+
+import cma
+import numpy as np
+from cma.sigma_adaptation import CMAAdaptSigmaCSA, CMAAdaptSigmaTPA
+from numpy.typing import ArrayLike
+
+from dfolora.errors import UserError
+from dfolora.resources import check_room
+from dfolora.search.optim.optimizer import (
+    Ledger,
+    Point,
+    Population,
+    PrivateRandomness,
+    Vector,
+    require_positive,
+    require_room,
+)
+from dfolora.validation import choice, mapping
+
+STEP_SIZE_RULES = {"csa": CMAAdaptSigmaCSA, "tpa": CMAAdaptSigmaTPA}
+COVARIANCES = {"full": 0, "diagonal": True}
+MATRICES = 3
+"""Of d x d that a full covariance takes: itself, its eigenvectors, and what makes them."""
+
+SET_BY_PARAMETERS = {
+    "popsize": "population",
+    "AdaptSigma": "step_size_rule",
+    "CMA_diagonal": "covariance",
+    "randn": "rng",
+    "seed": "rng",
+}
+"""pycma's options that have a parameter of their own here, and its name."""
+
+_LEARNERS = ThreadPoolExecutor(max_workers=8, thread_name_prefix="cma")
+"""Where blocks learn while the caller evaluates other blocks' candidates."""
+
+
+@final
+class Cma:
+    """CMA-ES from mean 0, on a private random stream.
+
+    pycma's termination criteria are not read: the caller's budget ends the search. What is told is
+    learned, and the next population drawn, on another thread (with TPA at once: it draws from
+    process-wide generators); reading waits for it.
+
+    Args:
+        dim: Search dimension d.
+        budget: Ignored: CMA-ES has no horizon.
+        rng: Private generator.
+        population: Candidates a generation, P.
+        sigma: Initial standard deviation of each coordinate.
+        step_size_rule: "csa", cumulative step-size adaptation, or "tpa", two-point adaptation.
+            Always named to pycma, whose default depends on d, covariance and version.
+        covariance: "full", or "diagonal" (sep-CMA-ES), whose cost is linear in d.
+        options: Further options of pycma, by pycma's names.
+
+    Raises:
+        UserError: An option that pycma does not have or that is a parameter here, or a value out
+            of its range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        budget: int,
+        rng: np.random.Generator,
+        *,
+        population: int = 20,
+        sigma: float = 1.0,
+        step_size_rule: Literal["csa", "tpa"] = "csa",
+        covariance: Literal["full", "diagonal"] = "full",
+        options: Mapping[str, Any] = {},
+    ) -> None:
+        require_positive(dim=dim, population=population, sigma=sigma)
+        choice(step_size_rule, "step_size_rule", STEP_SIZE_RULES)
+        choice(covariance, "covariance", COVARIANCES)
+        require_room(population, dim)
+        if population < 4:
+            raise UserError(
+                f"population is {population}; CMA-ES needs 4 or more to recombine from."
+            )
+        _check_options(options)
+        if covariance == "full":
+            check_room(
+                MATRICES * 8 * dim**2,
+                f"The covariance of dim={dim} numbers",
+                "take a smaller dim, or covariance=diagonal (optimizer=cma_diagonal)",
+            )
+        self._ledger = Ledger()
+        self._randomness = PrivateRandomness(rng)
+        with self._randomness.lent(), _explained(options):
+            self._strategy = cma.CMAEvolutionStrategy(
+                dim * [0.0],
+                sigma,
+                {
+                    "verbose": -9,
+                    # The objective is even about the start, so mirrored samples are duplicates.
+                    "CMA_mirrors": 0,
+                    # pycma would look for this file in the working directory and obey it.
+                    "signals_filename": "",
+                    **options,
+                    "popsize": population,
+                    "AdaptSigma": STEP_SIZE_RULES[step_size_rule],
+                    "CMA_diagonal": COVARIANCES[covariance],
+                    "randn": lambda *shape: rng.standard_normal(shape),
+                    "seed": np.nan,  # pycma's word for: leave the global generator alone
+                },
+            )
+            # pycma recognises its own solutions by identity of content; TPA by their order too.
+            self._solutions: list[Vector] = self._strategy.ask()
+        self._learning: Future[None] | None = None
+        self._draws_globally = step_size_rule == "tpa"  # in a check of its own code
+
+    @property
+    def population(self) -> int:
+        """P."""
+        return int(self._strategy.popsize)
+
+    @property
+    def asks(self) -> int:
+        """1."""
+        return 1
+
+    @property
+    def step_size(self) -> float:
+        """Sigma."""
+        self._wait()
+        return float(self._strategy.sigma)
+
+    @property
+    def best(self) -> Point | None:
+        """The lowest loss ever told."""
+        return self._ledger.best
+
+    @property
+    def center(self) -> Vector:
+        """``(d,)``: the mean of the search distribution."""
+        self._wait()
+        return np.array(self._strategy.mean, dtype=np.float64)
+
+    def ask(self, incumbent: Point | None = None) -> Population:
+        """A sample of the search distribution, ``(P, d)``; ``incumbent`` does not matter."""
+        return self._ledger.ask(self._sample)
+
+    def tell(self, losses: ArrayLike) -> None:
+        """Adapt mean, covariance and step size to the ranks of ``losses``, ``(P,)``."""
+        _, told = self._ledger.tell(losses)
+        finite = self._ledger.finite(told).tolist()  # pycma's penalties of bounds compute with them
+        if self._draws_globally:
+            with self._randomness.lent():
+                self._learn(finite)
+        else:
+            self._learning = _LEARNERS.submit(self._learn, finite)
+
+    def _learn(self, losses: list[float]) -> None:
+        self._strategy.tell(self._solutions, losses)
+        self._solutions = self._strategy.ask()
+
+    def _wait(self) -> None:
+        if self._learning is not None:
+            learning, self._learning = self._learning, None
+            learning.result()
+
+    def _sample(self) -> Population:
+        self._wait()
+        return np.array(self._solutions, dtype=np.float64)
+
+
+@contextmanager
+def _explained(options: Mapping[str, Any]) -> Iterator[None]:
+    """Whatever pycma makes of a wrong value of its options, it is that value which is wrong."""
+    try:
+        yield
+    except Exception as error:
+        if not options:
+            raise
+        raise UserError(f"pycma does not take options={dict(options)}: {error}.") from error
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = cma.CMAOptions.defaults()
+    for name in mapping(options, "options"):
+        if name in SET_BY_PARAMETERS:
+            raise UserError(
+                f"options names pycma's {name!r}; set the parameter {SET_BY_PARAMETERS[name]!r}."
+            )
+        if name not in known:
+            near = get_close_matches(name, known)
+            raise UserError(
+                f"options names {name!r}, which pycma {cma.__version__.split()[0]} does not have"
+                f"{'; did you mean ' + ', '.join(near) if near else ''}."
+            )

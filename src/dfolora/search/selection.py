@@ -1,0 +1,140 @@
+"""Which solution of a search is kept: dev-set selection and early stopping."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfolora.search.evaluator import Evaluator
+from dfolora.search.loop import Generation
+
+Array = NDArray[np.float64]
+
+
+class Seen(NamedTuple):
+    """What one look at the dev set told."""
+
+    score: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevPoint:
+    """A solution as the dev set saw it."""
+
+    calls: int
+    score: float
+    loss: float
+    solution: Any
+    """Search vectors ``(L, d)``, or whatever else a method fits."""
+
+
+def by_score(point: DevPoint) -> tuple[float, ...]:
+    """Rank of a look, lower is better: by its score, ties by its loss."""
+    return -point.score, point.loss
+
+
+class DevSelection:
+    """Looks at the dev set as a search goes on, and keeps the best solution seen.
+
+    Args:
+        evaluate: Scores and losses on the dev set; its passes are not charged to the budget.
+        rule: A name in ``SELECTIONS``: which solutions are looked at.
+        interval: Calls between two looks.
+        patience: The search counts as stalled once so many calls brought no higher dev score;
+            None never (Jin, Liu, Tan 2024, Table 3: 1,500).
+    """
+
+    def __init__(
+        self, evaluate: Evaluator, *, rule: str, interval: int, patience: int | None
+    ) -> None:
+        self._evaluate = evaluate
+        self._rule = SELECTIONS[rule]
+        self._interval = interval
+        self._patience = patience
+        self._calls = -1
+        self._last: DevPoint | None = None
+        self._progress_calls = 0
+        self.best: DevPoint | None = None
+        """The best so far by the rule's rank; of equals the earlier one."""
+        self.stalled = False
+        """Whether the patience has run out."""
+
+    def see(self, generation: Generation, seen: Sequence[Seen] = ()) -> Sequence[DevPoint]:
+        """Look at the dev set as often as the rule asks for this generation: mostly never.
+
+        Args:
+            generation: The search's next.
+            seen: What the first looks told when they were made before; they are not made again.
+        """
+        due = self._rule.looks(generation, self._calls, self._interval)
+        before = iter(seen)
+        points = [self.look(calls, solution, next(before, None)) for calls, solution in due]
+        self._calls = generation.calls
+        self.stalled = (
+            self._patience is not None and generation.calls - self._progress_calls >= self._patience
+        )
+        return points
+
+    def look(self, calls: int, solution: Array, seen: Seen | None = None) -> DevPoint:
+        """Score one solution on the dev set and keep it if it is the best so far."""
+        score, loss = seen or self._scored(solution)
+        point = DevPoint(calls=calls, score=score, loss=loss, solution=solution.copy())
+        if self.best is None or score > self.best.score:
+            self._progress_calls = calls
+        if self.best is None or self._rule.rank(point) < self._rule.rank(self.best):
+            self.best = point
+        self._last = point
+        return point
+
+    def _scored(self, solution: Array) -> Seen:
+        if self._last is not None and np.array_equal(solution, self._last.solution):
+            return Seen(self._last.score, self._last.loss)
+        dev = self._evaluate(solution, 0, solution[:1])
+        loss = float(dev.losses[0])
+        return Seen(float(dev.scores[0]), loss if np.isfinite(loss) else np.inf)
+
+
+def _current_incumbents(
+    generation: Generation, previous_calls: int, interval: int
+) -> Iterator[tuple[int, Array]]:
+    """The incumbents: at first, wherever an interval has passed, and at last."""
+    if previous_calls // interval < generation.calls // interval or generation.last:
+        yield generation.calls, generation.solution
+
+
+def _every_nth_candidate(
+    generation: Generation, _previous_calls: int, interval: int
+) -> Iterator[tuple[int, Array]]:
+    """The very candidate of call n, 2n, 3n ..., good or bad, among the others' incumbents."""
+    first = generation.calls - len(generation.losses) + 1
+    for index, candidate in enumerate(generation.candidates):
+        if (first + index) % interval == 0:
+            solution = generation.solution.copy()
+            solution[generation.block] = candidate
+            yield first + index, solution
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionRule:
+    """What is looked at, and what makes one look better than another."""
+
+    looks: Callable[[Generation, int, int], Iterator[tuple[int, Array]]]
+    """``(generation, calls before it, interval)`` -> the calls and solutions to look at."""
+    rank: Callable[[DevPoint], tuple[float, ...]]
+    """Lower is better."""
+
+
+SELECTIONS: Mapping[str, SelectionRule] = {
+    "incumbent": SelectionRule(
+        looks=_current_incumbents,
+        rank=by_score,
+    ),
+    # As in the code of Jin, Liu, Tan 2024.
+    "released": SelectionRule(
+        looks=_every_nth_candidate,
+        rank=lambda point: (-point.score,),
+    ),
+}

@@ -1,0 +1,14 @@
+"""Frozen random maps from search vectors to interventions: low-rank factors, or soft prompts."""
+
+from dfolora.search.subspace.lora import LoraSubspace, LoraSubspaceSpec
+from dfolora.search.subspace.prompt import PromptSubspace, PromptSubspaceSpec
+from dfolora.search.subspace.subspace import Subspace, SubspaceSpec
+
+__all__ = [
+    "LoraSubspace",
+    "LoraSubspaceSpec",
+    "PromptSubspace",
+    "PromptSubspaceSpec",
+    "Subspace",
+    "SubspaceSpec",
+]

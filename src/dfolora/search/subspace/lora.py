@@ -1,0 +1,203 @@
+"""The frozen random map from a search vector to one layer's LoRA factors.
+
+A vector z of length d is cut evenly into one part for each A and each B of the adapted maps, and
+each part goes through its own bias-free random matrix: ``A = reshape(z_A P_A)``,
+``B = reshape(z_B P_B)`` (Jin, Liu, Tan 2024, Section 3). So z = 0 is the base model exactly, and
+z and -z give the same model when all other layers are as they were, since every update is a
+product A B.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dfolora.data import Encoder
+from dfolora.errors import UserError
+from dfolora.model import Architecture, Backbone, LayerLora, LoraFactors, save_adapter
+from dfolora.resources import check_room
+from dfolora.search.subspace.statistics import Statistics, layer_stds
+from dfolora.search.subspace.subspace import Incumbents
+from dfolora.seeding import stream
+from dfolora.validation import choice, positive, whole
+
+BProjection = Literal["hidden_std", "linear_default"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSubspaceSpec:
+    """How search vectors become LoRA factors; ``build`` draws the projections."""
+
+    dim: int = 500
+    """d, the length of one layer's search vector."""
+    rank: int = 2
+    """r of the LoRA factors."""
+    targets: Sequence[str] = ("q", "k")
+    """The adapted maps of every layer, a subset of q, k, v, o."""
+    alpha: float = 1.0
+    """Stretch of the projections (Eq. 6)."""
+    sigma: float = 1.0
+    """The optimizer's initial step size, which Eq. 6 divides out."""
+    scaling: float = 1.0
+    """Factor on every product A B."""
+    b_projection: BProjection = "hidden_std"
+    """Law of the B projections of layers >= 1: Eq. 6 as for A, or, as in the released code, the
+    uniform default of ``nn.Linear``, on +-1 / sqrt(fan-in)."""
+    statistics: Statistics = "real_tokens"
+    """Which positions the hidden-state statistics see."""
+
+    def blocks(self, architecture: Architecture) -> int:
+        """See ``SubspaceSpec``: a block a layer."""
+        return architecture.layers
+
+    def encoder(self, plain: Encoder) -> Encoder:
+        """See ``SubspaceSpec``: the plain prompt."""
+        return plain
+
+    def check(self, architecture: Architecture) -> None:
+        """See ``SubspaceSpec``."""
+        if isinstance(self.targets, str) or not isinstance(self.targets, Sequence):
+            raise UserError(f"targets={self.targets} must be a list, such as [q,k].")
+        architecture.check_targets(self.targets)
+        whole(self.dim, "dim", least=1)
+        whole(self.rank, "rank", least=1)
+        parts = 2 * len(self.targets)
+        if self.dim < parts or self.dim % parts:
+            below = self.dim // parts * parts
+            legal = [d for d in (below, below + parts) if d >= parts]
+            raise UserError(
+                f"dim={self.dim} does not divide into {parts} equal parts (one A and one B for "
+                f"each of {', '.join(self.targets)}); the nearest legal dim is "
+                f"{' or '.join(map(str, legal))}."
+            )
+        if not 1 <= self.rank <= architecture.width:
+            raise UserError(f"rank={self.rank} must lie between 1 and {architecture.width}.")
+        positive(self.alpha, "subspace.alpha")
+        positive(self.sigma, "optimizer.sigma")
+        positive(self.scaling, "scaling")
+        choice(self.b_projection, "subspace.b_projection", get_args(BProjection))
+        choice(self.statistics, "subspace.statistics", get_args(Statistics))
+        check_room(
+            4 * architecture.layers * self.dim * self.rank * architecture.width,
+            f"The random maps of dim={self.dim} and rank={self.rank}",
+            "take a smaller dim",
+        )
+
+    def build(
+        self, backbone: Backbone, input_ids: Tensor, attention_mask: Tensor, seed: int
+    ) -> "LoraSubspace":
+        """See ``SubspaceSpec``."""
+        self.check(backbone.architecture)
+        stds = layer_stds(backbone, input_ids, attention_mask, self.statistics)
+        projections = [self._draw(layer, std, backbone, seed) for layer, std in enumerate(stds)]
+        return LoraSubspace(self, projections, device=backbone.device, dtype=backbone.dtype)
+
+    def _draw(self, layer: int, std: float, backbone: Backbone, seed: int) -> "Projections":
+        fan_in = self.dim // (2 * len(self.targets))
+        normal_std = self.alpha * std / (np.sqrt(self.dim) * self.sigma)  # Eq. 6
+        uniform_b = layer > 0 and self.b_projection == "linear_default"
+        down, up = [], []
+        for name in self.targets:
+            linear = backbone.layers[layer].maps[name]
+            rng = stream(seed, f"projection/{layer}/{name}")
+            down.append(_normal(rng, (fan_in, linear.d_in * self.rank), normal_std))
+            shape = (fan_in, self.rank * linear.d_out)
+            up.append(
+                _uniform(rng, shape, 1 / np.sqrt(fan_in))
+                if uniform_b
+                else _normal(rng, shape, normal_std)
+            )
+        stacked = Projections(down=torch.stack(down), up=torch.stack(up))
+        return stacked.pinned() if backbone.device.type == "cuda" else stacked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projections:
+    """One layer's random matrices, float32, stacked over the adapted maps (M of them)."""
+
+    down: Tensor
+    """``(M, d / 2M, d_in * r)``."""
+    up: Tensor
+    """``(M, d / 2M, r * d_out)``."""
+
+    @property
+    def stored(self) -> int:
+        """Numbers in the layer's factors."""
+        return sum(len(part) * part.shape[-1] for part in (self.down, self.up))
+
+    def pinned(self) -> "Projections":
+        """In host memory that a GPU reads fast: there is one layer's at a time on it."""
+        return Projections(down=self.down.pin_memory(), up=self.up.pin_memory())
+
+
+class LoraSubspace:
+    """z -> LoRA factors, a block a layer. Built by ``LoraSubspaceSpec.build``.
+
+    Args:
+        spec: What it was built from.
+        projections: A layer each.
+        device: Where the factors are wanted.
+        dtype: What the incumbents' factors are rounded to: the model's.
+    """
+
+    def __init__(
+        self,
+        spec: LoraSubspaceSpec,
+        projections: Sequence[Projections],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.spec = spec
+        self.blocks = len(projections)
+        self.stored = sum(layer.stored for layer in projections)
+        self._projections = projections
+        self._device = device
+        self._incumbents = Incumbents(lambda block, z: self.intervention(block, z).to(dtype))
+
+    def intervention(self, block: int, candidates: NDArray[np.float64]) -> LayerLora:
+        """The LoRA factors of P candidates for one layer: ``(P, d) -> LayerLora``, float32."""
+        spec, projections = self.spec, self._projections[block]
+        down, up = (
+            part.to(self._device, non_blocking=True) for part in (projections.down, projections.up)
+        )
+        z = torch.from_numpy(candidates).to(down)
+        # Parts are ordered A_1, B_1, A_2, B_2, ... over the targets.
+        parts = z.reshape(len(z), len(spec.targets), 2, -1)
+        downs = torch.einsum("pmf,mfo->mpo", parts[:, :, 0], down)
+        ups = torch.einsum("pmf,mfo->mpo", parts[:, :, 1], up) * spec.scaling
+        return LayerLora(
+            layer=block,
+            factors={
+                name: LoraFactors(
+                    down=downs[index].reshape(len(z), -1, spec.rank),
+                    up=ups[index].reshape(len(z), spec.rank, -1),
+                )
+                for index, name in enumerate(spec.targets)
+            },
+        )
+
+    def incumbents(
+        self, solution: NDArray[np.float64], *, without: int | None = None
+    ) -> dict[int, LayerLora]:
+        """See ``Subspace``; the factors are rounded to the model's type."""
+        return self._incumbents(solution, without)
+
+    def save(self, folder: Path, backbone: Backbone, solution: NDArray[np.float64]) -> None:
+        """Write a PEFT adapter folder."""
+        layers = [self.intervention(block, z[None]) for block, z in enumerate(solution)]
+        save_adapter(folder, backbone, layers)
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, int], std: float) -> Tensor:
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32) * np.float32(std))
+
+
+def _uniform(rng: np.random.Generator, shape: tuple[int, int], bound: float) -> Tensor:
+    unit = rng.random(shape, dtype=np.float32)
+    return torch.from_numpy((2 * unit - 1) * np.float32(bound))

@@ -1,0 +1,142 @@
+"""The frozen random map from a search vector to soft prompts: BBT's and BBTv2's.
+
+``p = reshape(z A)`` is added to what enters a layer at the positions of filler words that stand
+before the task's prompt: at the input alone (BBT: Sun et al., *Black-Box Tuning for Language-Model-
+as-a-Service*, 2022) or at every layer (BBTv2: Sun et al., *BBTv2: Towards a Gradient-Free Future
+with Large Language Models*, 2022).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dfolora.data import Encoder
+from dfolora.errors import UserError
+from dfolora.model import Architecture, Backbone, SoftPrompt
+from dfolora.resources import check_room
+from dfolora.search.subspace.statistics import layer_stds
+from dfolora.search.subspace.subspace import Incumbents
+from dfolora.seeding import stream
+from dfolora.validation import flag, positive, whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSubspaceSpec:
+    """How search vectors become soft prompts; ``build`` draws the projections."""
+
+    dim: int = 500
+    """d, the length of one block's search vector."""
+    positions: int = 50
+    """n, the filler words before the prompt, and the vectors that are added to them."""
+    every_layer: bool = True
+    """A block a layer, as in BBTv2, or one block at the input, as in BBT."""
+    alpha: float = 1.0
+    """Stretch of the projections."""
+    sigma: float = 1.0
+    """The optimizer's initial step size, which their scale divides out."""
+
+    def blocks(self, architecture: Architecture) -> int:
+        """See ``SubspaceSpec``."""
+        return architecture.layers if self.every_layer else 1
+
+    def check(self, architecture: Architecture) -> None:
+        """See ``SubspaceSpec``."""
+        whole(self.dim, "subspace.dim", least=1)
+        whole(self.positions, "prompt_tokens", least=1)
+        flag(self.every_layer, "subspace.every_layer")
+        positive(self.alpha, "subspace.alpha")
+        positive(self.sigma, "optimizer.sigma")
+        if self.positions >= architecture.max_length:
+            raise UserError(
+                f"{self.positions} prompt vectors leave no room in a model of at most "
+                f"{architecture.max_length} tokens; choose fewer (prompt_tokens)."
+            )
+        check_room(
+            4 * self.blocks(architecture) * self.dim * self.positions * architecture.width,
+            f"The random maps of subspace.dim={self.dim}",
+            "take a smaller dim",
+        )
+
+    def encoder(self, plain: Encoder) -> Encoder:
+        """The prompt with filler words before it."""
+        encoder = replace(plain, prompt=plain.prompt.prefixed(), fillers=self.positions)
+        # Decoded and encoded again, as the released code does, the words may be fewer tokens.
+        if (tokens := encoder.shortest()) <= self.positions:
+            raise UserError(
+                f"With its filler words the prompt is {tokens} tokens for "
+                f"{plain.tokenizer.name_or_path}, too few for {self.positions} vectors; choose "
+                f"another pattern or fewer of them (prompt_tokens)."
+            )
+        return encoder
+
+    def build(
+        self, backbone: Backbone, input_ids: Tensor, attention_mask: Tensor, seed: int
+    ) -> "PromptSubspace":
+        """See ``SubspaceSpec``."""
+        self.check(backbone.architecture)
+        stds = layer_stds(backbone, input_ids, attention_mask, "real_tokens")
+        blocks = self.blocks(backbone.architecture)
+        projections = [
+            self._draw(layer, std, backbone, seed) for layer, std in enumerate(islice(stds, blocks))
+        ]
+        return PromptSubspace(self, projections, backbone)
+
+    def _draw(self, layer: int, std: float, backbone: Backbone, seed: int) -> Tensor:
+        shape = self.dim, self.positions * backbone.architecture.width
+        scale = np.float32(self.alpha * std / (sqrt(self.dim) * self.sigma))
+        rng = stream(seed, f"projection/{layer}/prompt")
+        projection = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32) * scale)
+        return projection.pin_memory() if backbone.device.type == "cuda" else projection
+
+
+class PromptSubspace:
+    """z -> soft prompts. Built by ``PromptSubspaceSpec.build``.
+
+    Args:
+        spec: What it was built from.
+        projections: A block each, ``(d, n H)``, float32.
+        backbone: The model: where the vectors are wanted, and where its sequences begin.
+    """
+
+    def __init__(
+        self, spec: PromptSubspaceSpec, projections: Sequence[Tensor], backbone: Backbone
+    ) -> None:
+        architecture = backbone.architecture
+        self.blocks = len(projections)
+        self.stored = self.blocks * spec.positions * architecture.width
+        self._spec = spec
+        self._projections = projections
+        self._device = backbone.device
+        # After the token that begins a masked model's sequences.
+        self._start = 0 if architecture.family.kind == "causal" else 1
+        self._incumbents = Incumbents(self.intervention)
+
+    def intervention(self, block: int, candidates: NDArray[np.float64]) -> SoftPrompt:
+        """See ``Subspace``; float32."""
+        projection = self._projections[block].to(self._device, non_blocking=True)
+        z = torch.from_numpy(candidates).to(projection)
+        vectors = (z @ projection).view(len(z), self._spec.positions, -1)
+        return SoftPrompt(layer=block, start=self._start, vectors=vectors)
+
+    def incumbents(
+        self, solution: NDArray[np.float64], *, without: int | None = None
+    ) -> dict[int, SoftPrompt]:
+        """See ``Subspace``."""
+        return self._incumbents(solution, without)
+
+    def save(self, folder: Path, _backbone: Backbone, solution: NDArray[np.float64]) -> None:
+        """Write ``soft_prompts.safetensors``: by layer the vectors ``(n, H)``, 0 ones too."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(dict(self._named(solution)), folder / "soft_prompts.safetensors")
+
+    def _named(self, solution: NDArray[np.float64]) -> Iterator[tuple[str, Tensor]]:
+        for block, z in enumerate(solution):
+            yield f"layer.{block}", self.intervention(block, z[None]).vectors[0].cpu().contiguous()

@@ -1,0 +1,59 @@
+"""How large hidden states are: what scales the random maps (Jin, Liu, Tan 2024, Eq. 6)."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dfolora.model import Backbone, Sequences
+
+Statistics = Literal["real_tokens", "all_positions", "one"]
+"""Which positions they see: all_positions has the padding too, as in the released code. With one
+they see nothing, and every layer's is 1."""
+
+CLIP_ROUNDS = 5
+CLIP_STDS = 3.0
+STATISTICS_TOKENS = 2048
+"""At once, whatever the engine's limits: the statistics decide about the whole search."""
+
+
+@torch.inference_mode()
+def layer_stds(
+    backbone: Backbone, input_ids: Tensor, attention_mask: Tensor, statistics: Statistics
+) -> Iterator[float]:
+    """Per layer, the standard deviation of what enters it; of layer 0, of the word embeddings.
+
+    Args:
+        backbone: The model, without any adaptation.
+        input_ids: ``(N, T)``.
+        attention_mask: ``(N, T)``.
+        statistics: Which positions count.
+    """
+    if statistics == "one":
+        yield from [1.0] * len(backbone.layers)
+        return
+    # Layer 0 takes the whole embedding matrix in place of its input (released code).
+    yield backbone.embedding.float().std().item()
+    real = attention_mask.sum(-1)
+    counted = torch.full_like(real, input_ids.shape[1])
+    sequences = Sequences(
+        input_ids=input_ids,
+        lengths=real if statistics == "real_tokens" else counted,
+        real=real,
+        answer=torch.zeros_like(real),
+    )
+    packs = list(sequences.packs(STATISTICS_TOKENS, backbone.device))
+    hidden = [backbone.embed(pack) for pack in packs]
+    for layer in backbone.layers[:-1]:
+        hidden = [layer(*entering) for entering in zip(hidden, packs, strict=True)]
+        yield clipped_std(torch.cat(hidden, dim=1))
+
+
+def clipped_std(values: Tensor) -> float:
+    """Standard deviation after five rounds of clipping to mean +- 3 standard deviations."""
+    values = values.float()
+    for _ in range(CLIP_ROUNDS):
+        mean, std = values.mean(), values.std()
+        values = values.clamp(mean - CLIP_STDS * std, mean + CLIP_STDS * std)
+    return values.std().item()

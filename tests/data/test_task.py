@@ -1,0 +1,220 @@
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from dfolora.data import load_rows
+from dfolora.data.task import Prompt, Task, label_word_ids
+from dfolora.errors import UserError
+
+CONF = Path(__file__).parents[2] / "conf"
+REAL = sorted((CONF / "task").glob("*.yaml"))
+MINI = sorted((CONF / "task" / "mini").glob("*.yaml"))
+
+GIVEN = {
+    "name": "toy",
+    "title": "Toy",
+    "dataset": {"path": "mini", "train": "train", "test": "test"},
+    "fields": ["a", "b"],
+    "label": "label",
+    "classes": ["no", "yes"],
+    "metric": "accuracy",
+    "prompts": {"released": {"masked": {"pattern": "{a} {mask} {b}", "label_words": ["N", "Y"]}}},
+}
+
+
+def given(**changes):
+    """The toy task with changed values; a dotted name reaches inside, ... removes the key."""
+    data = copy.deepcopy(GIVEN)
+    for dotted, value in changes.items():
+        *outer, last = dotted.split(".")
+        inner = data
+        for key in outer:
+            inner = inner[key]
+        if value is ...:
+            del inner[last]
+        else:
+            inner[last] = value
+    return data
+
+
+def composed(name):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose(overrides=[f"+task={name}"]), resolve=True)["task"]
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
+def test_shipped_file_is_the_same_task_by_file_and_by_hydra(path):
+    task = Task.from_file(path)
+    assert task.name == path.stem
+    assert task == Task.from_mapping(composed(path.stem))
+    own = {"bbt"} if path.stem in ("sst2", "agnews") else set()  # where BBT's prompts are others
+    assert {"released", "published", "gap3"} | own == set(task.prompts)
+    for variant in ("released", "gap3"):
+        assert {"masked", "causal"} == set(task.prompts[variant])
+
+
+@pytest.mark.parametrize("path", MINI, ids=lambda path: path.stem)
+def test_mini_task_is_the_real_one_on_the_mini_world(path):
+    mini, real = composed(f"mini/{path.stem}"), composed(path.stem)
+    assert mini.pop("dataset") == {
+        "path": "mini",
+        "name": None,
+        "revision": None,
+        "train": "train",
+        "test": "test",
+    }
+    del real["dataset"]
+    if path.stem == "dbpedia":  # the filler needs a large vocabulary
+        causal = real["prompts"]["released"]["causal"]
+        causal["pattern"] = causal["pattern"].removeprefix("{filler} ")
+    assert mini == real
+
+
+def test_every_task_has_a_mini_twin():
+    assert [path.name for path in MINI] == [path.name for path in REAL]
+
+
+@pytest.mark.parametrize("path", MINI, ids=lambda path: path.stem)
+def test_mini_world_has_rows_of_every_class(path):
+    task = Task.from_mapping(composed(f"mini/{path.stem}"))
+    train, test = (load_rows(task, part) for part in ("train", "test"))
+    assert all(train.labels.count(label) >= 40 for label in range(len(task.classes)))
+    assert set(test.labels) == set(range(len(task.classes)))
+    assert train == load_rows(task, "train")
+    assert set(train.texts[0]) == set(task.fields)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metric": ...}, r"task lacks \['metric'\]; it needs \['name'"),
+        ({"colour": 1}, r"task has unknown keys \['colour'\]; known: \['name'"),
+        ({"name": 3}, r"task\.name must be non-empty text, got 3"),
+        ({"label": ""}, r"toy\.label must be non-empty text, got ''"),
+        ({"fields": "a"}, r"toy\.fields must be a list of texts, got 'a'"),
+        ({"fields": []}, r"toy\.fields must be a list of texts, got \[\]"),
+        ({"classes": ["x", "x"]}, r"toy\.classes repeats an entry"),
+        ({"classes": [False, True]}, r"classes\[0\] must be .*got False \(YAML reads a bare Yes"),
+        ({"metric": "f2"}, r"toy has metric 'f2'; choose from accuracy, f1"),
+        ({"strip": "yes"}, r"toy\.strip must be true or false, got 'yes'"),
+        ({"replace": [1]}, r"toy\.replace must be a mapping with text keys, got \[1\]"),
+        ({"replace": {"a": None}}, r"toy\.replace\['a'\] must be text, got None"),
+        ({"dataset.test": ...}, r"toy\.dataset lacks \['test'\]"),
+        ({"dataset.split": "x"}, r"toy\.dataset has unknown keys \['split'\]"),
+        ({"dataset.name": 1}, r"toy\.dataset\.name must be non-empty text, got 1"),
+        ({"prompts.released.seq2seq": {}}, r"released has unknown keys \['seq2seq'\].*causal"),
+        ({"prompts.released.masked.label_words": ["N"]}, r"1 label words \['N'\] for 2 classes"),
+        ({"prompts.released.masked.pattern": "{a} {c} {mask}"}, r"\['c'\] that are not fields"),
+        ({"prompts.released.masked.pattern": "It was {mask}"}, r"shows nothing of the row"),
+        ({"prompts.released.masked.pattern": "{a}"}, r"has 0 \{mask\}; write it exactly once"),
+        ({"prompts.released.masked.pattern": "{a}{mask}{mask}"}, r"has 2 \{mask\}"),
+        ({"prompts.released.masked.pattern": "{a {mask}"}, r"cannot be read"),
+        ({"prompts.released.masked.pattern": "{a!r} {mask}"}, r"\{a\} .*write the bare name"),
+        ({"prompts.released.masked.pattern": "{a:>9} {mask}"}, r"\{a\} .*write the bare name"),
+        (
+            {"prompts.released.causal": {"pattern": "{a} {mask}", "label_words": ["N", "Y"]}},
+            r"Causal pattern '\{a\} \{mask\}' has a \{mask\}; remove it",
+        ),
+    ],
+)
+def test_wrong_task_is_named(changes, message):
+    Task.from_mapping(GIVEN)
+    with pytest.raises(UserError, match=message):
+        Task.from_mapping(given(**changes))
+
+
+def test_f1_is_for_two_classes():
+    words = {"masked": {"pattern": "{a} {mask}", "label_words": ["N", "Y", "M"]}}
+    data = given(metric="f1", classes=["no", "yes", "maybe"], prompts={"released": words})
+    with pytest.raises(UserError, match="toy has 3 classes, but f1 needs 2"):
+        Task.from_mapping(data)
+
+
+def test_bare_yes_in_a_file_is_explained(tmp_path):
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(GIVEN).replace("- Y\n", "- Yes\n"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"label_words\[1\] .*got True .*quote it"):
+        Task.from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("a: [", "is not UTF-8 YAML"), ("- a", "must be a mapping"), (b"\xff", "is not UTF-8 YAML")],
+)
+def test_file_that_holds_no_task(tmp_path, content, message):
+    path = tmp_path / "toy.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message):
+        Task.from_file(path)
+
+
+def test_missing_file():
+    with pytest.raises(UserError, match=r"Task file nowhere\.yaml cannot be read: No such file"):
+        Task.from_file("nowhere.yaml")
+
+
+def test_slots_are_some_of_the_places_a_pattern_has():
+    words = {"pattern": "{a} {b}", "label_words": ["N", "Y"]}
+    task = Task.from_mapping(given(**{"prompts.released.causal": words | {"slots": ["b", "mask"]}}))
+    assert task.prompt("released", "causal").slots == ("b", "mask")
+    assert task.prompt("released", "masked").slots is None
+    wrong = given(**{"prompts.released.causal": words | {"slots": ["c"]}})
+    with pytest.raises(UserError, match=r"has no \['c'\], .* choose from \['a', 'b', 'mask'\]"):
+        Task.from_mapping(wrong)
+
+
+def test_prompt_of_a_variant_and_kind():
+    task = Task.from_file(CONF / "task" / "sst2.yaml")
+    assert task.prompt("released", "causal").label_words == ("negative", "positive")
+    offered = "it has released: masked, causal; published: masked"
+    with pytest.raises(UserError, match=f"sst2 has no causal prompt 'published'; {offered}"):
+        task.prompt("published", "causal")
+    with pytest.raises(UserError, match=f"no masked prompt 'mine'; {offered}"):
+        task.prompt("mine", "masked")
+
+
+class Letters:
+    """One token per letter; capitals are unknown."""
+
+    name_or_path = "letters"
+    unk_token_id = 0
+
+    def encode(self, text, *, add_special_tokens):
+        assert not add_special_tokens
+        return [0 if c.isupper() else ord(c) for c in text]
+
+    def convert_ids_to_tokens(self, ids):
+        return [chr(i) for i in ids]
+
+
+def prompt_with(*words):
+    return Prompt(kind="causal", pattern="{a}", label_words=words)
+
+
+def test_label_words_are_their_first_tokens():
+    assert label_word_ids(prompt_with("no", "yes"), Letters()) == (ord("n"), ord("y"))
+
+
+@pytest.mark.parametrize(
+    ("words", "style", "message"),
+    [
+        (
+            ("yes", "no", "yep"),
+            "released",
+            r"\['yes', 'yep'\] start with the same token for letters",
+        ),
+        (("yes", "yep"), "released", r"pieces \[\['y', 'e', 's'\].*label_words=natural or edit"),
+        (("yes", "no"), "natural", r"pieces \[\[' ', 'y', .*told apart; edit the words"),
+        (("yes", "yes"), "released", r"\['yes', 'yes'\] start with the same token"),
+        (("yes", "No"), "released", r"'No' is not in the vocabulary of letters"),
+        (("yes", ""), "released", r"'' is not in the vocabulary of letters \(ids \[\]\)"),
+        (("yes", "no"), "bare", r"style 'bare' is unknown; choose released or natural"),
+    ],
+)
+def test_label_words_that_cannot_answer(words, style, message):
+    with pytest.raises(UserError, match=message):
+        label_word_ids(prompt_with(*words), Letters(), style)

@@ -1,0 +1,347 @@
+"""Everything under ``conf/`` composes, and what it names can be built."""
+
+import dataclasses
+import inspect
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+
+import pipelines.run  # noqa: F401  registers the resolver ``choices``
+from dfolora.data.task import Task
+from dfolora.engine.forward import Limits
+from dfolora.fewshot.problem import ProblemSpec
+from dfolora.methods import (
+    Gap3,
+    GradientTuning,
+    InContext,
+    LayerwiseSearch,
+    ManualPrompt,
+    RandomLora,
+    TrainingSpec,
+)
+from dfolora.methods.gradient import (
+    Adapter,
+    BitFit,
+    FeatureHead,
+    Lora,
+    ModelTuning,
+    PrefixTuning,
+    PromptTuning,
+)
+from dfolora.model.architecture import Architecture
+from dfolora.report import TableSpec
+from dfolora.report.captions import CONSTANTS
+from dfolora.report.figures import KINDS
+from dfolora.search.optim import Cma, Lotfwa, Nevergrad, RandomSearch
+from dfolora.search.subspace import LoraSubspaceSpec
+from pipelines.identity import labels_of
+from pipelines.pretrain.training import Recipe
+
+CONF = Path(__file__).parents[2] / "conf"
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+OPTIONS = [
+    (path.relative_to(CONF).parts[0], "/".join(path.relative_to(CONF).with_suffix("").parts[1:]))
+    for path in sorted(CONF.rglob("*/*.yaml"))
+]
+SIGNATURES = {
+    ("data", None): ProblemSpec,
+    ("engine", None): Limits,
+    ("method", "adapter"): GradientTuning,
+    ("method", "bbt"): LayerwiseSearch,
+    ("method", "bbtv2"): LayerwiseSearch,
+    ("method", "dfo_lora"): LayerwiseSearch,
+    ("method", "gap3"): Gap3,
+    ("method", "in_context"): InContext,
+    ("method", "manual_prompt"): ManualPrompt,
+    ("method", "random_lora"): RandomLora,
+    ("method.trained", "adapter"): Adapter,
+    ("method.trained", "bitfit"): BitFit,
+    ("method.trained", "feature_mlp"): FeatureHead,
+    ("method.trained", "lora"): Lora,
+    ("method.trained", "model_tuning"): ModelTuning,
+    ("method.trained", "p_tuning_v2"): PrefixTuning,
+    ("method.trained", "prompt_tuning"): PromptTuning,
+    ("method.training", "lora"): TrainingSpec,
+    ("optimizer", "cma"): Cma,
+    ("optimizer", "fwa"): Lotfwa,
+    ("optimizer", "nevergrad"): Nevergrad,
+    ("optimizer", "random"): RandomSearch,
+    ("subspace", "paper"): LoraSubspaceSpec,
+}
+OF_TABLE_1 = ("curves", "figure1")
+GIVEN_BY_THE_SEARCH = {"dim", "budget", "rng"}
+
+
+def options(group):
+    return [option for owner, option in OPTIONS if owner == group]
+
+
+def composed(*overrides, config="run", hydra=False):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(config, list(overrides), return_hydra_config=hydra)
+
+
+def with_what_is_missing(config):
+    """Fill what only the user knows."""
+    for key in OmegaConf.missing_keys(config):
+        assert key == "model.path"
+        OmegaConf.update(config, key, "a/model")
+    return config
+
+
+def built(optimizer, dim=12):
+    build = instantiate(optimizer)
+    return build(dim=dim, budget=500, rng=np.random.default_rng(0))
+
+
+def test_every_file_is_an_option_or_an_entry_points():
+    roots = {path.stem for path in CONF.glob("*.yaml")}
+    assert roots == {"benchmark", "pretrain", "report", "run"}
+    assert len(OPTIONS) + len(roots) == len(list(CONF.rglob("*.yaml")))
+    assert len(OPTIONS) > 30
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [given for given in OPTIONS if given[0] not in ("table", "experiment")]
+)
+def test_run_with_the_option_can_be_built(group, option):
+    """All that ``pipelines.execute`` builds before it loads anything."""
+    config = with_what_is_missing(composed(f"{group}={option}"))
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    task = Task.from_mapping(OmegaConf.to_container(config.task, resolve=True))
+    assert isinstance(instantiate(config.data), ProblemSpec)
+    assert isinstance(instantiate(config.subspace), LoraSubspaceSpec)
+    method = instantiate(config.method)
+    checkpoint = instantiate(config.model, _convert_="all")
+    if group == "task":
+        assert task.name == option.rpartition("/")[2]
+    if checkpoint.architecture is not None:
+        shaped = dataclasses.replace(checkpoint, weights="random", tokenizer=None)
+        method.check(Architecture.of(shaped.config()))
+
+
+@pytest.mark.parametrize("option", options("optimizer"))
+def test_optimizer_asks_for_candidates(option):
+    optimizer = built(composed(f"optimizer={option}").optimizer)
+    candidates = optimizer.ask()
+    assert candidates.shape[1] == 12
+    assert 0 < len(candidates) <= optimizer.population
+    assert np.isfinite(candidates).all()
+
+
+@pytest.mark.parametrize("option", options("optimizer"))
+def test_method_gets_the_optimizer_and_its_sigma(option):
+    config = composed(f"optimizer={option}", "optimizer.sigma=0.5")
+    method = instantiate(config.method)
+    assert method.optimizer.func is get_class(config.optimizer._target_)
+    assert method.optimizer.keywords["sigma"] == 0.5
+    assert method.subspace.sigma == 0.5
+
+
+@pytest.mark.parametrize("profile", options("profile"))
+@pytest.mark.parametrize("table", options("table"))
+def test_table_shows_what_exists(table, profile):
+    spec = reported_spec(table, profile)
+    assert spec.name == table
+    for name, title in spec.tasks.items():
+        assert title == Task.from_file(CONF / "task" / f"{name}.yaml").title
+    for row in spec.rows:
+        for tag, value in row.where.items():
+            assert value in options(tag) if tag in GROUPS else tag in ("dim", "rank", "targets")
+    labels = [row.label for row in spec.rows]
+    assert len(set(labels)) == len(labels)
+    named = [measure.ratio_to for measure in spec.measures if measure.ratio_to]
+    if spec.compare is not None:
+        named += [spec.compare.against, *spec.compare.rows]
+    assert set(named) <= set(labels)
+    assert set(spec.constants) <= set(CONSTANTS)
+    assert spec.picture is None or spec.picture.kind in KINDS
+    assert all(isinstance(seed, int) for seed in spec.seeds)
+    assert spec.note
+
+
+def reported_spec(table, profile):
+    config = composed(f"table={table}", f"profile={profile}", config="report")
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    sweep = plain["sweep"]
+    return TableSpec.from_mapping(
+        plain["table"], profile=profile, seeds=sweep["seeds"], note=sweep["note"],
+        suffix=sweep["suffix"],
+    )  # fmt: skip
+
+
+def swept(experiment, profile):
+    """What the experiment's sweep gives every parameter."""
+    config = composed(f"experiment={experiment}", f"profile={profile}", hydra=True)
+    assert config.hydra.mode.name == "MULTIRUN"
+    parameters = OmegaConf.to_container(config.hydra.sweeper.params, resolve=True)
+    given = [f"{name}={values}" for name, values in parameters.items()]
+    return {
+        override.key_or_group: list(override.sweep_string_iterator())
+        if override.is_sweep_override()
+        else [override.get_value_element_as_str()]
+        for override in OverridesParser.create().parse_overrides(given)
+    }
+
+
+@pytest.mark.parametrize("profile", options("profile"))
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_experiment_sweeps_over_what_exists(experiment, profile):
+    plain = composed(f"experiment={experiment}", f"profile={profile}")
+    for name, values in swept(experiment, profile).items():
+        assert len(set(values)) == len(values) > 0
+        for value in values:
+            assert value in options(name) if name in GROUPS else name in plain
+
+
+@pytest.mark.parametrize("profile", options("profile"))
+@pytest.mark.parametrize("name", [name for name in options("table") if name not in OF_TABLE_1])
+def test_experiment_fills_every_row_of_its_table(name, profile):
+    """Each row of a table, or point of a figure, gets runs by one of the experiment's jobs."""
+    sweep = swept(name, profile)
+    spec = reported_spec(name, profile)
+    assert [int(seed) for seed in sweep.pop("seed")] == spec.seeds
+    tasks = sweep.pop("task")
+    assert {task.rpartition("/")[2] for task in tasks} == set(spec.tasks)
+    assert {column.task for column in spec.columns} <= {None, *spec.tasks}
+    made = [
+        tags_of(f"experiment={name}", f"profile={profile}", f"task={tasks[0]}", *job)
+        for job in itertools.product(
+            *([f"{key}={value}" for value in values] for key, values in sweep.items())
+        )
+    ]
+    for row in spec.all_rows:
+        where = {tag: value for tag, value in row.where.items() if tag != "task"}
+        matching = [labels for labels in made if where.items() <= labels.items()]
+        assert len(matching) == 1, row
+
+
+@pytest.mark.parametrize("name", OF_TABLE_1)
+def test_items_of_table_1_have_its_rows(name):
+    theirs, ours = swept("table1", "paper"), swept(name, "paper")
+    assert {**theirs, "task": None} == {**ours, "task": None}
+    assert set(ours["task"]) <= set(theirs["task"])
+    assert reported_spec(name, "paper").rows == reported_spec("table1", "paper").rows
+
+
+SHARED = {  # what an item asks for, and the job of Table 2 that it is
+    "table4": (["row=c_lora"], "c_lora"),
+    "table6": (["row=c_lora", "targets=[q,k]"], "c_lora"),
+    "figure3": (["row=f_lora", "dim=${sweep.dim}"], "f_lora"),
+    "figure3 ": (["row=bbtv2_dim", "dim=500"], "bbtv2"),
+    "figure4": (["row=f_lora", "rank=2"], "f_lora"),
+}
+
+
+@pytest.mark.parametrize("profile", options("profile"))
+@pytest.mark.parametrize("item", SHARED)
+def test_items_share_their_runs_with_table_2(item, profile):
+    """What a run is made of, but for its seeds, is the same, so it is run once."""
+    job, row = SHARED[item]
+    asked = composed(f"experiment={item.strip()}", f"profile={profile}", *job)
+    known = composed("experiment=table2", f"profile={profile}", f"row={row}")
+    for group in ("data", "method"):
+        ours, theirs = (
+            OmegaConf.to_container(config[group], resolve=True) for config in (asked, known)
+        )
+        assert ours == theirs
+
+
+def tags_of(*overrides):
+    """The tags of the run."""
+    config = composed(*overrides, hydra=True)
+    choices = {k: v for k, v in config.hydra.runtime.choices.items() if v is not None}
+    checkpoint = instantiate(config.model, _convert_="all")
+    method = instantiate(config.method)
+    del config.hydra
+    return labels_of(OmegaConf.to_container(config, resolve=True), choices, checkpoint, method)
+
+
+def test_every_item_of_the_makefile_is_an_experiment_and_a_table():
+    items = re.search(r"^ITEMS := (.+)$", (CONF.parent / "Makefile").read_text(), re.MULTILINE)
+    assert sorted(items[1].split()) == options("experiment") == options("table")
+
+
+@pytest.mark.parametrize("profile", options("profile"))
+def test_profiles_set_the_same_things(profile):
+    """So that none of them silently keeps a value that another one sets for its tables."""
+    keys = [set(composed(f"profile={name}").sweep) for name in options("profile")]
+    assert set(composed(f"profile={profile}").sweep) == set.union(*keys)
+
+
+def test_profiles_write_reports_of_different_names():
+    suffixes = {name: composed(f"profile={name}").sweep.suffix for name in options("profile")}
+    assert len(set(suffixes.values())) == len(suffixes)
+    assert suffixes["mini"] == ""
+
+
+def node(group, option):
+    """The resolved node of an option as ``run.yaml`` alone has it: profiles change budgets.
+
+    ``method.trained`` is that part of an option of ``method``.
+    """
+    chosen = [] if option is None else [f"{group.partition('.')[0]}={option}"]
+    config = composed("~profile", *chosen)
+    return OmegaConf.to_container(OmegaConf.select(config, group), resolve=True)
+
+
+@pytest.mark.parametrize(("group", "option"), SIGNATURES)
+def test_option_names_every_parameter_and_agrees_with_its_default(group, option):
+    constructor, given = SIGNATURES[group, option], node(group, option)
+    assert get_class(given["_target_"]) is constructor
+    parameters = {
+        name: parameter.default
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if group != "optimizer" or name not in GIVEN_BY_THE_SEARCH
+    }
+    values = {name: value for name, value in given.items() if not name.startswith("_")}
+    assert set(values) == set(parameters)
+    defaults = {
+        name: list(default) if isinstance(default, tuple) else default
+        for name, default in parameters.items()
+        if default is not inspect.Parameter.empty and not _nested(values[name])
+    }
+    assert len(defaults) >= len(values) - 3  # the rest are nested or have no default
+    assert {name: values[name] for name in defaults} == defaults
+    # 1 and 1.0 are equal, but a count is no factor.
+    assert all(type(values[name]) is type(defaults[name]) for name in defaults)
+
+
+def _nested(value):
+    return isinstance(value, dict) and "_target_" in value
+
+
+def test_nested_defaults_are_the_default_options():
+    given = node("method", "dfo_lora")
+    assert get_class(given["optimizer"]["_target_"]) is LayerwiseSearch().optimizer
+    assert get_class(given["subspace"]["_target_"]) is type(LayerwiseSearch().subspace)
+    assert given["subspace"] == node("subspace", "paper")
+    assert given["optimizer"] == node("optimizer", "cma")
+
+
+def test_every_constructor_with_options_is_compared():
+    for group in ("method", "optimizer", "subspace"):
+        kinds = {get_class(node(group, option)["_target_"]) for option in options(group)}
+        assert kinds == {kind for (owner, _), kind in SIGNATURES.items() if owner == group}
+    trained = [node("method", option).get("trained") for option in options("method")]
+    kinds = {get_class(given["_target_"]) for given in trained if given}
+    assert kinds == {kind for (owner, _), kind in SIGNATURES.items() if owner == "method.trained"}
+
+
+@pytest.mark.parametrize("option", options("model"))
+def test_model_names_every_parameter(option):
+    given = with_what_is_missing(composed(f"model={option}")).model
+    fields = {field.name for field in dataclasses.fields(get_class(given._target_))}
+    assert {name for name in given if not name.startswith("_")} == fields
+
+
+def test_pretraining_has_the_recipes_own_values():
+    recipe = instantiate(composed(config="pretrain").recipe)
+    assert recipe == Recipe(documents=recipe.documents)

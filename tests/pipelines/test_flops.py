@@ -1,0 +1,119 @@
+"""The formulae give what torch counts while transformers and the engine work."""
+
+from functools import lru_cache
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dfolora.engine.forward import COARSE, Engine, Limits
+from dfolora.model.backbone import Backbone
+from pipelines.benchmark.flops import Shape, flops_authors, flops_engine
+from tests.conftest import random_batch, tiny_model
+from tests.searching import some_solution, subspace_of
+
+LENGTHS = [60, 5, 31, 17, 17, 44, 8, 23, 60, 12, 5, 38]
+LABELS = torch.tensor([7, 50, 99])
+POPULATION = 20
+SIZES = {
+    "roberta": {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4},
+    "bert": {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4},
+    "gpt2": {"n_embd": 64, "n_layer": 4},
+}
+
+
+def shape(family):
+    return Shape(width=64, layers=4, vocabulary=200, rank=2, classes=3, causal=family == "gpt2")
+
+
+@lru_cache
+def shared_backbone(family):
+    return Backbone(tiny_model(family, vocab_size=200, **SIZES[family]))
+
+
+def in_place(_self, first, second, *, out_shape=None, **_options):
+    """Of ``addmm_`` and ``baddbmm_``, which torch's table lacks: ``(..., n, k) x (..., k, m)``."""
+    *batch, rows, inner = first
+    return 2 * torch.Size(batch).numel() * rows * inner * second[-1]
+
+
+def counted(work):
+    """Attention by its plain definition, since the table lacks the CPU's fused one too."""
+    ours = {torch.ops.aten.addmm_: in_place, torch.ops.aten.baddbmm_: in_place}
+    counter = FlopCounterMode(display=False, custom_mapping=ours)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        work()
+    return counter.get_total_flops()
+
+
+def batch():
+    return random_batch(LENGTHS, [length - 1 for length in LENGTHS])
+
+
+def generations(family):
+    """What an engine is given for every layer: incumbents of all the others, and candidates."""
+    subspace = subspace_of(shared_backbone(family), batch())
+    solution, candidates = some_solution(POPULATION, layers=4)
+    return [
+        (subspace.incumbents(solution, without=layer), subspace.intervention(layer, candidates))
+        for layer in range(4)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _fine_groups(monkeypatch):
+    """The formulae know nothing of padding within attention."""
+    monkeypatch.setitem(COARSE, "cpu", False)
+
+
+@pytest.mark.parametrize(
+    ("family", "layer", "tokens"),
+    [
+        ("roberta", 0, 10_000), ("roberta", 1, 10_000), ("roberta", 2, 10_000),
+        ("roberta", 2, 1300), ("roberta", 3, 10_000), ("roberta", 3, 90),
+        ("gpt2", 1, 10_000), ("gpt2", 3, 10_000),
+    ],
+)  # fmt: skip
+def test_engine_costs_what_the_formula_says(family, layer, tokens):
+    """Coming from the embeddings, from the layer itself, and from the one below it."""
+    work = Engine(shared_backbone(family), batch(), LABELS, Limits(tokens=tokens))
+    given = generations(family)
+    steps = {layer: counted(lambda: work(*given[layer]))}
+    if layer:
+        steps[0] = counted(lambda: work(*given[layer]))
+        work(*given[layer - 1])
+        steps[1] = counted(lambda: work(*given[layer]))
+    for advanced, got in steps.items():
+        each = flops_engine(shape(family), layer, LENGTHS, POPULATION, advanced=advanced)
+        assert got == pytest.approx(POPULATION * each, rel=1e-9)
+
+
+def test_authors_way_costs_what_the_formula_says(family):
+    """The whole padded forward of transformers; LoRA not merged, added to every layer's q and k."""
+    model = tiny_model(family, vocab_size=200, **SIZES[family])
+    maps = [layer.maps[name] for layer in Backbone(model).layers for name in ("q", "k")]
+    down, up = torch.zeros(64, 2), torch.zeros(2, 64)
+
+    def added(columns):
+        def hook(_module, args, output):
+            output[..., columns] += args[0] @ down @ up
+            return output
+
+        return hook
+
+    for linear in maps:
+        linear.module.register_forward_hook(added(linear.columns))
+    given = {"input_ids": batch().input_ids, "attention_mask": batch().attention_mask}
+    with torch.no_grad():
+        got = counted(lambda: model(**given))
+    assert got == flops_authors(shape(family), LENGTHS)
+
+
+def test_a_search_of_roberta_large_costs_a_fifth():
+    """Mean over the layers, 32 texts of SST-2's length, by hand."""
+    large = Shape(width=1024, layers=24, vocabulary=50_265, rank=2, classes=2, causal=False)
+    lengths = [18] * 31 + [44]
+    mean = sum(flops_engine(large, layer, lengths, 20) for layer in range(24)) / 24
+    assert flops_authors(large, lengths) == pytest.approx(1.014e12, rel=0.01)
+    assert 5 < flops_authors(large, lengths) / mean < 7

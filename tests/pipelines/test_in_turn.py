@@ -1,0 +1,103 @@
+"""Our sweeper, held to Hydra's basic one."""
+
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+
+import pipelines.run  # noqa: F401  registers the resolver ``choices``
+
+CONF = Path(__file__).parents[2] / "conf"
+SWEEP = ["rank=2,4", "seed=range(1,4)", "task=mini/sst2", "budget=100"]
+
+
+@pytest.fixture
+def multirun(tmp_path, monkeypatch):
+    """Sweep as the command line would, with a task of one's own."""
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield lambda task, *overrides: GlobalHydra.instance().hydra.multirun(
+            "run", task, list(overrides)
+        )
+
+
+@pytest.fixture
+def composed(monkeypatch):
+    """The overrides of every job that is composed, in order."""
+    calls = []
+    original = ConfigLoaderImpl.load_sweep_config
+
+    def load_sweep_config(self, master_config, sweep_overrides):
+        calls.append(tuple(sweep_overrides))
+        return original(self, master_config, sweep_overrides)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", load_sweep_config)
+    return calls
+
+
+def seen(multirun, *overrides):
+    """What each job is given."""
+    jobs = []
+
+    def task(config):
+        hydra = HydraConfig.get()
+        jobs.append(
+            {
+                "config": OmegaConf.to_container(config, resolve=True),
+                "choices": OmegaConf.to_container(hydra.runtime.choices),
+                "overrides": OmegaConf.to_container(hydra.overrides.task),
+                "number": (hydra.job.num, hydra.job.id),
+            }
+        )
+
+    multirun(task, *overrides)
+    without_its_own_name = [job["choices"].pop("hydra/sweeper") for job in jobs]
+    assert len(set(without_its_own_name)) == 1
+    return jobs
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [SWEEP, ["rank=3"], ["experiment=table1", "seed=8", "row=bbt,c_lora,f_lora"]],
+    ids=["product", "one job", "experiment"],
+)
+def test_jobs_are_those_of_the_basic_sweeper(multirun, overrides):
+    ours = seen(multirun, *overrides)
+    assert ours == seen(multirun, "hydra/sweeper=basic", *overrides)
+    assert len(ours) == {"rank=2,4": 6, "rank=3": 1, "experiment=table1": 21}[overrides[0]]
+
+
+def test_each_job_is_composed_once(multirun, composed):
+    multirun(lambda _config: None, *SWEEP)
+    assert len(composed) == len(set(composed)) == 6
+
+
+def test_each_job_knows_how_many_there_are(multirun):
+    totals = []
+    multirun(lambda _config: totals.append(HydraConfig.get().job.total), *SWEEP)
+    assert totals == [6] * 6
+
+
+def test_mistake_in_the_last_job_is_told_before_the_first_runs(multirun):
+    ran = []
+    with pytest.raises(ConfigCompositionException, match="optimizer/typo"):
+        multirun(ran.append, "optimizer=cma,typo")
+    assert not ran
+
+
+def test_what_a_job_raises_is_raised(multirun):
+    def task(_config):
+        raise RuntimeError("not caught by the job")
+
+    with pytest.raises(RuntimeError, match="not caught by the job"):
+        multirun(task, *SWEEP)
+
+
+def test_nothing_is_written(multirun, tmp_path):
+    multirun(lambda _config: None, *SWEEP)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,119 @@
+"""Jobs in processes side by side: the same results, one run each, failures told."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+import psutil
+
+from dfolora.record import Store
+from pipelines.job import DEFECT, THREADS, Ended, alone, result
+from tests.pipelines.test_end_to_end import PROJECT, command
+
+SWEEP = ["-m", "row=manual_prompt,c_lora,f_lora", "seed=8,13", "budget=25", "dim=40"]
+
+
+def test_two_workers_give_what_one_gives_and_run_nothing_twice(tmp_path):
+    stores = {}
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        ran = command(folder, "run", *SWEEP, f"workers={workers}")
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.endswith("6 runs: 5 done, 1 in the store already\n")
+        places = [line.partition("]")[0] for line in ran.stdout.splitlines()[:-1]]
+        assert places == [f"[{number}/6" for number in range(1, 7)]
+        runs = Store(f"sqlite:///{folder}/mlflow.db").runs().sort_values("tags.digest")
+        assert len(runs) == 5  # the prompt, which knows no seed, was asked for twice
+        assert not list((folder / "mlruns" / "locks").iterdir())
+        stores[workers] = runs
+    one, two = stores[1], stores[2]
+    assert list(one["tags.digest"]) == list(two["tags.digest"])
+    for metric in ("train/loss", "test/score", "dev/selected_score"):
+        np.testing.assert_array_equal(one[f"metrics.{metric}"], two[f"metrics.{metric}"])
+
+
+def test_mistake_of_one_job_leaves_the_other_workers_going(tmp_path):
+    ran = command(tmp_path, "run", "-m", "dim=42,40,41", "budget=25", "workers=2")
+    assert ran.returncode == 2
+    assert ran.stderr.count("error: dim=4") == 2
+    assert ran.stdout.endswith("3 runs: 1 done, 2 failed\n")
+
+
+def test_workers_that_are_no_number_are_refused(tmp_path):
+    ran = command(tmp_path, "run", "-m", "dim=40,44", "workers=many")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "error: workers=many must be a whole number, 1 or more.\n"
+
+
+def test_killed_worker_takes_no_job_with_it(tmp_path):
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    ran = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.run", "-m", "dim=40,44,48", "budget=1500", "workers=2"],
+        cwd=tmp_path, env=environment | {"PYTHONPATH": str(PROJECT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        _eventually(lambda: next(tmp_path.glob("outputs/*/journal.jsonl"), None))
+        _spawned(ran.pid)[0].kill()
+        out, error = ran.communicate(timeout=200)
+    finally:
+        ran.kill()
+    assert (ran.returncode, error) == (0, "")
+    assert out.endswith("3 runs: 3 done\n")
+    assert len(Store(f"sqlite:///{tmp_path}/mlflow.db").runs()) == 3
+
+
+def _kill_oneself(*_given):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_job_that_kills_its_own_process_is_told_as_a_failure(monkeypatch):
+    monkeypatch.delenv(THREADS, raising=False)
+    monkeypatch.setattr("pipelines.job.team_work", _kill_oneself)
+    ended = alone(None, {}, "s")
+    assert (ended.ending, ended.status) == ("failed", DEFECT)
+    assert "killed" in ended.line
+
+
+def test_workers_end_when_the_command_is_killed(tmp_path):
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    arguments = ["-m", "dim=40,44,48,52", "budget=100000", "workers=2"]
+    ran = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.run", *arguments], cwd=PROJECT, env=environment
+    )
+    try:
+        children = _eventually(lambda: _spawned(ran.pid))
+    finally:
+        ran.kill()
+        ran.wait()
+    assert len(psutil.wait_procs(children, timeout=30)[0]) == 2
+
+
+def _spawned(pid):
+    """The two workers, not the tracker of their resources."""
+    children = psutil.Process(pid).children()
+    found = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+    return found if len(found) == 2 else None
+
+
+def _eventually(found, seconds=60.0):
+    for _ in range(int(seconds / 0.1)):
+        if (value := found()) is not None:
+            return value
+        time.sleep(0.1)
+    raise AssertionError("it never came")
+
+
+def test_result_of_a_job_is_handed_on():
+    job = Future()
+    job.set_result(Ended(ending="done", line="a run"))
+    assert result(job) == Ended(ending="done", line="a run", status=0)
+    broken = Future()
+    broken.set_exception(BrokenProcessPool())
+    assert result(broken) is None

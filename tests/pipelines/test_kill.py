@@ -1,0 +1,153 @@
+"""Runs that are killed at any moment, over and over, end as if nothing had happened.
+
+``DFOLORA_KILLS=200 pytest tests/pipelines/test_kill.py`` kills more often than CI has time for.
+"""
+
+import json
+import os
+import signal
+import time
+import traceback
+from collections import Counter
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pipelines.execute
+from dfolora.record import Store, runlog
+from tests.pipelines.test_end_to_end import composed
+
+KILLS = int(os.environ.get("DFOLORA_KILLS", "20"))
+KILLS_A_RUN = 5
+SMALL = ["budget=120", "dim=40", "dev_interval=20"]
+ROWS = ("c_lora", "f_lora", "bitfit", "gap3", "bbtv2", "manual_prompt")
+CURVES = ("train/loss", "train/best", "train/mean", "train/spread", "train/step_size",
+          "dev/score", "dev/loss")  # fmt: skip
+MEASURED = ("memory/", "time/", "dev/best_s")
+"""What is different in each run, killed or not."""
+
+
+def start(folder, row, seed, flush=30.0):
+    """A process at work on one run; with a store and a working folder of its own."""
+    config, choices = composed(f"row={row}", f"seed={seed}", *SMALL)
+    config.tracking.uri = f"sqlite:///{folder}/mlflow.db"
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.chdir(folder)
+        runlog.FLUSH_SECONDS = flush  # as often as can be, or only in the end
+        pipelines.execute.commit = lambda: "of the test"  # the code's own may change meanwhile
+        pipelines.execute.execute(config, choices, sweep_id="s")
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+STAGES = {
+    "before the first step": None,
+    "in the fit": "journal.jsonl",
+    "while it was tested and saved": "adapter",
+    "while it was recorded": "summary.json",
+}
+"""Where a kill may strike, by the file that shows that it has come so far."""
+
+
+def ended(pid):
+    """Whether the process has come to its end."""
+    done, status = os.waitpid(pid, os.WNOHANG)
+    assert not done or os.waitstatus_to_exitcode(status) == 0
+    return bool(done)
+
+
+def killed_at(pid, folder, stage, delay):
+    """Kill a process so many seconds after it has come to a stage; whether it had not ended."""
+    shown = STAGES[stage]
+    while shown is not None and not list(folder.glob(f"outputs/*/{shown}")):
+        if ended(pid):
+            return False
+        time.sleep(0.001)
+    time.sleep(delay)
+    if ended(pid):
+        return False
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return True
+
+
+def whole(folder, row, seed):
+    """Let a run come to its end."""
+    pid = start(folder, row, seed)
+    while not ended(pid):
+        time.sleep(0.01)
+
+
+def record(store, run):
+    """All that a run left, but for what is measured by a clock."""
+    measured = tuple(f"metrics.{name}" for name in MEASURED)
+    kept = {
+        name: value
+        for name, value in run.items()
+        if name.startswith("metrics.") and not name.startswith(measured)
+    }
+    history = store._client.get_metric_history
+    curves = {
+        name: [(point.step, point.value) for point in history(run["run_id"], name)]
+        for name in CURVES
+    }
+    folder = Path(run["artifact_uri"].removeprefix("file://"))
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".png"
+    }
+    del files["run.json"], files["summary.json"]
+    lines = files.pop("journal.jsonl", b"").splitlines()
+    steps = [json.loads(line) for line in lines]
+    for step in steps:
+        for key in ("seconds", "memory_mb", "check"):
+            del step[key]
+    return kept, curves, files, steps
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_runs_that_are_killed_end_as_if_nothing_had_happened(tmp_path):
+    rng = np.random.default_rng(0)
+    untouched, killed = tmp_path / "untouched", tmp_path / "killed"
+    untouched.mkdir()
+    killed.mkdir()
+    jobs, struck = [], Counter()
+    for number in count():
+        job = ROWS[number % len(ROWS)], number
+        whole(untouched, *job)
+        jobs.append(job)
+        for _ in range(min(KILLS_A_RUN, KILLS - struck.total())):
+            stage = str(rng.choice(list(STAGES)))
+            flush, delay = rng.choice([0.0, 30.0]), rng.exponential(0.1)
+            if not killed_at(start(killed, *job, flush=flush), killed, stage, delay):
+                break
+            struck[stage] += 1
+        whole(killed, *job)
+        if struck.total() == KILLS:
+            break
+    left, right = (Store(f"sqlite:///{folder}/mlflow.db") for folder in (untouched, killed))
+    print(f"{KILLS} kills over {len(jobs)} runs: {dict(struck)}")  # noqa: T201
+    for store, folder in ((left, untouched), (right, killed)):
+        runs = store._client.search_runs(store._experiment_ids())
+        assert {run.info.status for run in runs} == {"FINISHED"}  # those taken away are not found
+        assert [path.name for path in (folder / "outputs").iterdir()] == []
+        assert not list(folder.rglob("*.part"))
+        assert not list((folder / "mlruns" / "locks").iterdir())
+    one, other = (
+        {run["tags.digest"]: run for run in store.runs().to_dict("records")}
+        for store in (left, right)
+    )
+    assert len(left.runs()) == len(right.runs()) == len(one)
+    assert one.keys() == other.keys()
+    for digest in one:
+        for a, b in zip(record(left, one[digest]), record(right, other[digest]), strict=True):
+            np.testing.assert_equal(a, b)  # nan is nan here

@@ -1,0 +1,130 @@
+"""A fit that goes on from its journal is, bit by bit, the one that was never broken off."""
+
+import shutil
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from dfolora.engine.forward import Engine
+from dfolora.errors import UserError
+from dfolora.methods import Resumable
+from dfolora.record.journal import Journal
+from tests.methods.test_every_method import FITTING, SMALL, configured, rows
+from tests.pipelines.test_conf import composed, options
+
+VARIANTS = {
+    "dfo_lora": [],
+    "fwa": ["optimizer=fwa"],
+    "cma_tpa": ["optimizer=cma_tpa"],
+    "nevergrad": ["optimizer=nevergrad"],
+    "random": ["optimizer=random"],
+    "released": ["incumbent=released", "schedule=released", "selection=released"],
+    "mean": ["incumbent=mean", "patience=40"],
+    "bbt": ["method=bbt"],
+    "bbtv2": ["method=bbtv2"],
+    "gap3": ["method=gap3"],
+}
+
+
+class Kept:
+    """One uninterrupted fit and what it left."""
+
+    def __init__(self, name, folder):
+        config = composed(*VARIANTS[name], *SMALL)
+        checkpoint = instantiate(config.model, _convert_="all")
+        self.method = instantiate(config.method)
+        self.backbone = checkpoint.load_backbone()
+        architecture = self.backbone.architecture
+        self.problem = instantiate(config.data).pose(
+            rows(), checkpoint.load_tokenizer(), self.method,
+            kind=architecture.family.kind, max_length=architecture.max_length, seed=13,
+        )  # fmt: skip
+        self.path = folder / name
+        self.steps, self.logits = self.fit(self.path)
+
+    def fit(self, path):
+        """All steps and the test logits, going on from what the file holds."""
+        with Journal(path, "key") as journal:
+            fit = self.method.resume(self.backbone, self.problem.data, 13, journal.past)
+            steps = []
+            for progress in fit:
+                journal.take(progress, 0.5, {})
+                steps.append(progress)
+        return steps, fit.predictor().logits(self.problem.test)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("journals")
+    return cache(lambda name: Kept(name, folder))
+
+
+def assert_same_points(one, other):
+    assert (one is None) == (other is None)
+    if one is not None:
+        assert (one.calls, one.score, one.loss) == (other.calls, other.score, other.loss)
+        np.testing.assert_equal(one.solution, other.solution)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Every call of an engine."""
+    calls = []
+    original = Engine.__call__
+
+    def call(self, *arguments):
+        calls.append(1)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Engine, "__call__", call)
+    return calls
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_fit_goes_on_wherever_it_was_broken_off(name, kept, tmp_path):
+    """Steps, candidates, losses, incumbents, looks at dev, selection and logits: no tolerance."""
+    whole = kept(name)
+    lines = whole.path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == len(whole.steps) >= 3
+    for cut in range(len(lines) + 1):
+        path = tmp_path / str(cut)
+        path.write_bytes(b"".join(lines[:cut]))
+        steps, logits = whole.fit(path)
+        assert path.read_bytes() == whole.path.read_bytes()
+        for again, before in zip(steps, whole.steps, strict=True):
+            one, other = again.step, before.step
+            assert one.journaled() == other.journaled()  # a search's candidates by their digest
+            for part in ("calls", "losses", "loss", "step_size", "solution"):
+                np.testing.assert_array_equal(getattr(one, part, 0), getattr(other, part, 0))
+            assert_same_points(again.selected, before.selected)
+        assert torch.equal(logits, whole.logits)
+
+
+@pytest.mark.parametrize("name", ["dfo_lora", "gap3"])
+def test_what_is_past_costs_no_pass(name, kept, passes, tmp_path):
+    whole = kept(name)
+    shutil.copy(whole.path, tmp_path / "j")
+    steps, _ = whole.fit(tmp_path / "j")
+    assert len(steps) == len(whole.steps)
+    assert len(passes) == 1  # of the test set
+
+
+def test_other_candidates_than_those_in_the_journal_are_refused(kept, tmp_path):
+    whole = kept("dfo_lora")
+    shutil.copy(whole.path, tmp_path / "j")
+    with Journal(tmp_path / "j", "key") as journal:
+        # Of another seed; the first step is the unadapted model's, whatever the seed.
+        steps = whole.method.resume(whole.backbone, whole.problem.data, 14, journal.past)
+        first, second, *_ = steps
+        journal.take(first, 0.5, {})
+        with pytest.raises(UserError, match="Step 2 is not the one in"):
+            journal.take(second, 0.5, {})
+
+
+def test_searches_can_be_resumed():
+    assert {name for name in options("method") if isinstance(configured(name), Resumable)} == {
+        "dfo_lora", "bbt", "bbtv2", "gap3",
+    } <= set(FITTING)  # fmt: skip

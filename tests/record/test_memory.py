@@ -1,0 +1,54 @@
+"""Peak memory: what the process held between two samples is not forgotten."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pynvml
+import pytest
+import torch
+
+from dfolora.record import memory
+from dfolora.record.memory import PeakMemory
+
+
+def test_peak_stays_after_the_memory_is_given_back():
+    watch = PeakMemory(torch.device("cpu"))
+    before = watch.megabytes()["process"]
+    held = np.ones(30_000_000)  # 240 MB
+    watch.sample()
+    del held
+    watch.sample()
+    assert 200 < watch.megabytes()["process"] - before < 500
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts peaks")
+def test_peak_between_two_samples_is_seen_and_an_earlier_one_is_not():
+    held = np.ones(60_000_000)  # 480 MB
+    del held
+    watch = PeakMemory(torch.device("cpu"))
+    before = watch.megabytes()["process"]
+    held = np.ones(30_000_000)  # 240 MB
+    del held
+    watch.sample()
+    assert 200 < watch.megabytes()["process"] - before < 400
+
+
+def test_driver_counts_this_process_or_else_the_whole_device(monkeypatch):
+    mine = SimpleNamespace(pid=os.getpid(), usedGpuMemory=5_000_000)
+    other = SimpleNamespace(pid=os.getpid() + 1, usedGpuMemory=9_000_000)
+    processes = [other, mine]
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda _handle: processes)
+    monkeypatch.setattr(
+        pynvml, "nvmlDeviceGetMemoryInfo", lambda _handle: SimpleNamespace(used=14_000_000)
+    )
+    assert memory._driver_bytes(None) == {"nvml": 5_000_000}
+    processes.remove(mine)
+    assert memory._driver_bytes(None) == {"nvml_device": 14_000_000}
+
+    def refuse(_handle):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", refuse)
+    assert memory._driver_bytes(None) == {}

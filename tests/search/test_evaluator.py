@@ -1,0 +1,89 @@
+"""Logits become losses and scores."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dfolora.data.metric import METRICS
+from dfolora.engine.forward import Engine, Limits
+from dfolora.engine.objective import cross_entropy, hinge, metric_objective
+from dfolora.errors import UserError
+from tests.searching import evaluator_of, logits_of, some_solution
+
+
+@pytest.mark.parametrize(("objective", "loss"), [("ce", cross_entropy), ("hinge", hinge)])
+def test_losses_are_the_objective_of_the_logits(backbone, batch, label_ids, objective, loss):
+    evaluator, subspace = evaluator_of(backbone, batch, label_ids, objective=objective)
+    solution, candidates = some_solution()
+    engine = Engine(backbone, batch, label_ids, Limits())
+    logits = logits_of(engine, subspace, solution, 1, candidates)
+    got = evaluator(solution, 1, candidates).losses
+    np.testing.assert_allclose(got, loss(logits, batch.labels), rtol=1e-6)
+    assert np.ptp(got) > 1e-3
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_scores_are_the_metric_of_the_arg_max(backbone, batch, label_ids, metric):
+    evaluator, subspace = evaluator_of(backbone, batch, label_ids, metric=metric)
+    solution, candidates = some_solution(12)
+    engine = Engine(backbone, batch, label_ids, Limits())
+    predictions = logits_of(engine, subspace, solution, 0, candidates).argmax(-1).numpy()
+    got = evaluator(solution, 0, candidates).scores
+    np.testing.assert_array_equal(got, METRICS[metric](batch.labels.numpy(), predictions))
+
+
+def test_metric_objective_is_the_score_with_ties_by_loss(backbone, batch, label_ids):
+    plain, _ = evaluator_of(backbone, batch, label_ids)
+    metric, _ = evaluator_of(backbone, batch, label_ids, objective="metric")
+    solution, candidates = some_solution(12)
+    by_loss = plain(solution, 2, candidates)
+    order = np.lexsort([by_loss.losses, -by_loss.scores])
+    assert list(np.argsort(metric(solution, 2, candidates).losses)) == list(order)
+    assert len(set(by_loss.scores)) < 12  # there are ties
+
+
+def test_row_of_the_searched_block_does_not_matter(backbone, batch, label_ids):
+    evaluator, _ = evaluator_of(backbone, batch, label_ids)
+    solution, candidates = some_solution()
+    other = solution.copy()
+    other[1] = 9.0
+    losses = [evaluator(given, 1, candidates).losses for given in (solution, other)]
+    assert np.array_equal(*losses)
+
+
+def test_unknown_objective_names_the_known_ones(backbone, batch, label_ids):
+    with pytest.raises(UserError, match="'mse'; choose one of ce, hinge, metric"):
+        evaluator_of(backbone, batch, label_ids, objective="mse")
+
+
+LOGITS = torch.tensor([[[2.0, 0.5, -1.0], [0.0, 3.0, 2.5]]])
+LABELS = torch.tensor([0, 2])
+
+
+def test_hinge_by_hand():
+    # Gold 2.0: max(0, 2+0.5-2) + max(0, 2-1-2) = 0.5; gold 2.5: 0 + max(0, 2+3-2.5) = 2.5.
+    assert hinge(LOGITS, LABELS) == pytest.approx([(0.5 + 2.5) / 2])
+
+
+def test_cross_entropy_is_torchs():
+    expected = torch.nn.functional.cross_entropy(LOGITS[0].double(), LABELS)
+    assert cross_entropy(LOGITS, LABELS) == pytest.approx([expected.item()], rel=1e-12)
+
+
+@settings(deadline=None)
+@given(
+    examples=st.integers(2, 60), data=st.data(),
+    losses=st.lists(st.floats(0, 1e6), min_size=2, max_size=2),
+)  # fmt: skip
+def test_a_loss_never_outweighs_an_f1_difference(examples, data, losses):
+    """F1 = 2 tp / (2 tp + wrong) over the same examples: two different values, any losses."""
+    draw = [
+        (tp := data.draw(st.integers(0, examples)), data.draw(st.integers(0, examples - tp)))
+        for _ in range(2)
+    ]
+    first, second = (2 * tp / (2 * tp + wrong) if tp + wrong else 0.0 for tp, wrong in draw)
+    values = metric_objective(np.array([first, second]), np.array(losses), examples)
+    if first != second:
+        assert (values[0] < values[1]) == (first > second)

@@ -1,0 +1,319 @@
+"""The optimizer contract, over every optimizer in conf/, and what holds for some of them."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import cma
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from dfolora.errors import UserError
+from dfolora.search.optim import Cma, Nevergrad, RandomSearch
+
+CONF = Path(__file__).parents[2] / "conf"
+DIM = 6
+
+
+def factory(option, *overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return instantiate(compose(f"optimizer/{option}", list(overrides)).optimizer)
+
+
+FACTORIES = {p.stem: factory(p.stem) for p in sorted((CONF / "optimizer").glob("*.yaml"))}
+every_optimizer = pytest.mark.parametrize("make", FACTORIES.values(), ids=FACTORIES)
+
+
+def build(make, seed=0, dim=DIM, budget=3000):
+    return make(dim=dim, budget=budget, rng=np.random.default_rng(seed))
+
+
+def ellipsoid(points):
+    """Condition 100, its minimum 0 at (1, ..., 1), away from the start."""
+    return ((points - 1) ** 2) @ np.geomspace(1, 100, points.shape[1])
+
+
+def run(optimizer, loss=ellipsoid, turns=12):
+    """Ask and tell; all that was asked."""
+    asked = []
+    for _ in range(turns):
+        asked.append(optimizer.ask())
+        optimizer.tell(loss(asked[-1]))
+    return np.concatenate(asked)
+
+
+def generators():
+    return random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
+
+
+@every_optimizer
+def test_a_run_is_a_function_of_the_stream(make):
+    first, again, other = (run(build(make, seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert first.dtype == np.float64
+    assert first.shape[1] == DIM
+
+
+@every_optimizer
+def test_process_wide_generators_are_neither_changed_nor_read(make):
+    np.random.seed(1)  # noqa: NPY002
+    np.random.randn()  # noqa: NPY002, leaves a second normal number waiting, which is state too
+    random.seed(1)
+    before = generators()
+    first = run(build(make))
+    after = generators()
+    np.testing.assert_equal(after, before)
+    np.random.seed(2)  # noqa: NPY002
+    random.seed(2)
+    np.testing.assert_array_equal(run(build(make)), first)
+
+
+@every_optimizer
+def test_interleaved_optimizers_do_not_disturb_each_other(make):
+    alone = [run(build(make, seed)) for seed in (0, 1)]
+    pair = [build(make, seed) for seed in (0, 1)]
+    turns = [[run(optimizer, turns=1) for optimizer in pair] for _ in range(12)]
+    for expected, together in zip(alone, zip(*turns, strict=True), strict=True):
+        np.testing.assert_array_equal(np.concatenate(together), expected)
+
+
+@every_optimizer
+def test_looking_changes_nothing(make):
+    optimizer, watched = build(make), []
+    for _ in range(12):
+        watched.append(run(optimizer, turns=1))
+        assert optimizer.center.shape == (DIM,)
+        assert np.isnan(optimizer.step_size) or optimizer.step_size > 0
+        optimizer.center[:] = 9
+        optimizer.best.z.sum()
+    np.testing.assert_array_equal(np.concatenate(watched), run(build(make)))
+
+
+@every_optimizer
+@pytest.mark.parametrize("failed", [np.nan, np.inf, -np.inf])
+def test_failed_evaluations_rank_worst(make, failed):
+    def failing(value):
+        def loss(points):
+            losses = ellipsoid(points)
+            losses[1::2] = value
+            return losses
+
+        return loss
+
+    optimizer = build(make)
+    asked = run(optimizer, failing(failed))
+    # 5,000 is above any loss here, and any run's improvement on it as hopeful as on infinity
+    np.testing.assert_array_equal(asked, run(build(make), failing(5000)))
+    assert np.isfinite(optimizer.best.loss)
+    assert np.isfinite(optimizer.center).all()
+
+
+@every_optimizer
+def test_a_search_survives_when_all_evaluations_fail(make):
+    optimizer = build(make)
+    run(optimizer, lambda points: np.full(len(points), np.nan), turns=4)
+    assert optimizer.best is None
+    run(optimizer)
+    assert np.isfinite(optimizer.best.loss)
+
+
+@every_optimizer
+def test_arrays_of_the_caller_are_left_alone(make):
+    optimizer, asked = build(make), []
+    for _ in range(12):
+        population = optimizer.ask()
+        asked.append(population.copy())
+        losses = ellipsoid(population)
+        losses[0] = np.nan
+        kept = losses.copy()
+        population[:] = 7  # what the caller does with its copy does not matter
+        optimizer.tell(losses)
+        np.testing.assert_array_equal(losses, kept)
+        losses[:] = -1
+    assert optimizer.best.loss >= 0
+
+    def first_fails(points):
+        return np.concatenate([[np.nan], ellipsoid(points[1:])])
+
+    np.testing.assert_array_equal(np.concatenate(asked), run(build(make), first_fails))
+
+
+@every_optimizer
+def test_asks_and_tells_alternate(make):
+    optimizer = build(make)
+    with pytest.raises(ValueError, match="nothing to tell of; call ask"):
+        optimizer.tell([1.0])
+    population = optimizer.ask()
+    with pytest.raises(ValueError, match=f"{len(population)} candidates wait for their losses"):
+        optimizer.ask()
+    with pytest.raises(ValueError, match=rf"shape \(3,\); it needs \({len(population)},\)"):
+        optimizer.tell([1.0, 2.0, 3.0])
+    optimizer.tell(ellipsoid(population))  # after all that, the run goes on as if nothing happened
+    asked = np.concatenate([population, run(optimizer, turns=11)])
+    np.testing.assert_array_equal(asked, run(build(make)))
+
+
+@every_optimizer
+def test_best_is_the_lowest_loss_ever_told(make):
+    optimizer, told, asked = build(make), [], []
+    assert optimizer.best is None
+    np.testing.assert_array_equal(optimizer.center, 0)
+    for turn in range(12):
+        asked.extend(optimizer.ask())
+        losses = ellipsoid(np.array(asked[len(told) :])) + 50 * (turn > 5)  # the context worsens
+        told.extend(losses)
+        optimizer.tell(losses)
+        assert optimizer.best.loss == min(told)
+        np.testing.assert_array_equal(optimizer.best.z, asked[int(np.argmin(told))])
+
+
+@every_optimizer
+def test_a_generation_costs_what_it_says(make):
+    optimizer = build(make)
+    cost = len(run(optimizer, turns=optimizer.asks))
+    # fireworks, whose losses nobody told, are measured as well
+    assert cost in (optimizer.population, optimizer.population + getattr(optimizer, "_mu", 0))
+
+
+@pytest.mark.parametrize("option", sorted(FACTORIES.keys() - {"random"}))
+def test_the_search_finds_its_way(option):
+    optimizer, spent = build(FACTORIES[option]), 0
+    while spent < 2500:
+        spent += len(run(optimizer, turns=1))
+    start = ellipsoid(np.zeros((1, DIM)))[0]
+    assert ellipsoid(optimizer.center[None])[0] < 0.05 * start
+    assert optimizer.best.loss < 0.05 * start
+
+
+@every_optimizer
+def test_hyper_parameters_that_users_sweep_are_keys_of_the_group(make):
+    option = next(name for name, other in FACTORIES.items() if other is make)
+    assert build(factory(option, "optimizer.sigma=0.25")).population > 0
+
+
+def test_nevergrad_is_chosen_by_name():
+    tbpsa = build(factory("nevergrad", "optimizer.name=TBPSA"))
+    assert not np.array_equal(run(tbpsa), run(build(FACTORIES["nevergrad"])))
+
+
+def test_cma_is_pycma_driven_by_a_private_generator():
+    ours = Cma(DIM, 0, np.random.default_rng(0), population=12, sigma=0.5)
+    rng = np.random.default_rng(0)
+    theirs = cma.CMAEvolutionStrategy(
+        DIM * [0.0],
+        0.5,
+        {
+            "popsize": 12,
+            "randn": lambda *shape: rng.standard_normal(shape),
+            "seed": np.nan,
+            "AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA,
+            "verbose": -9,
+        },
+    )
+    for _ in range(40):
+        population = theirs.ask()
+        np.testing.assert_array_equal(ours.ask(), population)
+        losses = ellipsoid(np.array(population))
+        theirs.tell(population, losses.tolist())
+        ours.tell(losses)
+    np.testing.assert_array_equal(ours.center, theirs.mean)
+    assert ours.step_size == theirs.sigma < 0.5
+
+
+def sigma_after_12_generations(rule, covariance):
+    """Mean of five seeds on the sphere, d = 500, from the optimum, with sigma 1."""
+    found = []
+    for seed in range(5):
+        optimizer = Cma(
+            500, 0, np.random.default_rng(seed), step_size_rule=rule, covariance=covariance
+        )
+        run(optimizer, lambda z: (z**2).sum(axis=1))
+        found.append(optimizer.step_size)
+    return np.mean(found)
+
+
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_the_step_size_rule_is_the_one_named(covariance):
+    """By itself pycma picks TPA for a diagonal covariance (and 4.5 for all) when d >= 300."""
+    assert sigma_after_12_generations("csa", covariance) == pytest.approx(0.89, abs=0.01)
+    assert sigma_after_12_generations("tpa", covariance) == pytest.approx(0.53, abs=0.05)
+
+
+@pytest.mark.parametrize("population", [4, 5, 20])
+@pytest.mark.parametrize("rule", ["csa", "tpa"])
+def test_the_first_generation_holds_no_mirrored_pair(rule, population):
+    """The objective is even about the start, so the loss of -z would be that of z again."""
+    optimizer = Cma(DIM, 0, np.random.default_rng(0), population=population, step_size_rule=rule)
+    z = optimizer.ask()
+    assert not np.isclose(z[:, None], -z[None, :]).all(axis=2).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"population": 3}, "population is 3; CMA-ES needs 4 or more"),
+        ({"sigma": 0}, "sigma=0 must be a positive number"),
+        ({"step_size_rule": "psr"}, "step_size_rule=psr; choose one of csa, tpa"),
+        ({"covariance": "low_rank"}, "covariance=low_rank; choose one of full, diagonal"),
+        ({"options": {"CMA_activ": 1}}, "'CMA_activ', which pycma .* does not have; did you mean"),
+        ({"options": {"popsize": 9}}, "pycma's 'popsize'; set the parameter 'population'"),
+    ],
+)
+def test_bad_values_for_cma_are_named(arguments, message):
+    with pytest.raises(UserError, match=message):
+        Cma(DIM, 0, np.random.default_rng(0), **arguments)
+
+
+def test_options_reach_pycma():
+    active, passive = (
+        Cma(DIM, 0, np.random.default_rng(0), options={"CMA_active": value})
+        for value in (True, False)
+    )
+    assert not np.array_equal(run(active), run(passive))
+
+
+def test_failed_evaluations_pass_pycmas_penalty_of_bounds():
+    options = {"bounds": [-2, 2], "BoundaryHandler": cma.BoundPenalty}
+    optimizer = Cma(DIM, 0, np.random.default_rng(0), options=options)
+    run(optimizer, lambda z: np.where(z[:, 0] > 0, ellipsoid(z), np.nan), turns=30)
+    assert np.isfinite(optimizer.center).all()
+
+
+@pytest.mark.parametrize("name", ["CMA", "DE", "NGOpt", "PSO", "TBPSA", "QODE", "EDA"])
+def test_nevergrad_is_deterministic_and_keeps_to_itself(name):
+    def once():
+        return run(Nevergrad(40, 240, np.random.default_rng(0), name=name))
+
+    before = generators()
+    first = once()
+    np.testing.assert_equal(generators(), before)
+    np.random.seed(3)  # noqa: NPY002
+    np.testing.assert_array_equal(once(), first)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("OnePlusTwo", "no optimizer 'OnePlusTwo'; did you mean OnePlusOne"),
+        ("SPSA", "SPSA takes one candidate at a time; got population 20, set it to 1"),
+    ],
+)
+def test_bad_names_for_nevergrad_are_answered(name, message):
+    with pytest.raises(UserError, match=message):
+        Nevergrad(DIM, 100, np.random.default_rng(0), name=name)
+
+
+def test_random_search_draws_from_a_normal_of_the_given_sigma():
+    z = RandomSearch(500, 0, np.random.default_rng(0), sigma=0.3).ask()
+    assert z.shape == (20, 500)
+    assert z.mean() == pytest.approx(0, abs=0.01)  # 10,000 numbers
+    assert z.std() == pytest.approx(0.3, rel=0.03)
+
+
+def test_nevergrad_is_imported_only_when_asked_for():
+    code = "import sys, dfolora.search.optim; sys.exit('nevergrad' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
