@@ -1,4 +1,4 @@
-"""Whether the machine has room for something, told before it is tried."""
+"""Checks memory and disk before work starts."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ from dfolora.errors import UserError
 
 
 def check_room(size: float, what: str, advice: str) -> None:
-    """Raise UserError if the machine has less memory than something takes.
+    """Raise UserError if something needs more memory than the machine has.
 
     Args:
-        size: What it takes at least, in bytes.
-        what: What it is.
-        advice: What to do.
+        size: Its least memory, in bytes.
+        what: Its name in the message.
+        advice: What the user can do about it.
     """
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > machine:
@@ -23,13 +23,13 @@ def check_room(size: float, what: str, advice: str) -> None:
 
 
 def check_folder(folder: Path, where: str) -> None:
-    """Raise UserError if a folder is none, or nothing can be written there.
+    """Raise UserError unless a folder can be written to.
 
     Args:
-        folder: Need not exist yet.
-        where: The key that it was given with.
+        folder: The folder; it need not exist yet.
+        where: The key it was given with.
     """
     known = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not known.is_dir() or not os.access(known, os.W_OK):
-        what = "may not be written to" if known.is_dir() else "is no folder"
+        what = "is not writable" if known.is_dir() else "is not a folder"
         raise UserError(f"{where}={folder} cannot be used: {known} {what}; give another folder.")

@@ -1,4 +1,4 @@
-"""One seed a run, one independent random stream a purpose."""
+"""Random streams: one seed per run, one independent stream per purpose."""
 
 from zlib import crc32
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def stream(seed: int, purpose: str) -> np.random.Generator:
-    """A private generator for ``purpose`` alone, so that a new consumer leaves the others' draws.
+    """A generator for one purpose; adding a purpose does not change the draws of the others.
 
     Args:
         seed: The run's seed, 0 or more.

@@ -1,4 +1,4 @@
-"""Reading plain data, as YAML gives it: a wrong value is told with the place it stands at."""
+"""Checks plain values, as read from YAML; each error names the key."""
 
 import re
 import reprlib
@@ -8,16 +8,16 @@ from typing import Any
 from dfolora.errors import UserError
 
 MOST_WHOLE = 2**63 - 1
-"""What libraries and stores hold as an integer."""
+"""The largest integer that libraries and stores can hold."""
 LEAST_POSITIVE, MOST_POSITIVE = 2.0**-126, 3.4028234e38
-"""What models can compute with: float32's own range."""
+"""The range of positive float32 numbers."""
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxlist = 20
 
 
 def shown(value: object) -> str:
-    """How a value is told, which may be a whole file: its beginning and its end."""
+    """A short form of a value for messages: its beginning and its end."""
     return _SHORT.repr(value)
 
 
@@ -28,7 +28,7 @@ def check_keys(
     required: Iterable[str] = (),
     optional: Iterable[str] = (),
 ) -> None:
-    """Raise UserError unless all required keys are there and no unknown one is."""
+    """Raise UserError if a required key is missing or a key is unknown."""
     required, optional = tuple(required), tuple(optional)
     if missing := [key for key in required if key not in data]:
         raise UserError(f"{where} lacks {missing}; it needs {list(required)}.")
@@ -37,14 +37,14 @@ def check_keys(
 
 
 def mapping(value: object, where: str) -> Mapping[str, Any]:
-    """The value, a mapping with text keys."""
+    """Return the value if it is a mapping with text keys."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise UserError(f"{where} must be a mapping with text keys, got {value!r}.")
     return value
 
 
 def text(value: object, where: str, *, empty: bool = False) -> str:
-    """The value, a text; ``empty`` allows the empty one."""
+    """Return the value if it is text; ``empty`` allows the empty string."""
     if isinstance(value, str) and (value or empty):
         return value
     advice = " (YAML reads a bare Yes or No as a truth value: quote it)" * isinstance(value, bool)
@@ -52,12 +52,12 @@ def text(value: object, where: str, *, empty: bool = False) -> str:
 
 
 def text_or_none(value: object, where: str) -> str | None:
-    """The value, a text or None."""
+    """Return the value if it is text or None."""
     return None if value is None else text(value, where)
 
 
 def texts(value: object, where: str) -> tuple[str, ...]:
-    """The values, a list of different texts."""
+    """Return the values if they are a list of distinct texts."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise UserError(f"{where} must be a list of texts, got {value!r}.")
     texts = tuple(text(item, f"{where}[{i}]") for i, item in enumerate(value))
@@ -67,7 +67,7 @@ def texts(value: object, where: str) -> tuple[str, ...]:
 
 
 def file_name(value: object, where: str) -> str:
-    """The value, a text that can name a file of any folder, and leads out of none."""
+    """Return the value if it is a safe file name: it cannot lead out of a folder."""
     name = text(value, where)
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(
@@ -78,14 +78,14 @@ def file_name(value: object, where: str) -> str:
 
 
 def flag(value: object, where: str) -> bool:
-    """The value, a truth value."""
+    """Return the value if it is a boolean."""
     if not isinstance(value, bool):
         raise UserError(f"{where} must be true or false, got {value!r}.")
     return value
 
 
 def positive(value: object, where: str) -> float:
-    """The value, a positive number that float32 has."""
+    """Return the value if it is a positive number within float32's range."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise UserError(f"{where}={value} must be a positive number.")
     if not LEAST_POSITIVE <= value <= MOST_POSITIVE:
@@ -97,14 +97,14 @@ def positive(value: object, where: str) -> float:
 
 
 def not_negative(value: object, where: str) -> float:
-    """The value, 0 or a positive number that float32 has."""
+    """Return the value if it is 0 or a positive number within float32's range."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise UserError(f"{where}={value} must be 0 or a positive number.")
     return value if value == 0 else positive(value, where)
 
 
 def whole(value: object, where: str, *, least: int) -> int:
-    """The value, a whole number of at least ``least``."""
+    """Return the value if it is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{where}={value} must be a whole number, {least} or more.")
     if value > MOST_WHOLE:
@@ -113,13 +113,13 @@ def whole(value: object, where: str, *, least: int) -> int:
 
 
 def choice(value: object, where: str, choices: Collection[str]) -> None:
-    """Raise UserError unless the value is one of the choices."""
+    """Raise UserError if the value is not one of the choices."""
     if value not in tuple(choices):  # as a tuple, for some values have no hash
         raise UserError(f"Unknown {where}={value}; choose one of {', '.join(choices)}.")
 
 
 def share(value: object, where: str) -> float:
-    """The value, a number from 0 to 1."""
+    """Return the value if it is a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise UserError(f"{where}={value} must be a probability, from 0 to 1.")
     return value
@@ -128,13 +128,13 @@ def share(value: object, where: str) -> float:
 def subset(
     value: object, where: str, choices: Collection[object], *, shown: str | None = None
 ) -> None:
-    """Raise UserError unless the value is a list of some of the choices, each at most once.
+    """Raise UserError if the value is not a non-empty list of distinct choices.
 
     Args:
-        value: What was given.
-        where: The place that it stands at.
-        choices: What it may hold.
-        shown: How these are told; None: one by one.
+        value: The given value.
+        where: Its key.
+        choices: What the list may hold.
+        shown: How the message lists the choices; None lists each of them.
     """
     given = list(value) if isinstance(value, list | tuple) else []
     # By type too, for True is 1 and 1.0 is no layer; and as lists, for some values have no hash.

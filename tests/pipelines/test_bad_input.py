@@ -477,7 +477,7 @@ class NoRuns:
 
 REPORTS = {
     "no run": ({}, r"holds no run of table1 with profile=mini; make some: python -m pipelines.run"),
-    "a file for a folder": ({"folder": "{file}"}, r"folder=.*file cannot be used: .* is no folder"),
+    "a file for a folder": ({"folder": "{file}"}, r"folder=.*file cannot be used: .* not a folder"),
     "a folder in a file": ({"folder": "{file}/reports"}, r"folder=.*reports cannot be used"),
     "no folder": ({"folder": None}, r"folder must be non-empty text, got None"),
     "seeds in a number": ({"sweep.seeds": 5}, r"sweep\.seeds must be a list"),
@@ -520,7 +520,7 @@ COMMANDS = {
     "a group": ("run", ["-m", "optimiser=cma"], r"Could not override 'optimiser'"),
     "a table": ("report", ["table=nonsense"], r"Could not find 'table/nonsense'"),
     "an empty store": ("report", ["table=table3"], r"error: .* holds no run of table3"),
-    "a pretraining": ("pretrain", ["folder=README.md"], r"error: .*README\.md is no folder"),
+    "a pretraining": ("pretrain", ["folder=README.md"], r"error: .*README\.md is not a folder"),
 }
 
 
@@ -540,7 +540,7 @@ def test_traceback_is_shown_where_it_is_asked_for(tmp_path, monkeypatch):
     ended = command(tmp_path, "report", "folder=README.md")
     assert ended.returncode != 0
     assert "Traceback" in ended.stderr
-    assert "is no folder" in ended.stderr
+    assert "is not a folder" in ended.stderr
 
 
 # ------------------------------------------------------------------------------ arbitrary input

@@ -213,7 +213,7 @@ def test_folder_that_cannot_be_written_is_told(store, in_folder):
     config, choices = composed(*SMALL)
     ended = work(config, choices, "s")
     assert (ended.ending, ended.status) == ("failed", MISTAKE)
-    assert "outputs is no folder" in ended.line
+    assert "outputs is not a folder" in ended.line
 
 
 def test_other_library_or_commit_is_not_gone_on_with(store, in_folder, monkeypatch):

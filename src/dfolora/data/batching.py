@@ -1,4 +1,4 @@
-"""Parts of a batch: minibatches, and pieces of like lengths."""
+"""Parts of a batch: minibatches, and pieces of similar length."""
 
 from collections.abc import Iterator
 
@@ -9,11 +9,11 @@ from dfolora.data.encode import Batch
 
 
 def part(batch: Batch, rows: Tensor) -> Batch:
-    """Some of the rows, without the padding that none of them needs.
+    """A batch of some of the rows, padded to the longest of them.
 
     Args:
         batch: N rows.
-        rows: Their numbers, ``(n,)``.
+        rows: Row numbers, ``(n,)``.
     """
     length = int(_lengths(batch)[rows].max())
     return Batch(
@@ -27,11 +27,11 @@ def part(batch: Batch, rows: Tensor) -> Batch:
 
 
 def pieces(batch: Batch, tokens: int) -> Iterator[Tensor]:
-    """The numbers of all rows, a piece at a time, shortest rows first.
+    """Row numbers of successive pieces of the batch, shortest rows first.
 
     Args:
         batch: N rows.
-        tokens: At most so many in a piece, padding included, or one longer row.
+        tokens: The most tokens of a piece, including padding; a longer row is alone.
     """
     lengths = _lengths(batch)
     order = lengths.argsort(stable=True)
@@ -44,5 +44,5 @@ def pieces(batch: Batch, tokens: int) -> Iterator[Tensor]:
 
 
 def _lengths(batch: Batch) -> Tensor:
-    """Positions that are needed: the tokens, and the answer, which may be read at padding."""
+    """Positions that each row needs: its tokens, and its answer, which may lie in the padding."""
     return torch.maximum(batch.attention_mask.sum(-1), batch.answer + 1)

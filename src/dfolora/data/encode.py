@@ -1,4 +1,4 @@
-"""Rows and a prompt to the tensors a model reads; no tokenizer is needed past them."""
+"""Encodes rows with a prompt into a batch of token ids."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Readout = Literal["last_token", "released"]
-"""Where a causal model's answer is read; see `encode`."""
+"""Where a causal model's answer is read: at the last token, or as the released code does."""
 
 FIRST_FILLER = 1000
-"""The vocabulary ids from here on are those whose words are the released code's initial prompt."""
+"""The first vocabulary id of the filler words, as in the released code."""
 FILLERS = 50
-"""So many of them."""
+"""The number of filler words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +34,16 @@ class Batch:
     attention_mask: Tensor
     """1 at tokens and 0 at padding, ``(N, T)``, long."""
     answer: Tensor
-    """The position whose hidden state answers, ``(N,)``, long."""
+    """The position where the answer is read, ``(N,)``, long."""
     labels: Tensor
     """Classes, ``(N,)``, long."""
     rows: Rows
-    """What is encoded."""
+    """The rows that were encoded."""
     truncated: int
-    """How many rows lost text to the length limit."""
+    """Rows that lost text to the length limit."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same, its tensors on a device."""
+        """The batch with its tensors on a device."""
         tensors = {
             name: getattr(self, name).to(device)
             for name in ("input_ids", "attention_mask", "answer", "labels")
@@ -61,26 +61,25 @@ def encode(
     group: int | None = None,
     fillers: int = FILLERS,
 ) -> Batch:
-    """Fill the prompt with each row and tokenise it as one string, the tokenizer's way.
+    """Fill the prompt with each row and tokenize it as one string.
 
-    A row above ``max_length`` loses the ends of its longest fields until it fits; the prompt
-    itself is never cut. A special token spelled out in a row's text stays text.
+    A row longer than ``max_length`` loses the ends of its longest fields; the prompt itself is
+    never cut. A special token that is spelled out in a row stays text.
 
     Args:
         rows: ``N`` rows with the prompt's fields.
         prompt: The pattern.
         tokenizer: The model's.
-        max_length: Most tokens of a row, special tokens included.
-        readout: Where a causal prompt is answered: at the ``last_token``, or, as ``released``, at
-            the last column of the padded batch, a padding token for all but the longest row. A
-            masked prompt is answered at its mask.
-        group: How many rows in order the released readout pads together (16 in its test);
-            None for all.
-        fillers: How many filler words the prompt's ``{filler}`` stands for.
+        max_length: The most tokens of a row, including special tokens.
+        readout: Where a causal model answers: at the row's ``last_token``, or, with ``released``,
+            at the last column of the padded batch, which is padding for all but the longest row.
+            A masked model answers at the mask.
+        group: Rows that the released readout pads together (16 in its test); None for all.
+        fillers: The number of words that ``{filler}`` stands for.
 
     Raises:
-        UserError: If the prompt does not fit the tokenizer or ``max_length``, or a row ends up
-            without its masks, of which one answers (masked), or without a token (causal).
+        UserError: The prompt does not fit the tokenizer or ``max_length``, or an encoded row has
+            lost its masks (masked) or has no token (causal).
     """
     if not len(rows):
         raise UserError("No rows to encode.")
@@ -107,7 +106,7 @@ def encode(
 
 
 class Encode(Protocol):
-    """A way to put rows to a model."""
+    """Turns rows into a batch for a model."""
 
     def __call__(self, rows: Rows, group: int | None = None) -> Batch:
         """See `encode`."""
@@ -116,7 +115,7 @@ class Encode(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """The arguments of `encode` but for the rows: an ``Encode``."""
+    """`encode` with all arguments but the rows bound."""
 
     prompt: Prompt
     tokenizer: "PreTrainedTokenizerBase"
@@ -141,25 +140,25 @@ class Encoder:
         return token_counts(rows, self.prompt, self.tokenizer, fillers=self.fillers)
 
     def shortest(self) -> int:
-        """Tokens of a row of empty fields, special tokens included."""
+        """Tokens of a row with empty fields, including special tokens."""
         empty = dict.fromkeys(self.prompt.placeholders, "")
         return self.token_counts(Rows(texts=(empty,), labels=(0,)))[0]
 
     def filler_words(self) -> str:
-        """What the prompt's ``{filler}`` stands for."""
+        """The words that ``{filler}`` stands for."""
         return _filler_words(self.tokenizer, self.fillers)
 
 
 def token_counts(
     rows: Rows, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, fillers: int = FILLERS
 ) -> tuple[int, ...]:
-    """How many tokens each row is before `encode` cuts it, special tokens included.
+    """Tokens of each row before `encode` cuts it, including special tokens.
 
     Args:
         rows: ``N`` rows with the prompt's fields.
         prompt: The pattern.
         tokenizer: The model's.
-        fillers: How many filler words the prompt's ``{filler}`` stands for.
+        fillers: The number of words that ``{filler}`` stands for.
 
     Returns:
         One number per row, ``(N,)``.
@@ -172,13 +171,13 @@ def token_counts(
 def fits(
     rows: Rows, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, max_length: int
 ) -> tuple[bool, ...]:
-    """Which rows `encode` would leave whole, as the released code's length rule asks.
+    """Which rows `encode` would not cut: the released code's length rule.
 
     Args:
         rows: ``N`` rows with the prompt's fields.
         prompt: The pattern.
         tokenizer: The model's.
-        max_length: Most tokens of a row, special tokens included.
+        max_length: The most tokens of a row, including special tokens.
 
     Returns:
         One truth value per row, ``(N,)``.
@@ -187,7 +186,7 @@ def fits(
 
 
 class _Renderer:
-    """A prompt bound to a tokenizer: rows to strings, strings to tokens."""
+    """A prompt bound to a tokenizer: rows to strings, strings to token ids."""
 
     def __init__(
         self, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", fillers: int = FILLERS
@@ -202,7 +201,7 @@ class _Renderer:
         return self._pattern.format_map({**text, **self._constants})
 
     def tokens(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of filled patterns, special tokens included."""
+        """Token ids of filled patterns, including special tokens."""
         encoded = self._tokenizer(list(prompts), verbose=False)  # no warning: we cut what is long
         return [list(row) for row in encoded["input_ids"]]
 
@@ -210,7 +209,7 @@ class _Renderer:
 def _constants(
     prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", fillers: int
 ) -> dict[str, str]:
-    """What the placeholders that are not fields stand for."""
+    """The values of the placeholders that are not fields."""
     constants: dict[str, str] = {}
     if MASK in prompt.placeholders:
         if tokenizer.mask_token is None:
@@ -225,14 +224,14 @@ def _constants(
 
 
 def filler_ids(tokenizer: "PreTrainedTokenizerBase", fillers: int) -> list[int]:
-    """The token ids of so many filler words.
+    """The token ids of the filler words.
 
     Args:
-        tokenizer: Whose vocabulary they are from.
-        fillers: How many.
+        tokenizer: The model's.
+        fillers: The number of words.
 
     Raises:
-        UserError: The vocabulary does not hold so many.
+        UserError: The vocabulary is too small.
     """
     stop = FIRST_FILLER + fillers
     if len(tokenizer) < stop:
@@ -249,9 +248,9 @@ def _filler_words(tokenizer: "PreTrainedTokenizerBase", fillers: int) -> str:
 
 
 def _fitted(text: Mapping[str, str], render: _Renderer, max_length: int) -> list[int]:
-    """Tokens of a row whose fields are capped at the most characters that still fit.
+    """Token ids of a row whose fields are capped at the largest number of characters that fits.
 
-    One cap for all fields cuts the longest first and a short one only when it must.
+    All fields share the cap, so the longest is cut first.
     """
 
     def capped(cap: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""How predictions are scored: named functions, vectorised over whole populations."""
+"""Metrics: named functions of labels and predictions, vectorised over populations."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,7 +10,7 @@ Metric = Callable[[ArrayLike, ArrayLike], NDArray[np.float64]]
 
 
 def accuracy(labels: ArrayLike, predictions: ArrayLike) -> NDArray[np.float64]:
-    """Share of the rows predicted right.
+    """Share of correct predictions.
 
     Args:
         labels: True classes, ``(N,)``.
@@ -40,25 +40,25 @@ def f1(labels: ArrayLike, predictions: ArrayLike) -> NDArray[np.float64]:
 
 
 METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "f1": f1}
-"""The metrics a task can name."""
+"""Metrics by the names that tasks use."""
 
 
 def constant_score(labels: ArrayLike, label: int, metric: Metric) -> float:
-    """The score of always predicting ``label``: what "Yes" to everything gets.
+    """The score of a predictor that always answers ``label``.
 
     Args:
         labels: True classes, ``(N,)``.
-        label: The class that is always predicted.
+        label: The constant prediction.
         metric: One of `METRICS`.
     """
     return float(metric(labels, np.full_like(labels, label)))
 
 
 def majority_score(labels: ArrayLike, metric: Metric) -> float:
-    """The score of always predicting the most frequent class (of equals, the lowest).
+    """The score of always predicting the most frequent class (ties: the lowest).
 
     Args:
-        labels: True classes, ``(N,)``, whose frequencies count.
+        labels: True classes, ``(N,)``.
         metric: One of `METRICS`.
     """
     return constant_score(labels, int(np.bincount(np.asarray(labels)).argmax()), metric)
@@ -67,7 +67,7 @@ def majority_score(labels: ArrayLike, metric: Metric) -> float:
 def _aligned(
     labels: ArrayLike, predictions: ArrayLike
 ) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
-    """Both as arrays; an unequal number of rows must not broadcast to a plausible score."""
+    """Both as arrays of matching shapes, so that a mismatch cannot broadcast to a score."""
     truth, guess = np.asarray(labels), np.asarray(predictions)
     if truth.ndim != 1 or guess.shape[-1:] != truth.shape:
         raise ValueError(

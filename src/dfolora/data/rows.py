@@ -20,12 +20,12 @@ Part = Literal["train", "test"]
 Columns = Mapping[str, Sequence[object]]
 
 UNLABELLED = -1
-"""What the hub writes where there is no gold label."""
+"""The hub's label of rows without a gold label."""
 
 MOST_BYTES = 20_000_000
-"""Of a line of JSON Lines."""
+"""The longest line of a JSON Lines file, in bytes."""
 MOST_CHARACTERS = 1_000_000
-"""Of a text: to tokenize it takes some hundred times its memory."""
+"""The longest text; tokenizing takes about a hundred times its memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Rows:
         return len(self.labels)
 
     def select(self, numbers: Iterable[int]) -> "Rows":
-        """The rows of the given numbers, in that order.
+        """The rows with the given numbers, in that order.
 
         Args:
             numbers: Row numbers, such as `FewShotSplit.train`.
@@ -54,7 +54,7 @@ class Rows:
 
 
 def load_rows(task: Task, part: Part, *, root: str | Path | None = None) -> Rows:
-    """The rows of one part of a task, those without a gold label left out.
+    """The labelled rows of one part of a task.
 
     Args:
         task: Whose rows.

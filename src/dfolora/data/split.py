@@ -1,4 +1,4 @@
-"""Which rows a few-shot run may see: k per class for train, k per class for dev."""
+"""The few-shot split: k rows per class for train, and k for dev."""
 
 import json
 from collections import Counter
@@ -13,9 +13,9 @@ from dfolora.seeding import stream
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotSplit:
-    """Row numbers of a task's train part, in the order in which they were drawn.
+    """Row numbers of a task's train part, in the order they were drawn.
 
-    They count the labelled rows from 0: those without a gold label are not in the part.
+    Numbers count the labelled rows from 0.
     """
 
     k: int
@@ -30,14 +30,14 @@ class FewShotSplit:
 
 
 def eligible_rows(rows: Rows, max_words: int = 340) -> tuple[bool, ...]:
-    """Which rows are short enough to be drawn, by a rule that knows no model.
+    """Which rows are short enough to be drawn, by a rule that depends on no model.
 
-    The released code drops rows above 512 tokens, so that its splits differ between models; a
-    limit in words gives all of them the same. Longer test rows are truncated instead.
+    The released code drops rows above 512 tokens, so its splits differ between models. A limit in
+    words gives every model the same split. Longer test rows are truncated.
 
     Args:
-        rows: All rows of the part that is drawn from, ``(N,)``.
-        max_words: Most words, split at white space, in a row's fields together.
+        rows: All rows of the train part, ``(N,)``.
+        max_words: The most words, split at white space, in all fields of a row.
 
     Returns:
         One truth value per row, ``(N,)``.
@@ -48,7 +48,7 @@ def eligible_rows(rows: Rows, max_words: int = 340) -> tuple[bool, ...]:
 def sample_few_shot(
     labels: Sequence[int], eligible: Sequence[bool], *, k: int, seed: int, names: Sequence[str]
 ) -> FewShotSplit:
-    """Walk a random permutation of the rows: of each class the first k are train, the next k dev.
+    """Draw a split: in a random order, the first k rows of a class are train, the next k dev.
 
     Args:
         labels: The rows' classes, ``(N,)``.

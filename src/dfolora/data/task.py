@@ -1,4 +1,4 @@
-"""A task is data: where its rows are, how they become prompts, what the answers are called."""
+"""A task as data: where its rows are, its prompts and its label words."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,12 +19,12 @@ LabelWordStyle = Literal["released", "natural"]
 """``released``: the bare word, as in the authors' code; ``natural``: with a space before it."""
 
 MASK, FILLER = "mask", "filler"
-"""The placeholders of a pattern that are not fields of the row."""
+"""Placeholders of a pattern that are not fields of the row."""
 HOLE = "hole"
-"""One more, in no task's file: a mask that stands for a missing word and does not answer."""
+"""A placeholder for a mask that does not answer; the genetic search fills it with a word."""
 
 REQUIRED = ("name", "title", "dataset", "fields", "label", "classes", "metric", "prompts")
-"""The keys that no task can lack."""
+"""Required keys of a task."""
 
 
 class Tokenizer(Protocol):
@@ -58,7 +58,7 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One way to ask for a row's class, and the words that answer."""
+    """A prompt pattern and its label words."""
 
     kind: Kind
     pattern: str
@@ -67,10 +67,10 @@ class Prompt:
     label_words: tuple[str, ...]
     """One word per class, in the order of the task's classes."""
     prefix: str = "{filler} . "
-    """What stands before the pattern for methods that need filler words there."""
+    """Text put before the pattern by methods that need filler words."""
     slots: tuple[str, ...] | None = None
-    """The placeholders before which a search of the prompt's words may put some, ``mask`` also for
-    the end of a causal pattern; None: all."""
+    """Placeholders before which a prompt search may insert words (``mask``: also at the end of a
+    causal pattern); None for all."""
 
     def __post_init__(self) -> None:
         masks = self.placeholders.count(MASK)
@@ -91,7 +91,7 @@ class Prompt:
             )
 
     def prefixed(self) -> "Prompt":
-        """The prompt with filler words at its start, where it has none."""
+        """The prompt with filler words at its start, unless it has some."""
         if FILLER in self.placeholders:
             return self
         return replace(self, pattern=self.prefix + self.pattern)
@@ -117,9 +117,9 @@ class Task:
     """A classification task as plain data; a new one is a YAML file and no Python."""
 
     name: str
-    """Also that of its folder of local files."""
+    """The task's name, and that of its folder of local files."""
     title: str
-    """The name in tables."""
+    """Its name in tables."""
     dataset: Dataset
     fields: tuple[str, ...]
     """The text columns."""
@@ -134,7 +134,7 @@ class Task:
     replace: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Literal replacements made in every field."""
     strip: bool = False
-    """Whether fields lose the white space around them."""
+    """Whether white space around fields is removed."""
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
@@ -230,7 +230,7 @@ class Task:
         return cls.from_mapping(mapping(data, f"task file {path}"))
 
     def _check_prompt(self, prompt: Prompt, where: str) -> None:
-        """That the prompt's placeholders and words are this task's."""
+        """Raise UserError if the prompt does not fit the task's fields and classes."""
         names = set(prompt.placeholders)
         if unknown := sorted(names - {*self.fields, MASK, FILLER}):
             raise UserError(

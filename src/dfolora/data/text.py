@@ -1,4 +1,4 @@
-"""Rows as plain text, without a prompt: for classifiers that read a token's features."""
+"""Encodes rows as plain text without a prompt, for classifiers on a token's features."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoder:
-    """An ``Encode``: the fields of a row, joined as the tokenizer joins a pair of texts.
+    """Joins the fields of a row as the tokenizer joins a pair of texts.
 
-    The answer is read where such classifiers read a row: at a masked model's first token, at a
-    causal model's last. Token types, where a model has them, are left at the first.
+    The answer position is the token whose features a classifier reads: a masked model's first, a
+    causal model's last. All token types are 0.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -30,15 +30,15 @@ class TextEncoder:
 
     @classmethod
     def of(cls, plain: Encoder) -> "TextEncoder":
-        """With the tokenizer and the limit of a prompt's encoder."""
+        """An encoder with the tokenizer and length limit of a prompt's encoder."""
         return cls(tokenizer=plain.tokenizer, kind=plain.prompt.kind, max_length=plain.max_length)
 
     def __call__(self, rows: Rows, group: int | None = None) -> Batch:
-        """Encode rows; what is too long loses the ends of its longest texts.
+        """Encode rows; a row that is too long loses the ends of its longest texts.
 
         Args:
             rows: ``N`` rows.
-            group: Of no effect.
+            group: Ignored.
 
         Raises:
             UserError: There are no rows, or one has no token.
@@ -78,6 +78,6 @@ class TextEncoder:
 
 
 def _pair(row: Mapping[str, str]) -> tuple[str, ...]:
-    """One text or two, which is as many as tokenizers join."""
+    """One or two texts, the most that a tokenizer joins."""
     first, *rest = row.values()
     return (first, " ".join(rest)) if rest else (first,)

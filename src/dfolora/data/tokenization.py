@@ -1,4 +1,4 @@
-"""Texts to token ids, and these to tensors: what all ways to put rows to a model share."""
+"""Tokenization shared by all encoders: safe texts and padded tensors."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Defuser:
-    """Puts a space inside each special token that a text spells out, so that it stays text."""
+    """Splits special tokens that a text spells out by a space, so that they stay text."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._special = {
@@ -20,7 +20,7 @@ class Defuser:
         }
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
-        """The row's fields, defused."""
+        """The row's fields without special tokens."""
         return {field: self._defused(text) for field, text in row.items()}
 
     def _defused(self, text: str) -> str:
@@ -30,7 +30,7 @@ class Defuser:
 
 
 def padded(ids: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both ``(N, T)``, padded on the right."""
+    """Pad on the right: token ids and attention mask, both ``(N, T)``."""
     longest = max(map(len, ids))
     tokens = [[*row, *[pad] * (longest - len(row))] for row in ids]
     mask = [[1] * len(row) + [0] * (longest - len(row)) for row in ids]

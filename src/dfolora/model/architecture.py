@@ -1,4 +1,4 @@
-"""What is known of a model before its weights are loaded: family, layers, maps, sizes.
+"""A model's family, layers, maps and sizes, known before its weights are loaded.
 
 A new family is one entry in ``FAMILIES``.
 """
@@ -17,33 +17,33 @@ from dfolora.validation import subset, whole
 
 @dataclass(frozen=True, kw_only=True)
 class MapPlace:
-    """Where a layer keeps one of its attention maps."""
+    """Where a layer stores one of its attention maps."""
 
     module: str
     """Dotted name inside the layer."""
     block: int = 0
-    """Which of the ``blocks`` equal parts of the module's output columns is this map's."""
+    """This map's index among the ``blocks`` equal parts of the module's output columns."""
     blocks: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerParts:
-    """Dotted names, inside a layer, of what surrounds its attention maps."""
+    """Dotted names, inside a layer, of the modules around its attention maps."""
 
     attention: str
-    """The module with the ``scaling`` of scores and ``is_causal``."""
+    """The module with the attention scores' ``scaling`` and ``is_causal``."""
     attention_norm: str
     up: str
     activation: str
     down: str
     ffn_norm: str
     norm_first: bool
-    """Whether norms come before attention and FFN, as in GPT-2, or after their residual sums."""
+    """Whether norms come before attention and FFN (GPT-2), or after the residual sums (BERT)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """The names by which one ``model_type`` of transformers calls its parts."""
+    """Where one ``model_type`` of transformers stores its parts."""
 
     kind: Kind
     """``masked``: the answer is read at the mask; ``causal``: at the last token."""
@@ -52,19 +52,19 @@ class Family:
     layers: str
     embedding: str
     decoder: str
-    """The vocabulary head's last module, one row of weights a token."""
+    """The vocabulary head's last module; its weight has one row per token."""
     maps: Mapping[str, MapPlace]
     parts: LayerParts
     input_first: bool
-    """Whether weights are stored (input, output), as in GPT-2, and not the other way round."""
+    """Whether weights are stored as (input, output), as in GPT-2, not as (output, input)."""
     embed: Callable[[Any, Tensor], Tensor]
     """``(model, input_ids (B, T)) -> (B, T, H)``: what enters layer 0."""
     transform: Callable[[Any, Tensor], Tensor]
-    """``(model, hidden (B, H)) -> (B, H)``: what lies between the last layer and ``decoder``."""
+    """``(model, hidden (B, H)) -> (B, H)``: everything between the last layer and ``decoder``."""
     body_transforms: bool
-    """Whether ``transform`` is part of ``body``, as in GPT-2, or of the head."""
+    """Whether ``transform`` belongs to ``body``, as in GPT-2, or to the head."""
     caches: bool
-    """Whether attention takes keys and values of earlier tokens, so that prefixes can be given."""
+    """Whether attention accepts cached keys and values, which prefix tuning needs."""
     forward_options: Mapping[str, Any]
 
 
@@ -176,11 +176,11 @@ SIZES = (
     "num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings",
     "vocab_size",
 )  # fmt: skip
-"""What a model of any family has, by the names that ``transformers`` knows for all."""
+"""Sizes that every family has, by transformers' common names."""
 
 
 def _ffn_width(config: Any) -> int:
-    """GPT-2's may be None, which stands for four times the width."""
+    """The FFN's width; GPT-2's may be None, which means four times the hidden size."""
     width = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
     return width or 4 * config.hidden_size
 
@@ -198,7 +198,7 @@ class Architecture:
     max_length: int
     """Longest input in tokens, special tokens included."""
     quantized: bool = False
-    """Whether the layers' weights are in 8 bits, through which no gradient passes."""
+    """Whether the layers' weights are int8, through which no gradient passes."""
 
     @classmethod
     def of(cls, config: Any, *, quantized: bool = False) -> "Architecture":
@@ -206,24 +206,24 @@ class Architecture:
 
         Args:
             config: The configuration.
-            quantized: Whether the weights are to be in 8 bits.
+            quantized: Whether the layers' weights are int8.
 
         Raises:
-            UserError: The model type is none that we know, or a size makes no sense.
+            UserError: The model type is not supported, or a size is invalid.
         """
         family = FAMILIES.get(config.model_type)
         if family is None:
             raise UserError(
                 f"The model is of type {config.model_type!r}; supported are {', '.join(FAMILIES)}. "
-                f"Another one needs an entry in FAMILIES (src/dfolora/model/architecture.py)."
+                f"To add one, write its entry in FAMILIES (src/dfolora/model/architecture.py)."
             )
         for size in SIZES:
             whole(getattr(config, size, None), f"the model's {size}", least=1)
         if config.hidden_size % config.num_attention_heads:
             raise UserError(
                 f"The model's hidden_size={config.hidden_size} does not divide into "
-                f"num_attention_heads={config.num_attention_heads} parts; mend its config.json, or "
-                f"model.architecture."
+                f"num_attention_heads={config.num_attention_heads} equal parts; correct its "
+                f"config.json or model.architecture."
             )
         if config.model_type == "roberta":
             whole(config.pad_token_id, "the model's pad_token_id", least=0)
@@ -241,15 +241,15 @@ class Architecture:
 
     @property
     def live_numbers(self) -> int:
-        """At most so many numbers a token are held at once while a layer works.
+        """An upper bound on the numbers per token that a layer holds at once.
 
-        Input, its norm, q, k, v and their context, output; then what the FFN is wide, twice where
-        its activation is not done in place.
+        They are the input, its norm, q, k, v, their context and the output, and twice the FFN's
+        width, for its activation may not work in place.
         """
         return 8 * self.width + 2 * self.ffn_width
 
     def check_targets(self, targets: Sequence[str], where: str = "targets") -> None:
-        """Raise UserError unless every target names an attention map, each once."""
+        """Raise UserError if the targets are not distinct attention maps."""
         subset(targets, where, self.family.maps)
 
     def whole_modules(self, maps: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Linear maps of the model, and the LoRA factors that join their output.
+"""Linear maps of the model, and the LoRA factors added to their outputs.
 
 Low-rank adaptation (Hu et al. 2021) in the row-vector convention of Jin, Liu, Tan 2024, Eq. 4:
 ``x W + s (x A) B`` with ``A = down`` and ``B = up``. Letters: P candidates, M tokens, r rank.
@@ -14,21 +14,21 @@ from torch.nn import functional
 
 @dataclass(frozen=True, kw_only=True)
 class LinearMap:
-    """One linear map of the model, possibly a block of columns of a fused module."""
+    """A linear map of the model, possibly some columns of a fused module."""
 
     module: nn.Module
-    """The module whose output holds the map's output: ``nn.Linear`` or transformers' ``Conv1D``."""
+    """``nn.Linear`` or transformers' ``Conv1D``; its output contains the map's."""
     path: str
-    """Its dotted name in the whole model."""
+    """The module's dotted name in the model."""
     columns: slice
-    """Where in the last axis of that output this map's own output lies."""
+    """The map's columns in the module's output."""
     d_in: int
     d_out: int
     d_module: int
-    """The whole module's outputs."""
+    """Output width of the whole module."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``(..., d_in) -> (..., d_out)``; nothing of a fused module's other maps is computed."""
+        """``(..., d_in) -> (..., d_out)``; a fused module's other maps are not computed."""
         if self.d_module == self.d_out:
             return self.module(x)
         weight, bias = self._own
@@ -49,7 +49,7 @@ class LinearMap:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraFactors:
-    """The low-rank update of one map, for P candidates at once."""
+    """Low-rank updates of one map by P candidates."""
 
     down: Tensor
     """A: ``(P, d_in, r)``."""
@@ -60,9 +60,9 @@ class LoraFactors:
         """``output + (x A) B``.
 
         Args:
-            output: What the map made of ``x``, ``(Px, M, d_out)``; overwritten if Px > 1.
-            x: ``(Px, M, d_in)``: an input of each candidate, or one for all (Px = 1), or many that
-                meet one candidate's factors (P = 1).
+            output: The map's output at ``x``, ``(Px, M, d_out)``; overwritten if Px > 1.
+            x: ``(Px, M, d_in)``: one input per candidate, one for all (Px = 1), or many inputs of
+                one candidate (P = 1).
 
         Returns:
             ``(max(Px, P), M, d_out)``.
@@ -79,9 +79,9 @@ class LoraFactors:
         return torch.baddbmm(output.expand(candidates, -1, -1), reduced, up)
 
     def part(self, candidates: slice) -> "LoraFactors":
-        """Those of some of the candidates."""
+        """The factors of some of the candidates."""
         return LoraFactors(down=self.down[candidates], up=self.up[candidates])
 
     def to(self, dtype: torch.dtype) -> "LoraFactors":
-        """The same, rounded to another type."""
+        """The factors, rounded to another type."""
         return LoraFactors(down=self.down.to(dtype), up=self.up.to(dtype))

@@ -1,4 +1,4 @@
-"""What a search changes in a frozen model: something at one layer, for many candidates at once."""
+"""Interventions: what a population of candidates changes at one layer of the frozen model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from dfolora.model.packing import Pack
 
 
 class Intervention(Protocol):
-    """A change of one layer by P candidates."""
+    """What P candidates change at one layer."""
 
     @property
     def layer(self) -> int:
-        """Where."""
+        """Index of the layer."""
         ...
 
     @property
     def population(self) -> int:
-        """P."""
+        """P, the number of candidates."""
         ...
 
     @property
@@ -30,14 +30,14 @@ class Intervention(Protocol):
         ...
 
     def enter(self, hidden: Tensor, pack: Pack) -> Tensor:
-        """What enters the layer in place of ``hidden``, which is returned itself if it stays.
+        """The layer's input in place of ``hidden``: ``(1 or P, M, H) -> (1 or P, M, H)``.
 
-        ``(1 or P, M, H) -> (1 or P, M, H)``; never written in place.
+        Returns ``hidden`` itself if nothing changes, and never writes to it.
         """
         ...
 
     def part(self, candidates: slice) -> "Intervention":
-        """That of some of the candidates."""
+        """The intervention of some of the candidates."""
         ...
 
 

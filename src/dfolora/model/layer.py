@@ -1,7 +1,7 @@
-"""One frozen transformer layer on packed sequences, for one candidate or many at once.
+"""A frozen transformer layer on packed sequences, for one candidate or many at once.
 
-Tensors have a leading axis of candidates. Where all candidates are still the same it has length 1,
-and what is computed from it is computed once; it grows where their factors first tell them apart.
+The leading axis of all tensors is that of candidates. It has length 1 as long as all candidates
+agree, so that shared work is done once; it grows to P where their factors first differ.
 Letters: P candidates, M tokens and N sequences of a pack, H hidden size.
 """
 
@@ -19,28 +19,28 @@ from dfolora.model.intervention import Intervention
 from dfolora.model.packing import Group, Pack
 
 GELUS = {"GELUActivation": "none", "NewGELUActivation": "tanh", "GELUTanh": "tanh"}
-"""transformers' activations that are one fused operation of torch's, and its ``approximate``."""
+"""Activations of transformers that torch has as one fused GELU, and its ``approximate``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Projected:
-    """What a layer makes of its input before any factors come in."""
+    """A layer's frozen projections of its input, before any factors are added."""
 
     inputs: Mapping[str, Tensor]
-    """What the maps q, k and v are applied to, ``(P, M or N, H)``."""
+    """Inputs of the maps q, k and v, ``(P, M or N, H)``."""
     outputs: Mapping[str, Tensor]
-    """What they give, of the same shape."""
+    """Their outputs, of the same shape."""
     residual: Tensor
-    """What attention is added to, ``(P, M or N, H)``."""
+    """The residual stream that attention is added to, ``(P, M or N, H)``."""
     answers_only: bool
-    """Whether queries are those of the N answers alone."""
+    """Whether only the N answer positions have queries."""
 
 
 class Layer:
     """A layer of the model.
 
     Args:
-        module: The layer as transformers has it.
+        module: The layer of transformers.
         maps: Its attention maps q, k, v and o.
         architecture: The model's.
     """
@@ -70,9 +70,9 @@ class Layer:
         *,
         answers_only: bool = False,
     ) -> Tensor:
-        """``(P, M, H) -> (P, M, H)``, or ``(P, N, H)`` if only the answers' output is needed.
+        """``(P, M, H) -> (P, M, H)``, or ``(P, N, H)`` at the answers alone.
 
-        In a causal model the latter asks for sequences that end at their answers.
+        In a causal model, sequences must then end at their answers.
         """
         if intervention is None:
             return self.attend(self.project(hidden, pack, answers_only=answers_only), pack, {})
@@ -81,7 +81,7 @@ class Layer:
         return self.attend(projected, pack, intervention.factors)
 
     def project(self, hidden: Tensor, pack: Pack, *, answers_only: bool = False) -> Projected:
-        """The frozen maps q, k and v, which all candidates with this input share."""
+        """Apply the frozen maps q, k and v; candidates with the same input share the result."""
         normed = self._attention_norm(hidden) if self._norm_first else hidden
         asking = normed[:, pack.answers] if answers_only else normed
         inputs = {"q": asking, "k": normed, "v": normed}
@@ -95,7 +95,7 @@ class Layer:
     def attend(
         self, projected: Projected, pack: Pack, factors: Mapping[str, LoraFactors]
     ) -> Tensor:
-        """Add the factors, and do all the rest of the layer."""
+        """Add the factors and run the rest of the layer."""
         q, k, v = (
             _adapted(projected.outputs[name], projected.inputs[name], factors.get(name))
             for name in ("q", "k", "v")
@@ -116,7 +116,7 @@ class Layer:
         return self._down(wide)
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, pack: Pack, answers_only: bool) -> Tensor:
-        """Group by group, so that no padding is attended to: ``(P, M or N, H)``."""
+        """Attention within each group, without padding: ``(P, M or N, H)``."""
         population = max(map(len, (q, k, v)))
         contexts = []
         for group in pack.groups:
@@ -142,7 +142,7 @@ class Layer:
         return x.expand(population, -1, -1, -1, -1).flatten(0, 1).transpose(1, 2)
 
     def _mask(self, group: Group, answers_only: bool, population: int) -> Tensor:
-        """Who may attend to whom where padding was kept: ``(P n, 1, T or 1, T)``, bool."""
+        """The attention mask of a padded group: ``(P n, 1, T or 1, T)``, bool."""
         assert group.keys is not None
         mask = group.keys[:, None, None, :]
         if self._causal and not answers_only:

@@ -1,4 +1,4 @@
-"""Sequences side by side without padding: cut into packs, grouped by length for attention.
+"""Packs of token sequences without padding, grouped by length for attention.
 
 Letters: N sequences, n of them in a group, T their length, M tokens of a pack.
 """
@@ -12,77 +12,77 @@ import torch
 from torch import Tensor
 
 STEP = 1.25
-"""Ratio of neighbouring lengths where groups are coarse."""
+"""Ratio between the lengths of neighbouring coarse groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Neighbours in a pack that attend together: equally long, or padded within attention."""
+    """Sequences that share one attention call: of equal length, or padded for it."""
 
     input_ids: Tensor
     """``(n, T)``, long."""
     tokens: slice
-    """Where they lie among the pack's tokens, one sequence after the other."""
+    """Their place among the pack's tokens."""
     sequences: slice
-    """Where they lie among the pack's sequences."""
+    """Their place among the pack's sequences."""
     places: Tensor | None
-    """Where their tokens lie among the ``n T`` positions; None: they are all of these."""
+    """Their tokens' places among the ``n T`` padded positions; None if nothing is padded."""
     keys: Tensor | None
-    """Which positions are real and may be attended to, ``(n, T)``, bool; None for all."""
+    """Which positions may be attended to, ``(n, T)``, bool; None for all."""
 
     @property
     def count(self) -> int:
-        """The number n of sequences."""
+        """n, the number of sequences."""
         return len(self.input_ids)
 
     def padded(self, x: Tensor) -> Tensor:
-        """The tokens' values at all positions, 0 in the padding: ``(P, _, H) -> (P, n T, H)``."""
+        """Spread the tokens over all positions, zeros at padding: ``(P, _, H) -> (P, n T, H)``."""
         if self.places is None:
             return x
         positions = x.new_zeros(len(x), self.input_ids.numel(), x.shape[-1])
         return positions.index_copy_(1, self.places, x)
 
     def packed(self, x: Tensor) -> Tensor:
-        """The tokens' values out of all positions': ``(P, n T, H) -> (P, _, H)``."""
+        """Drop the padding: ``(P, n T, H) -> (P, _, H)``."""
         return x if self.places is None else x[:, self.places]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Sequences whose tokens go through the model together, in order of length."""
+    """Sequences that go through the model together, in order of length."""
 
     rows: Tensor
-    """Which rows of the batch they are, ``(N,)``."""
+    """Their row numbers in the batch, ``(N,)``."""
     groups: Sequence[Group]
     starts: Tensor
-    """Where among the M tokens each sequence begins, ``(N,)``."""
+    """The first token of each sequence among the M, ``(N,)``."""
     answers: Tensor
-    """Where among the M tokens each sequence's answer is read, ``(N,)``."""
+    """The token among the M where each answer is read, ``(N,)``."""
     size: int
-    """M."""
+    """M, the number of tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """Token sequences as a batch has them, and how much of each is needed. On the CPU."""
+    """A batch's token sequences and the length that each needs; on the CPU."""
 
     input_ids: Tensor
     """``(N, T)``, padded on the right."""
     lengths: Tensor
-    """How many positions of each go through the model, ``(N,)``."""
+    """Positions that go through the model, ``(N,)``."""
     real: Tensor
-    """How many of these are no padding, ``(N,)``: nobody attends to the rest."""
+    """Positions that are not padding, ``(N,)``; padding is masked in attention."""
     answer: Tensor
-    """The position that answers, ``(N,)``."""
+    """The position where the answer is read, ``(N,)``."""
 
     def packs(self, tokens: int, device: torch.device, *, coarse: bool = False) -> Iterator[Pack]:
-        """Packs of at most so many tokens, or of a single longer sequence, shortest first.
+        """Cut into packs of at most ``tokens`` tokens, shortest first; a longer sequence is alone.
 
         Args:
-            tokens: M at most.
-            device: Where their tensors are wanted.
-            coarse: Few groups, of lengths within a factor ``STEP``, rather than one a length: each
-                group costs a GPU some launches, while a CPU minds the padding more.
+            tokens: The largest M.
+            device: The device of the packs' tensors.
+            coarse: Group lengths within a factor ``STEP`` rather than equal ones. Fewer groups are
+                fewer kernel launches on a GPU; on a CPU the padding costs more than it saves.
         """
         lengths = self.lengths.tolist()
         taken, size = list[int](), 0
@@ -127,5 +127,5 @@ class Sequences:
 
 
 def _coarse(length: int) -> int:
-    """The number of steps up to the length."""
+    """The coarse group of a length."""
     return ceil(log(length, STEP))

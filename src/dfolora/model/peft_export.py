@@ -1,4 +1,4 @@
-"""A searched solution as a PEFT adapter folder: ``PeftModel.from_pretrained`` gives our logits."""
+"""Exports LoRA factors as a PEFT folder, with which PEFT computes the same logits."""
 
 import json
 from collections import defaultdict
@@ -19,12 +19,12 @@ PEFT_PREFIX = "base_model.model."
 def save_adapter(folder: Path, backbone: Backbone, layers: Iterable[LayerLora]) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-    Maps that share a fused module, as in GPT-2, become one PEFT module of their summed rank, each
-    in its own columns. Our scaling is inside B, so PEFT's is 1 (``lora_alpha`` equal to the rank).
+    Maps of one fused module, as in GPT-2, become one PEFT module whose rank is the sum of theirs.
+    B includes the scaling, so PEFT's scaling is 1 (``lora_alpha`` equals the rank).
 
     Args:
-        folder: Made if absent.
-        backbone: The model that the factors adapt.
+        folder: Created if missing.
+        backbone: The adapted model.
         layers: One candidate's factors (P = 1) for each adapted layer.
     """
     modules: dict[str, list[tuple[LinearMap, LoraFactors]]] = defaultdict(list)
