@@ -194,7 +194,7 @@ def test_store_that_goes_away_takes_the_run_when_it_is_back(
         ended = work(config, choices, "s")
     assert (ended.ending, ended.status) == ("failed", DEFECT)
     assert ended.line == (
-        "error: The tracking store fails: connection refused. What was done is kept; "
+        "error: The tracking store failed: connection refused. What was done is kept; "
         "call again to go on."
     )
     own._client = client

@@ -416,7 +416,7 @@ def test_store_that_fails_to_the_end_is_told(store):
     store._client = Gone(store._client)
     with (
         pytest.warns(RuntimeWarning, match="fails: gone"),
-        pytest.raises(ResourceError, match="The tracking store fails: gone"),
+        pytest.raises(ResourceError, match="The tracking store failed: gone"),
         begin(store) as log,
     ):
         log.metrics({"loss": 1.0})

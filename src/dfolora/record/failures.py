@@ -1,4 +1,4 @@
-"""What goes wrong with a store."""
+"""Errors of the store."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from dfolora.errors import ResourceError
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What a store raises that cannot be used."""
+    """The exceptions of a store that does not work."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -16,14 +16,14 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def reason_of(error: Exception) -> str:
-    """The error in one line."""
+    """The error's message in one line."""
     return str(error).strip().partition("\n")[0].removesuffix(".") or type(error).__name__
 
 
 @contextmanager
 def asking() -> Iterator[None]:
-    """Within, a failure of the store is a ResourceError."""
+    """A context that turns failures of the store into a ResourceError."""
     try:
         yield
     except failures() as error:
-        raise ResourceError(f"The tracking store fails: {reason_of(error)}.") from error
+        raise ResourceError(f"The tracking store failed: {reason_of(error)}.") from error

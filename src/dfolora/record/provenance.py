@@ -1,4 +1,4 @@
-"""What identifies a run, and where it came from."""
+"""A run's digest, versions and commit."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ RECORDED_PACKAGES = ("dfolora", "torch", "transformers", "cma", "nevergrad", "nu
 
 
 def digest(identity: Mapping[str, Any]) -> str:
-    """SHA-256 of plain data, the same however it was spelled.
+    """SHA-256 of plain data, independent of its spelling.
 
-    Of Hydra's keys, which begin with an underscore, only the class of ``_target_`` counts, so that
-    a class that moves stays the same; and 1.0 is 1.
+    Of Hydra's keys, which begin with an underscore, only the class name of ``_target_`` counts, so
+    moving a class does not change a digest. 1.0 equals 1.
 
     Args:
         identity: Nested mappings, sequences, strings, numbers.
@@ -27,7 +27,7 @@ def digest(identity: Mapping[str, Any]) -> str:
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}} -> {"a.b": 1}``; lists and mappings of free text stay values."""
+    """``{"a": {"b": 1}} -> {"a.b": 1}``; lists and mappings with free keys stay values."""
     items: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping) and value and all(map(str.isidentifier, value)):
@@ -39,7 +39,7 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @lru_cache
 def provenance() -> Mapping[str, str]:
-    """Versions and machine, once a process."""
+    """Versions of the libraries, and the machine."""
     versions = {f"version.{name}": version(name) for name in RECORDED_PACKAGES}
     return {
         **versions,
@@ -50,7 +50,7 @@ def provenance() -> Mapping[str, str]:
 
 @lru_cache
 def commit() -> str:
-    """The code's git commit, with ``-dirty`` where tracked files differ; else the version."""
+    """The code's git commit, with ``-dirty`` if tracked files differ; without git, the version."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:

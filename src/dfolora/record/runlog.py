@@ -1,4 +1,4 @@
-"""One run being written."""
+"""The log of one run in the store."""
 
 import math
 import time
@@ -12,17 +12,17 @@ from dfolora.record.failures import asking, failures, reason_of
 
 FLUSH_SECONDS = 30.0
 RETRY_SECONDS = 300.0
-"""Between two attempts at a store that failed."""
+"""Between two attempts to reach a store that failed."""
 METRICS_A_BATCH = 1000
 
 
 class RunLog:
-    """One run being written; a context, which ends it.
+    """Writes one run; a context that ends it.
 
     Args:
         client: MLflow's.
-        open_run: Begins the run or finds it; the id. Asked for when there is something to write.
-        began: Milliseconds since the epoch.
+        open_run: Creates or finds the run and returns its id; called at the first write.
+        began: The run's start, in milliseconds since the epoch.
     """
 
     def __init__(self, client: Any, open_run: Callable[[], str], began: int) -> None:
@@ -37,13 +37,13 @@ class RunLog:
 
     @property
     def run_id(self) -> str:
-        """Of the run in the store, which is made if there is none yet."""
+        """The run's id; creates the run if it does not exist yet."""
         if self._run_id is None:
             self._run_id = self._open_run()
         return self._run_id
 
     def __enter__(self) -> "RunLog":
-        """The run itself."""
+        """Return the log."""
         self._try_to_flush()
         return self
 
@@ -53,10 +53,10 @@ class RunLog:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        """Write what is buffered and end the run.
+        """Write the buffer and end the run.
 
         Raises:
-            ResourceError: The store does not take it, and nothing else was raised.
+            ResourceError: The store failed, and no other exception is on its way.
         """
         if kind is None:
             with asking():
@@ -65,18 +65,18 @@ class RunLog:
         try:
             self._end("FAILED" if issubclass(kind, Exception) else "KILLED")
         except failures():
-            pass  # what was raised says more
+            pass  # the exception on its way says more
 
     def metrics(
         self, values: Mapping[str, float], *, step: int = 0, seconds: float | None = None
     ) -> None:
-        """Add one point to each named curve; what is no finite number is left out.
+        """Add one point to each curve; values that are NaN or infinite are left out.
 
         Args:
-            values: By the curves' names.
-            step: Where on the curves.
-            seconds: Since the run began; None for now. The store takes a point of the same step,
-                seconds and value but once.
+            values: Values by curve name.
+            step: The points' step.
+            seconds: Seconds since the run began; None for now. The store keeps points of equal
+                step, seconds and value once.
         """
         from mlflow.entities import Metric
 
@@ -93,16 +93,16 @@ class RunLog:
             self._try_to_flush()
 
     def artifacts(self, folder: Path) -> None:
-        """Store every file under a folder.
+        """Store all files under a folder.
 
         Raises:
-            ResourceError: The store does not take them.
+            ResourceError: The store failed.
         """
         with asking():
             self._client.log_artifacts(self.run_id, str(folder))
 
     def flush(self) -> None:
-        """Write the buffered points in batches."""
+        """Write the buffer in batches."""
         while self._buffer:
             part = self._buffer[:METRICS_A_BATCH]
             self._client.log_batch(self.run_id, metrics=part, synchronous=True)
@@ -111,12 +111,12 @@ class RunLog:
     def _try_to_flush(self) -> None:
         self._due = time.monotonic() + FLUSH_SECONDS
         try:
-            _ = self.run_id  # so that the run is seen from its beginning on
+            _ = self.run_id  # shows the run from its start
             self.flush()
         except failures() as error:
             self._due = time.monotonic() + RETRY_SECONDS
             warnings.warn(
-                f"The tracking store fails: {reason_of(error)}. The run goes on and is "
+                f"The tracking store failed: {reason_of(error)}. The run continues and is "
                 f"recorded later.",
                 RuntimeWarning,
                 stacklevel=3,
@@ -124,6 +124,6 @@ class RunLog:
 
     def _end(self, status: str) -> None:
         self.flush()
-        # A clock may have been set back meanwhile.
+        # The clock may have been set back.
         ended = max(round(1000 * time.time()), self._last)
         self._client.set_terminated(self.run_id, status=status, end_time=ended)

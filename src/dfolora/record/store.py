@@ -1,4 +1,4 @@
-"""The store: opening, finding, reading."""
+"""The tracking store: opens it, finds runs, reads them."""
 
 import gc
 import logging
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SQLITE_SECONDS = 60.0
-"""For which one process waits for another to have written."""
+"""How long a process waits for another one to finish writing."""
 PARAMS_A_BATCH = 100
 RUNS_A_PAGE = 1000
 SQLITE = "sqlite:///"
 
 
 class Store:
-    """A tracking store, made ready for several processes.
+    """A tracking store that several processes can use.
 
     Args:
-        uri: Any MLflow tracking URI. A local SQLite file keeps its artifacts in ``mlruns`` beside.
+        uri: Any MLflow tracking URI. Artifacts of a local SQLite file lie beside it in ``mlruns``.
     """
 
     def __init__(self, uri: str) -> None:
@@ -42,11 +42,11 @@ class Store:
 
         if uri.startswith("file:") or not ("://" in uri or uri.startswith("databricks")):
             raise UserError(
-                f"The tracking store {uri} is a folder, which keeps points twice that are told "
-                f"again; give sqlite:///{Path(uri.removeprefix('file://'), 'mlflow.db')}, or a "
+                f"The tracking store {uri} is a folder, which keeps repeated points twice; "
+                f"use sqlite:///{Path(uri.removeprefix('file://'), 'mlflow.db')}, or a "
                 f"server."
             )
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it makes
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it logs every table it creates
         self.uri = uri
         self._file: Path | None = None
         self._artifacts = None
@@ -55,7 +55,7 @@ class Store:
                 path = Path(uri.removeprefix(SQLITE).partition("?")[0]).absolute()
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._file, self._artifacts = path, path.parent / "mlruns"
-                # Two processes that both create a fresh file's tables kill each other.
+                # Two processes cannot create the tables of a new file at once.
                 with FileLock(f"{path}.lock"):
                     _prepare_sqlite(path)
                     self._client = MlflowClient(uri)
@@ -66,11 +66,11 @@ class Store:
         except failures() as error:
             raise UserError(
                 f"The tracking store {uri} cannot be used: {reason_of(error)}. Set "
-                f"MLFLOW_TRACKING_URI to one that can."
+                f"MLFLOW_TRACKING_URI to another one."
             ) from error
 
     def check_experiment(self, name: str) -> None:
-        """Raise UserError if it was deleted, or its runs would not lie beside the local file."""
+        """Raise UserError if it was deleted, or its name leads out of the local folder."""
         if self._artifacts is not None:
             file_name(name, "tracking.experiment")
         with asking():
@@ -83,18 +83,18 @@ class Store:
 
     @contextmanager
     def alone(self, digest: str, folder: Path) -> Iterator[None]:
-        """Within, no other process of this machine works on the run of that digest.
+        """A context in which no other process of this machine works on the run.
 
         Args:
-            digest: The run's.
-            folder: For the locks of a store that is not a local file, which has a place of its own;
-                nobody is kept away from such a store in other folders.
+            digest: The run's digest.
+            folder: For the lock files, unless the store is a local file with a folder of its own.
+                Processes in other folders are not kept away.
         """
         path = (folder if self._artifacts is None else self._artifacts) / "locks" / digest
         with asking():
             path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path):
-            # Kept after any other end: who waits and who comes would both go on with what is there.
+            # Kept after other exceptions, else a waiting and a new process would both continue.
             try:
                 yield
             except UserError:
@@ -103,7 +103,7 @@ class Store:
             path.unlink(missing_ok=True)
 
     def finished_run(self, digest: str) -> str | None:
-        """The id of the finished run with that digest, if there is one."""
+        """The id of the finished run with this digest, or None."""
         with asking():
             runs = self._client.search_runs(
                 self._experiment_ids(),
@@ -126,20 +126,19 @@ class Store:
         params: Mapping[str, Any],
         began: float | None = None,
     ) -> RunLog:
-        """Begin a run, or go on with the one that has the same ``digest`` and ``attempt`` tags.
+        """Begin a run, or continue the one with the same ``digest`` and ``attempt`` tags.
 
-        Other runs of that digest and ``place`` that never finished are taken away: nothing goes on
-        with them.
+        Other unfinished runs of this digest and ``place`` are deleted: nothing continues them.
 
         Args:
             experiment: MLflow's experiment.
-            name: The run's.
-            tags: Of the run; of one that goes on they replace what it had.
-            params: Of the run; of one that goes on the same as before.
-            began: Seconds since the epoch, of one that goes on the same as before; None for now.
+            name: The run's name.
+            tags: Its tags; they replace those of a continued run.
+            params: Its parameters; those of a continued run must be the same.
+            began: Its start in seconds since the epoch; None for now.
 
         Returns:
-            A context, which ends the run as FINISHED, FAILED or KILLED.
+            A context that ends the run as FINISHED, FAILED or KILLED.
         """
         milliseconds = round(1000 * (time.time() if began is None else began))
 
@@ -166,11 +165,11 @@ class Store:
             self._client.log_batch(run_id, params=part, synchronous=True)
 
     def sweep(self, digest: str, place: str) -> None:
-        """Take away what never finished of a run, once another of that digest did.
+        """Delete the unfinished runs of a digest, once another run of it has finished.
 
         Args:
-            digest: The run's.
-            place: Theirs: those of other places may be at work.
+            digest: The runs' digest.
+            place: Their place; runs of other places may still be at work.
         """
         with asking():
             for run in self._unfinished(digest, place):
@@ -194,17 +193,17 @@ class Store:
         return [run for run in found if run.data.tags.get("place") == place]
 
     def runs(self) -> "pd.DataFrame":
-        """All finished runs of all experiments, oldest first, one a row.
+        """All finished runs, oldest first, one per row.
 
         Columns are ``run_id``, ``name``, ``status``, ``experiment_id``, ``artifact_uri``, and
-        ``tags.NAME``, ``params.NAME``, ``metrics.NAME`` of whatever any of the runs has.
+        ``tags.NAME``, ``params.NAME`` and ``metrics.NAME`` for every name that a run has.
         """
         import pandas as pd
 
         return pd.DataFrame([_row(run) for run in self._search("status = 'FINISHED'")])
 
     def tagged(self, name: str) -> "pd.DataFrame":
-        """All runs that have the tag, whatever became of them; otherwise as ``runs``."""
+        """All runs with the tag, of any status; columns as in ``runs``."""
         import pandas as pd
 
         rows = None
@@ -216,7 +215,7 @@ class Store:
         return pd.DataFrame(rows)
 
     def history(self, run_ids: Sequence[str], metric: str) -> "pd.DataFrame":
-        """A metric's points in order: ``run_id``, ``step``, ``seconds`` (of the run), ``value``."""
+        """A metric's points: ``run_id``, ``step``, ``seconds`` since the run began, ``value``."""
         import pandas as pd
 
         points = []
@@ -229,11 +228,11 @@ class Store:
         return pd.DataFrame(points, columns=["run_id", "step", "seconds", "value"])
 
     def artifact(self, folder: str, name: str) -> bytes | None:
-        """The contents of a file that a run left; None where there is no such file.
+        """The contents of a run's file; None if there is no such file.
 
         Args:
             folder: The run's ``artifact_uri``.
-            name: The file's.
+            name: The file's name.
         """
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
@@ -253,7 +252,7 @@ class Store:
     def _search(self, wanted: str) -> Iterator[Any]:
         ids, token = self._experiment_ids(), None
         while ids:
-            # Half of the time would go to collecting objects that are all still needed.
+            # Garbage collection would take half of the time, and all objects are still needed.
             with asking(), _uncollected():
                 page = self._client.search_runs(
                     ids,
@@ -278,7 +277,7 @@ class Store:
             location = None if self._artifacts is None else (self._artifacts / name).as_uri()
             try:
                 return self._client.create_experiment(name, artifact_location=location)
-            except MlflowException:  # another process may have been quicker
+            except MlflowException:  # another process may have created it
                 experiment = self._client.get_experiment_by_name(name)
                 if experiment is None:
                     raise
@@ -309,7 +308,7 @@ def _row(run: Any) -> dict[str, Any]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without Python's cyclic garbage collection."""
+    """A context without cyclic garbage collection."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -320,9 +319,9 @@ def _uncollected() -> Iterator[None]:
 
 
 def _prepare_sqlite(path: Path) -> None:
-    """Let readers and a writer work at once; raise sqlite3.Error where the file is none.
+    """Let readers and a writer work at the same time.
 
-    At once, that is: mlflow would retry for minutes.
+    Raises sqlite3.Error at once if the file is not a database; MLflow would retry for minutes.
     """
     with closing(sqlite3.connect(path, timeout=SQLITE_SECONDS)) as connection:
         connection.execute("PRAGMA journal_mode = WAL").fetchone()
