@@ -344,7 +344,7 @@ def test_experiment_that_was_deleted_is_told(store, client):
 
 @pytest.mark.parametrize("uri", ["file:///tmp/x", "mlruns", "/tmp/x", "./x"])
 def test_folder_is_no_store(uri):
-    with pytest.raises(UserError, match=r"is a folder, .* give sqlite:///"):
+    with pytest.raises(UserError, match=r"is a folder, .* use sqlite:///"):
         Store(uri)
 
 
@@ -402,7 +402,7 @@ def test_store_that_fails_on_the_way_gets_all_in_the_end(store, client, monkeypa
     monkeypatch.setattr(runlog, "RETRY_SECONDS", math.inf)
     gone = store._client = Gone(store._client)
     log = begin(store)
-    with pytest.warns(RuntimeWarning, match="fails: gone"):
+    with pytest.warns(RuntimeWarning, match="failed: gone"):
         log.__enter__()
     for step in range(3):
         log.metrics({"loss": step}, step=step)
@@ -415,7 +415,7 @@ def test_store_that_fails_on_the_way_gets_all_in_the_end(store, client, monkeypa
 def test_store_that_fails_to_the_end_is_told(store):
     store._client = Gone(store._client)
     with (
-        pytest.warns(RuntimeWarning, match="fails: gone"),
+        pytest.warns(RuntimeWarning, match="failed: gone"),
         pytest.raises(ResourceError, match="The tracking store failed: gone"),
         begin(store) as log,
     ):
@@ -456,7 +456,7 @@ def test_readers_and_a_writer_work_at_once(store, uri):
 def test_file_that_cannot_be_a_store(tmp_path, name):
     (tmp_path / "a file").write_text("x")
     (tmp_path / "no database").write_text("x" * 5000)
-    with pytest.raises(UserError, match=r"cannot be used: .+\. Set MLFLOW_TRACKING_URI to one"):
+    with pytest.raises(UserError, match=r"cannot be used: .+\. Set MLFLOW_TRACKING_URI to another one"):
         Store(f"sqlite:///{tmp_path / name}")
 
 
