@@ -220,7 +220,7 @@ def _task_rows(task: Task, root: str | None) -> TaskRows:
 def _hardware(backbone: Backbone) -> Mapping[str, str]:
     on_gpu = backbone.device.type == "cuda"
     return {
-        "used.device": torch.cuda.get_devicename_of(backbone.device) if on_gpu else "cpu",
+        "used.device": torch.cuda.get_device_name(backbone.device) if on_gpu else "cpu",
         "used.dtype": str(backbone.model.dtype),
         "used.threads": str(torch.get_num_threads()),
     }
