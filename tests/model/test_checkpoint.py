@@ -89,6 +89,19 @@ def test_root_holds_the_hubs_models_under_their_last_names(folder):
     assert checkpoint("mini-gpt2", root=str(folder.parent)).label == "mini-gpt2"  # bundled
 
 
+def test_model_is_called_what_the_user_calls_it_whatever_a_link_leads_to(
+    folder, tmp_path, monkeypatch
+):  # fmt: skip
+    (tmp_path / "gpt2-large").symlink_to(folder)
+    linked = checkpoint(tmp_path / "gpt2-large")
+    assert linked.label == "gpt2-large"
+    assert linked.identity() == checkpoint(folder).identity()
+    assert checkpoint("nobody/gpt2-large", root=str(tmp_path)).label == "gpt2-large"
+    assert checkpoint(f"{folder}/../gpt2-large/").label == "gpt2-large"
+    monkeypatch.chdir(folder)
+    assert checkpoint(".").label == "model"
+
+
 @pytest.mark.parametrize(
     ("path", "options", "message"),
     [

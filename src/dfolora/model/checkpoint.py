@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,8 +58,8 @@ class Checkpoint:
 
     @property
     def label(self) -> str:
-        """The last part of the folder's or the hub's name."""
-        return Path(self._source).resolve().name
+        """The last part of the folder's or the hub's name; a link's own name, not its target's."""
+        return Path(os.path.normpath(Path(self._source).absolute())).name
 
     def config(self) -> Any:
         """The model's configuration, checked once; no weight is touched.
