@@ -69,8 +69,7 @@ def failed(error: Exception, consolation: str = "") -> Ended:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from dfolora.engine import is_out_of_memory
-    from dfolora.errors import ResourceError, UserError
+    from dfolora.errors import ResourceError, UserError, is_shortage
 
     mistaken = isinstance(error, UserError | HydraException | OmegaConfBaseException)
     status = MISTAKE if mistaken else DEFECT
@@ -78,7 +77,7 @@ def failed(error: Exception, consolation: str = "") -> Ended:
         line = traceback.format_exc()
     elif mistaken:
         line = f"error: {_one_line(error)}."
-    elif isinstance(error, ResourceError | OSError) or is_out_of_memory(error):
+    elif isinstance(error, ResourceError | OSError) or is_shortage(error):
         line = f"error: {_one_line(error)}. {consolation}".strip()
     else:
         what = f"{type(error).__name__}: {_one_line(error)}"

@@ -184,9 +184,7 @@ def test_hub_is_asked_for_the_pinned_split(monkeypatch):
 def test_unreachable_hub_names_the_local_way(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    message = (
-        r"owner/toy \(en, train\) cannot be had: .*\n.*data\.root=DIR with DIR/toy/train\.jsonl"
-    )
+    message = r"owner/toy \(en, train\) could not .*\n.*data\.root=DIR with DIR/toy/train\.jsonl"
     with pytest.raises(UserError, match=message):
         load_rows(TASK, "train")
 

@@ -436,7 +436,7 @@ def test_script_beside_data_never_runs(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "data.py").write_text(OWNED.format(path=str(owned)))
     task = replace(task_of("sst2"), dataset=Dataset(path=str(tmp_path / "data")))
-    with pytest.raises(UserError, match="cannot be had"):
+    with pytest.raises(UserError, match="could not be loaded"):
         load_rows(task, "train")
     assert not owned.exists()
 

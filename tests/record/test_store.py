@@ -456,7 +456,9 @@ def test_readers_and_a_writer_work_at_once(store, uri):
 def test_file_that_cannot_be_a_store(tmp_path, name):
     (tmp_path / "a file").write_text("x")
     (tmp_path / "no database").write_text("x" * 5000)
-    with pytest.raises(UserError, match=r"cannot be used: .+\. Set MLFLOW_TRACKING_URI to another one"):
+    with pytest.raises(
+        UserError, match=r"cannot be used: .+\. Set MLFLOW_TRACKING_URI to another one"
+    ):
         Store(f"sqlite:///{tmp_path / name}")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dfolora.data.task import Task
-from dfolora.errors import UserError
+from dfolora.errors import UserError, explained
 from dfolora.mini import world
 from dfolora.validation import shown
 
@@ -66,7 +66,7 @@ def load_rows(task: Task, part: Part, *, root: str | Path | None = None) -> Rows
             and Parquet are known.
 
     Raises:
-        UserError: If the rows cannot be had or do not fit the task.
+        UserError: If the rows could not be loaded or do not fit the task.
     """
     if root is not None:
         columns, source = _from_files(task, part, Path(root))
@@ -169,34 +169,33 @@ def _from_hub(task: Task, part: Part) -> tuple[Columns, str]:
     wanted = task.dataset
     split = getattr(wanted, part)
     source = f"dataset {wanted.path} ({wanted.name or 'default'}, {split})"
-    try:
-        data = datasets.load_dataset(
-            wanted.path, wanted.name, revision=wanted.revision, split=split
-        )
-    except Exception as error:  # offline, no such name, a script, not installed, a broken file
-        raise UserError(
-            f"The hub's {source} cannot be had: {error}\n"
+    with explained(
+        lambda error: (
+            f"The hub's {source} could not be loaded: {error}\n"
             f"To use local files, give data.root=DIR with DIR/{task.name}/train.jsonl and "
             f"DIR/{task.name}/test.jsonl (or .json, .csv, .tsv, .parquet), columns "
             f"{[*task.fields, task.label]}."
-        ) from error
+        )
+    ):
+        data = datasets.load_dataset(
+            wanted.path, wanted.name, revision=wanted.revision, split=split
+        )
     return {name: list(data[name]) for name in data.column_names}, source
 
 
 def _from_files(task: Task, part: Part, root: Path) -> tuple[Columns, str]:
     path = _find_file(task, part, root / task.name)
-    try:
-        columns = READERS[path.suffix](path)
-    except UserError:
-        raise
-    except UnicodeDecodeError as error:
-        raise UserError(
+    with explained(lambda error: _unreadable(path, error)):
+        return READERS[path.suffix](path), str(path)
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return (
             f"{path} is not UTF-8, first in line {_first_undecodable(path)}: {error.reason}; save "
             f"the file as UTF-8."
-        ) from error
-    except Exception as error:  # whatever a parser raises, the file is what it cannot read
-        raise UserError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
-    return columns, str(path)
+        )
+    return f"{path} cannot be read as {path.suffix[1:]}: {error}"
 
 
 def _first_undecodable(path: Path) -> int:

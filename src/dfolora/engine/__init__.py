@@ -4,7 +4,7 @@ It shares, trims and packs what one padded forward a candidate would repeat; mem
 goes through the model at once. Objectives turn the logits into one loss a candidate.
 """
 
-from dfolora.engine.forward import TOKENS, Engine, Interventions, Limits, is_out_of_memory
+from dfolora.engine.forward import TOKENS, Engine, Interventions, Limits
 from dfolora.engine.objective import LOSSES, check_objective, cross_entropy, metric_objective
 
 __all__ = [
@@ -15,6 +15,5 @@ __all__ = [
     "Limits",
     "check_objective",
     "cross_entropy",
-    "is_out_of_memory",
     "metric_objective",
 ]

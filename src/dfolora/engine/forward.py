@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dfolora.data import Batch
-from dfolora.errors import UserError
+from dfolora.errors import UserError, is_shortage
 from dfolora.model import Backbone, Intervention, Pack, Sequences
 from dfolora.validation import whole
 
@@ -144,7 +144,7 @@ class Engine:
             try:
                 return work()
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if not is_shortage(error):
                     raise
                 reason = str(error).partition("\n")[0]
             # Not in the handler, where the error still holds what the failed pass had allocated.
@@ -291,10 +291,3 @@ def _free_bytes(device: torch.device) -> int:
     free, _total = torch.cuda.mem_get_info(device)
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free + kept
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether that is what an error says; torch's CPU allocator has no error of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "can't allocate memory" in str(error) or "not enough memory" in str(error)
-    )

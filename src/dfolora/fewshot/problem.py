@@ -54,7 +54,7 @@ class TaskRows:
             root: A folder of local files; None for the task's own source.
 
         Raises:
-            UserError: They cannot be had or do not fit the task.
+            UserError: They could not be loaded or do not fit the task.
         """
         if root is not None and not Path(root).is_dir():
             raise UserError(

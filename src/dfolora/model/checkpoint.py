@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 import transformers
 from transformers.utils.hub import cached_file
 
-from dfolora.errors import UserError
+from dfolora.errors import UserError, explained, first_line
 from dfolora.mini import BUNDLED
 from dfolora.model.architecture import Architecture
 from dfolora.model.backbone import Backbone
@@ -65,7 +65,7 @@ class Checkpoint:
         """The model's configuration, checked once; no weight is touched.
 
         Raises:
-            UserError: It cannot be had.
+            UserError: It could not be loaded.
         """
         return self._config
 
@@ -96,7 +96,7 @@ class Checkpoint:
         """The tokenizer.
 
         Raises:
-            UserError: It cannot be had, or holds more tokens than the model.
+            UserError: It could not be loaded, or holds more tokens than the model.
         """
         config = self.config()
         source = str(self.tokenizer or self._source)
@@ -121,7 +121,7 @@ class Checkpoint:
         """The frozen model on its device.
 
         Raises:
-            UserError: The weights cannot be had, or are not those of a language model.
+            UserError: The weights could not be loaded, or are not those of a language model.
         """
         precision, device = self._resolved_precision(), self._resolved_device()
         model = self._load_model(PRECISIONS[precision]).to(device)
@@ -263,23 +263,14 @@ def _check_folder(source: str, key: str) -> None:
         raise UserError(f"{key}={source} is not a folder; give a folder or a hub name.")
 
 
-@contextmanager
-def _explained(what: str, key: str) -> Iterator[None]:
-    """Turn the loaders' many errors into one that says what can be done."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"Cannot load {what}: {_reason(error)} Without network, set {key} to a local folder "
-            f"that holds config.json, tokenizer files and *.safetensors."
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what a library says."""
-    return str(error).strip().partition("\n")[0] or repr(error)
+def _explained(what: str, key: str) -> AbstractContextManager[None]:
+    """For the loaders' many errors."""
+    return explained(
+        lambda error: (
+            f"Cannot load {what}: {first_line(error)} Without network, set {key} to a "
+            f"local folder that holds config.json, tokenizer files and *.safetensors."
+        )
+    )
 
 
 def _folder_digest(folder: Path) -> str:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from dfolora.data import Kind
-from dfolora.errors import UserError
+from dfolora.errors import UserError, explained, first_line
 from dfolora.model.architecture import Architecture
 from dfolora.resources import check_room
 
@@ -34,13 +34,10 @@ def described(architecture: Mapping[str, Any]) -> Any:
     Raises:
         UserError: It is none of ``transformers``'.
     """
-    try:
+    with explained(
+        lambda error: f"model.architecture describes no model: {first_line(error)} See conf/model/."
+    ):
         return transformers.AutoConfig.for_model(**architecture)
-    except Exception as error:  # each family's configuration has its own
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"model.architecture describes no model: {reason} See conf/model/."
-        ) from error
 
 
 def expected_shapes(config: Any, where: str) -> Mapping[str, Shape]:
@@ -57,14 +54,14 @@ def expected_shapes(config: Any, where: str) -> Mapping[str, Shape]:
     layer = 4 * architecture.width**2 + 2 * architecture.width * architecture.ffn_width
     numbers = architecture.layers * layer + config.vocab_size * architecture.width
     check_room(2 * numbers, f"The model of {where}", "choose a smaller one")
-    try:
-        with torch.device("meta"):
-            # As it is loaded: config.json may name a kernel of the hub, which is code.
-            model = loader_of(config).from_config(
-                config, attn_implementation="sdpa", trust_remote_code=False
-            )
-    except Exception as error:  # of whatever layer finds its sizes wrong
-        raise UserError(f"No model can be made of {where}: {error}; mend it.") from error
+    with (
+        explained(lambda error: f"No model can be made of {where}: {error}; correct it."),
+        torch.device("meta"),
+    ):
+        # As it is loaded: config.json may name a kernel of the hub, which is code.
+        model = loader_of(config).from_config(
+            config, attn_implementation="sdpa", trust_remote_code=False
+        )
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -97,8 +94,8 @@ def check_files(folder: Path, expected: Mapping[str, Shape], body: str) -> None:
 
 
 def _shapes(path: Path) -> Mapping[str, Shape]:
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}; copy it again.") from error
+    with (
+        explained(lambda error: f"{path} cannot be read: {error}; copy it again."),
+        safe_open(path, "pt") as file,
+    ):
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

@@ -14,7 +14,7 @@ from urllib.request import url2pathname
 
 from filelock import FileLock
 
-from dfolora.errors import UserError
+from dfolora.errors import ResourceError, UserError, is_shortage
 from dfolora.record.direct import tagged_runs
 from dfolora.record.failures import asking, failures, reason_of
 from dfolora.record.runlog import RunLog
@@ -64,6 +64,10 @@ class Store:
                 self._client = MlflowClient(uri)
                 self._client.search_experiments(max_results=1)
         except failures() as error:
+            if is_shortage(error):
+                raise ResourceError(
+                    f"The tracking store {uri} fails: {reason_of(error)}."
+                ) from error
             raise UserError(
                 f"The tracking store {uri} cannot be used: {reason_of(error)}. Set "
                 f"MLFLOW_TRACKING_URI to another one."

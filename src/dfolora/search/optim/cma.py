@@ -3,9 +3,9 @@
 Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772, 2016.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from typing import Any, Literal, final
 
@@ -14,7 +14,7 @@ import numpy as np
 from cma.sigma_adaptation import CMAAdaptSigmaCSA, CMAAdaptSigmaTPA
 from numpy.typing import ArrayLike
 
-from dfolora.errors import UserError
+from dfolora.errors import UserError, explained
 from dfolora.resources import check_room
 from dfolora.search.optim.optimizer import (
     Ledger,
@@ -176,15 +176,11 @@ class Cma:
         return np.array(self._solutions, dtype=np.float64)
 
 
-@contextmanager
-def _explained(options: Mapping[str, Any]) -> Iterator[None]:
+def _explained(options: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Whatever pycma makes of a wrong value of its options, it is that value which is wrong."""
-    try:
-        yield
-    except Exception as error:
-        if not options:
-            raise
-        raise UserError(f"pycma does not take options={dict(options)}: {error}.") from error
+    if not options:
+        return nullcontext()
+    return explained(lambda error: f"pycma does not take options={dict(options)}: {error}.")
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

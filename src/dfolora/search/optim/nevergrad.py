@@ -13,7 +13,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dfolora.errors import UserError
+from dfolora.errors import UserError, explained
 from dfolora.search.optim.optimizer import (
     Ledger,
     Point,
@@ -136,11 +136,12 @@ class Nevergrad:
         """Around every call of nevergrad: its draws are private, its advice is not ours to give."""
         with self._randomness.lent(), warnings.catch_warnings():
             warnings.simplefilter("ignore", self._warning)
-            try:
+            with explained(self._failed):
                 yield
-            except Exception as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                raise UserError(
-                    f"nevergrad's {self._name} fails with population {self._population} ({reason})"
-                    f"; install what it lacks, or choose another name or population."
-                ) from error
+
+    def _failed(self, error: Exception) -> str:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return (
+            f"nevergrad's {self._name} fails with population {self._population} ({reason}); "
+            f"install what it lacks, or choose another name or population."
+        )

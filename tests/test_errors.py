@@ -1,0 +1,115 @@
+"""Libraries' errors: a shortage is never put down to what the user gave."""
+
+import ast
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfolora.data import load_rows
+from dfolora.errors import ResourceError, UserError, explained, is_shortage
+from dfolora.mini import BUNDLED
+from dfolora.model import Checkpoint
+from dfolora.record import Store
+from tests.fewshot.test_problem import TASK, Task
+
+SRC = Path(__file__).parents[1] / "src" / "dfolora"
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def wrapped(inner: Exception) -> Exception:
+    """As libraries tell of it: an error of their own, from the one that says why."""
+    try:
+        try:
+            raise inner
+        except Exception as cause:
+            raise ValueError("failed") from cause
+    except ValueError as outer:
+        return outer
+
+
+SHORTAGES = {
+    "memory": MemoryError(),
+    "disk": FULL,
+    "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "torch": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    "numpy": MemoryError("Unable to allocate 8 GiB"),
+    "sqlite": RuntimeError("database or disk is full"),
+    "wrapped": wrapped(FULL),
+}
+
+
+@pytest.mark.parametrize("error", SHORTAGES.values(), ids=SHORTAGES)
+def test_shortage_is_no_mistake_of_the_user(error):
+    assert is_shortage(error)
+    with pytest.raises(ResourceError, match=r".") as raised, explained(lambda _: "check the file"):
+        raise error
+    assert "check" not in str(raised.value)
+
+
+def test_all_else_is_explained():
+    with pytest.raises(UserError, match="mend it: 'a'"), explained(lambda e: f"mend it: {e}"):
+        raise KeyError("a")
+    with pytest.raises(UserError, match="told already"), explained(lambda _: "other"):
+        raise UserError("told already")
+    with pytest.raises(KeyboardInterrupt), explained(lambda _: "other"):
+        raise KeyboardInterrupt
+
+
+def raising(error):
+    def call(*_args, **_options):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["memory", "disk", "wrapped"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "transformers.AutoConfig.from_pretrained",
+        "transformers.AutoTokenizer.from_pretrained",
+        "transformers.AutoModelForMaskedLM.from_config",
+        "transformers.AutoModelForMaskedLM.from_pretrained",
+        "dfolora.model.preflight.safe_open",
+    ],
+)
+def test_shortage_while_a_model_is_loaded(place, name, monkeypatch):
+    monkeypatch.setattr(place, raising(SHORTAGES[name]))
+    checkpoint = Checkpoint(
+        path=str(BUNDLED["mini-roberta"]), revision="main", tokenizer=None, weights="pretrained",
+        architecture=None, device="cpu", precision="fp32",
+    )  # fmt: skip
+    with pytest.raises(ResourceError):
+        checkpoint.load_tokenizer(), checkpoint.load_backbone()
+
+
+@pytest.mark.parametrize("name", ["memory", "disk", "wrapped"])
+def test_shortage_while_rows_are_read(name, tmp_path, monkeypatch):
+    (tmp_path / "colors").mkdir()
+    (tmp_path / "colors" / "train.csv").write_text("text,label\na,0\n")
+    task = Task.from_mapping(TASK)
+    monkeypatch.setattr("pandas.read_csv", raising(SHORTAGES[name]))
+    with pytest.raises(ResourceError):
+        load_rows(task, "train", root=tmp_path)
+    monkeypatch.setattr("datasets.load_dataset", raising(SHORTAGES[name]))
+    with pytest.raises(ResourceError):
+        load_rows(task, "train")
+
+
+def test_shortage_while_the_store_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr("dfolora.record.store._prepare_sqlite", raising(FULL))
+    with pytest.raises(ResourceError, match="No space left"):
+        Store(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_nobody_else_puts_every_error_down_to_one_cause():
+    broad = {
+        path.relative_to(SRC).as_posix()
+        for path in SRC.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
+    }
+    assert broad == {"errors.py"}
