@@ -173,7 +173,7 @@ def test_configurations_name_constructors_of_ours_alone(path):
         waiting += (
             node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
         )
-    assert all(target.startswith("dfolora.") for target in targets)
+    assert all(target.startswith(("dfolora.", "pipelines.")) for target in targets)
 
 
 IN_MEMORY = {
