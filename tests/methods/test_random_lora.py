@@ -20,14 +20,13 @@ def predicted(backbone, data, seed=0, **spec):
     return method.begin(backbone, data, seed).predictor()
 
 
-@pytest.mark.parametrize("sigma", [1.0, 0.5])
-def test_solution_is_drawn_from_the_law_that_a_search_starts_with(backbone, data, sigma):
-    spec = LoraSubspaceSpec(dim=DIM, alpha=2.0, sigma=sigma)
+def test_solution_is_drawn_from_the_law_that_a_search_starts_with(backbone, data):
+    spec = LoraSubspaceSpec(dim=DIM, alpha=2.0)
     subspace = spec.build(backbone, data.train.input_ids, data.train.attention_mask, 5)
-    solution = sigma * stream(5, "random_lora").standard_normal((3, DIM))
+    solution = stream(5, "random_lora").standard_normal((3, DIM))
     engine = Engine(backbone, data.train, data.label_ids, Limits())
     expected = engine(subspace.incumbents(solution))[0]
-    drawn = predicted(backbone, data, seed=5, sigma=sigma)
+    drawn = predicted(backbone, data, seed=5)
     assert torch.equal(drawn.logits(data.train), expected)
 
 

@@ -1,14 +1,20 @@
 """The random map from z to LoRA factors: its zero, its symmetry, its laws."""
 
 import itertools
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
 from dfolora.engine.forward import Engine, Limits
 from dfolora.errors import UserError
+from dfolora.methods import LayerwiseSearch
 from dfolora.model.backbone import Backbone
+from dfolora.search.optim import Cma, Lotfwa, RandomSearch
 from dfolora.search.subspace import LoraSubspaceSpec
 from dfolora.search.subspace.statistics import clipped_std
 from dfolora.seeding import stream
@@ -16,6 +22,7 @@ from tests.conftest import tiny_model
 from tests.searching import DIM, some_solution
 
 ALL_MAPS = ("q", "k", "v", "o")
+CONF = Path(__file__).parents[2] / "conf"
 
 
 def build(backbone, batch, seed=0, **options):
@@ -38,6 +45,56 @@ def projections(subspace, layer, name):
 def logits_of(backbone, batch, label_ids, *loras):
     engine = Engine(backbone, batch, label_ids, Limits())
     return engine({lora.layer: lora for lora in loras})
+
+
+def first_changes(method, backbone, batch):
+    """What the first candidates of a search change in layer 0, each (P, ...)."""
+    subspace = method.subspace.build(backbone, batch.input_ids, batch.attention_mask, 0)
+    candidates = method.block_optimizer(0, subspace.blocks, 0).ask()
+    change = subspace.intervention(0, candidates)
+    if hasattr(change, "vectors"):
+        return [change.vectors]
+    return [part for pair in change.factors.values() for part in (pair.down, pair.up)]
+
+
+def configured(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return instantiate(compose("run", ["prompt_tokens=10", *overrides]).method)
+
+
+def assert_scaled(changes, reference, factor):
+    for ours, theirs in zip(changes, reference, strict=True):
+        assert theirs.abs().max() > 1e-3
+        torch.testing.assert_close(ours, factor * theirs, rtol=1e-4, atol=1e-7)  # float32
+
+
+@pytest.mark.parametrize("family", ["roberta"], indirect=True)
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [("dfo_lora", name) for name in ("cma", "cma_diagonal", "cma_tpa", "fwa", "random")]
+    + [("bbt", "cma"), ("bbtv2", "cma")],
+)
+def test_sigma_and_alpha_of_a_config_each_scale_the_first_step(backbone, batch, method, optimizer):
+    chosen = f"method={method}", f"optimizer={optimizer}"
+    alpha = "subspace.alpha" if method == "dfo_lora" else "method.subspace.alpha"
+    default = first_changes(configured(*chosen, f"{alpha}=1"), backbone, batch)
+    small = configured(*chosen, "optimizer.sigma=0.1", f"{alpha}=1")
+    assert_scaled(first_changes(small, backbone, batch), default, 0.1)
+    stretched = configured(*chosen, "optimizer.sigma=0.1", f"{alpha}=5")
+    assert_scaled(first_changes(stretched, backbone, batch), default, 0.5)
+
+
+@pytest.mark.parametrize("family", ["roberta"], indirect=True)
+@pytest.mark.parametrize("optimizer", [Cma, Lotfwa, RandomSearch])
+def test_sigma_and_alpha_of_the_library_each_scale_the_first_step(backbone, batch, optimizer):
+    def changes(alpha, **options):
+        method = LayerwiseSearch(
+            subspace=LoraSubspaceSpec(alpha=alpha), optimizer=partial(optimizer, **options)
+        )
+        return first_changes(method, backbone, batch)
+
+    assert_scaled(changes(1.0, sigma=0.1), changes(1.0), 0.1)
+    assert_scaled(changes(5.0, sigma=0.1), changes(1.0), 0.5)
 
 
 @pytest.mark.parametrize("targets", [("q", "k"), ALL_MAPS], ids="".join)
@@ -84,8 +141,8 @@ def test_scaling_is_in_b(backbone, batch):
 
 @pytest.mark.parametrize("statistics", ["real_tokens", "all_positions"])
 def test_projections_follow_equation_6(backbone, batch, statistics):
-    """Eq. 6: alpha * std_l / (sqrt(d) * sigma) for A and B, with transformers' hidden states."""
-    given = {"alpha": 0.5, "sigma": 2.0, "targets": ALL_MAPS, "statistics": statistics}
+    """Eq. 6 at sigma 1: alpha * std_l / sqrt(d) for A and B, with transformers' hidden states."""
+    given = {"alpha": 0.5, "targets": ALL_MAPS, "statistics": statistics}
     subspace = build(backbone, batch, seed=3, **given)
     states = backbone.model(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True
@@ -96,7 +153,7 @@ def test_projections_follow_equation_6(backbone, batch, statistics):
     stds = [clipped_std(states[layer][counted]) for layer in range(3)]
     stds[0] = backbone.embedding.std().item()
     for layer, std in enumerate(stds):
-        scale = 0.5 * std / (np.sqrt(DIM) * 2.0)
+        scale = 0.5 * std / np.sqrt(DIM)
         for name in ALL_MAPS:
             rng = stream(3, f"projection/{layer}/{name}")
             for drawn in projections(subspace, layer, name):
@@ -107,12 +164,12 @@ def test_projections_follow_equation_6(backbone, batch, statistics):
 
 def test_scale_of_one_is_the_same_in_every_layer(backbone, batch):
     """RI of Table 4: Eq. 6 with a standard deviation of 1 for all."""
-    subspace = build(backbone, batch, seed=3, alpha=0.5, sigma=2.0, statistics="one")
+    subspace = build(backbone, batch, seed=3, alpha=0.5, statistics="one")
     for layer, name in itertools.product(range(3), ("q", "k")):
         rng = stream(3, f"projection/{layer}/{name}")
         for drawn in projections(subspace, layer, name):
             normal = rng.standard_normal(tuple(drawn.shape), dtype=np.float32)
-            scale = 0.5 / (np.sqrt(DIM) * 2.0)
+            scale = 0.5 / np.sqrt(DIM)
             np.testing.assert_allclose(drawn.numpy(), scale * normal, rtol=1e-5, atol=1e-9)
 
 
@@ -233,7 +290,7 @@ def test_incumbents_are_rounded_to_the_models_type(family, batch):
         ({"rank": 0}, "rank=0 must be a whole number, 1 or more"),
         ({"rank": 33}, "rank=33 must lie between 1 and 32"),
         ({"alpha": 0.0}, "subspace.alpha=0.0 must be a positive number"),
-        ({"sigma": float("inf")}, "optimizer.sigma=inf must be a positive number"),
+        ({"alpha": float("inf")}, "subspace.alpha=inf must be a positive number"),
         ({"targets": ("q", "z")}, "choose a non-empty subset of q, k, v, o"),
     ],
 )

@@ -92,15 +92,15 @@ def test_map_is_linear_and_zero_is_the_base_model(backbone):
     assert list(subspace.incumbents(np.ones((3, DIM)), without=1)) == [0, 2]
 
 
-def test_scale_is_the_hidden_states_over_root_d_and_sigma(backbone):
-    """Entries of p = z A have the std alpha std_l |z| / (sqrt(d) sigma)."""
+def test_scale_is_the_hidden_states_over_root_d(backbone):
+    """Entries of p = z A have the std alpha std_l |z| / sqrt(d)."""
     batch = last_answers()
     stds = list(layer_stds(backbone, batch.input_ids, batch.attention_mask, "real_tokens"))
-    options = {"dim": 400, "positions": 50, "alpha": 0.5, "sigma": 2.0}
+    options = {"dim": 400, "positions": 50, "alpha": 0.5}
     subspace = built(backbone, batch, **options)
     for layer, std in enumerate(stds):
         vectors = subspace.intervention(layer, np.ones((1, 400))).vectors
-        assert vectors.std().item() == pytest.approx(0.5 * std / 2.0, rel=0.06)  # 1600 draws
+        assert vectors.std().item() == pytest.approx(0.5 * std, rel=0.06)  # 1600 draws
 
 
 def test_maps_differ_by_layer_and_seed_and_repeat(backbone):
@@ -171,7 +171,7 @@ def test_prompt_that_has_filler_words_keeps_them():
         ({"positions": 64}, r"64 prompt vectors leave no room in a model of at most 64 tokens"),
         ({"dim": 0}, "subspace.dim=0 must be"),
         ({"alpha": 0}, "subspace.alpha=0 must be a positive number"),
-        ({"sigma": float("inf")}, "optimizer.sigma=inf must be a positive number"),
+        ({"alpha": float("inf")}, "subspace.alpha=inf must be a positive number"),
         ({"every_layer": 1}, "subspace.every_layer must be true or false, got 1"),
     ],
 )

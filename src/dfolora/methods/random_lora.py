@@ -16,8 +16,8 @@ from dfolora.seeding import stream
 class RandomLora:
     """A method that draws one vector a layer and keeps it: RI and RIL of the paper's Table 4.
 
-    They are drawn from N(0, sigma^2 I), as CMA-ES's first candidates are, for z = 0 is the
-    zero-shot prompt.
+    They are drawn from N(0, I), as CMA-ES's first candidates are, for z = 0 is the zero-shot
+    prompt.
     """
 
     subspace: LoraSubspaceSpec = field(default_factory=LoraSubspaceSpec)
@@ -58,7 +58,7 @@ class Drawn:
         spec = method.subspace
         subspace = spec.build(backbone, data.train.input_ids, data.train.attention_mask, seed)
         shape = subspace.blocks, spec.dim
-        solution = spec.sigma * stream(seed, "random_lora").standard_normal(shape)
+        solution = stream(seed, "random_lora").standard_normal(shape)
         self._predictor = Searched(backbone, subspace, solution, data.label_ids, method.limits)
 
     def __iter__(self) -> Iterator[Progress]:

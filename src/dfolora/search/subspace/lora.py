@@ -40,9 +40,9 @@ class LoraSubspaceSpec:
     targets: Sequence[str] = ("q", "k")
     """The adapted maps of every layer, a subset of q, k, v, o."""
     alpha: float = 1.0
-    """Stretch of the projections (Eq. 6)."""
-    sigma: float = 1.0
-    """The optimizer's initial step size, which Eq. 6 divides out."""
+    """Scale of the random maps: their standard deviation is alpha std_l / sqrt(d). The paper's
+    Eq. 6 also divides by the optimizer's sigma, so that sigma cancels; here sigma stays the first
+    step. What Eq. 6 has as (alpha, sigma) is this alpha = alpha / sigma with that sigma."""
     scaling: float = 1.0
     """Factor on every product A B."""
     b_projection: BProjection = "hidden_std"
@@ -78,7 +78,6 @@ class LoraSubspaceSpec:
         if not 1 <= self.rank <= architecture.width:
             raise UserError(f"rank={self.rank} must lie between 1 and {architecture.width}.")
         positive(self.alpha, "subspace.alpha")
-        positive(self.sigma, "optimizer.sigma")
         positive(self.scaling, "scaling")
         choice(self.b_projection, "subspace.b_projection", get_args(BProjection))
         choice(self.statistics, "subspace.statistics", get_args(Statistics))
@@ -99,7 +98,7 @@ class LoraSubspaceSpec:
 
     def _draw(self, layer: int, std: float, backbone: Backbone, seed: int) -> "Projections":
         fan_in = self.dim // (2 * len(self.targets))
-        normal_std = self.alpha * std / (np.sqrt(self.dim) * self.sigma)  # Eq. 6
+        normal_std = self.alpha * std / np.sqrt(self.dim)
         uniform_b = layer > 0 and self.b_projection == "linear_default"
         down, up = [], []
         for name in self.targets:

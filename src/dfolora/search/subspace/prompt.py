@@ -39,9 +39,8 @@ class PromptSubspaceSpec:
     every_layer: bool = True
     """A block a layer, as in BBTv2, or one block at the input, as in BBT."""
     alpha: float = 1.0
-    """Stretch of the projections."""
-    sigma: float = 1.0
-    """The optimizer's initial step size, which their scale divides out."""
+    """Scale of the random maps: their standard deviation is alpha std_l / sqrt(d). A published pair
+    (alpha, sigma) of BBTv2, which divides by sigma too, is alpha / sigma here."""
 
     def blocks(self, architecture: Architecture) -> int:
         """See ``SubspaceSpec``."""
@@ -53,7 +52,6 @@ class PromptSubspaceSpec:
         whole(self.positions, "prompt_tokens", least=1)
         flag(self.every_layer, "subspace.every_layer")
         positive(self.alpha, "subspace.alpha")
-        positive(self.sigma, "optimizer.sigma")
         if self.positions >= architecture.max_length:
             raise UserError(
                 f"{self.positions} prompt vectors leave no room in a model of at most "
@@ -91,7 +89,7 @@ class PromptSubspaceSpec:
 
     def _draw(self, layer: int, std: float, backbone: Backbone, seed: int) -> Tensor:
         shape = self.dim, self.positions * backbone.architecture.width
-        scale = np.float32(self.alpha * std / (sqrt(self.dim) * self.sigma))
+        scale = np.float32(self.alpha * std / sqrt(self.dim))
         rng = stream(seed, f"projection/{layer}/prompt")
         projection = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32) * scale)
         return projection.pin_memory() if backbone.device.type == "cuda" else projection
