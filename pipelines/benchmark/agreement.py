@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from scipy.stats import kendalltau
 
-from dfolora.data import Task
+from dfolora.data import Task, load_rows
 from dfolora.engine import Engine
-from dfolora.fewshot import Problem, TaskRows
-from dfolora.methods import Method
+from dfolora.methods import FewShotData, Method
 from dfolora.model import Architecture, Backbone
 from dfolora.search import Evaluation, Evaluator, PopulationEvaluator, tune
 from pipelines.benchmark.speed import load
@@ -45,14 +44,14 @@ def agreements(task: str, precisions: Sequence[str], budget: int) -> list[Agreem
     config = compose("run", [f"task=mini/{task}", f"budget={budget}"])
     method = instantiate(config.method)
     backbone = load(config.model, "fp32")
-    problem = _problem(config, method, backbone.architecture)
-    train = problem.data.train
+    data = _few_shot(config, method, backbone.architecture)
+    train = data.train
     subspace = method.subspace.build(backbone, train.input_ids, train.attention_mask, config.seed)
 
     def judge(by: Backbone) -> PopulationEvaluator:
-        engine = Engine(by, train, problem.data.label_ids, method.limits)
+        engine = Engine(by, train, data.label_ids, method.limits)
         return PopulationEvaluator(
-            engine, subspace, train.labels, objective="ce", metric=problem.data.metric
+            engine, subspace, train.labels, objective="ce", metric=data.metric
         )
 
     others = {name: judge(load(config.model, name)) for name in precisions}
@@ -85,12 +84,15 @@ class _Compared:
         return evaluation
 
 
-def _problem(config: Any, method: Method, architecture: Architecture) -> Problem:
-    return instantiate(config.data).pose(
-        TaskRows.load(Task.from_mapping(OmegaConf.to_container(config.task, resolve=True))),
+def _few_shot(config: Any, method: Method, architecture: Architecture) -> FewShotData:
+    task = Task.from_mapping(OmegaConf.to_container(config.task, resolve=True))
+    _split, data = instantiate(config.data).draw(
+        task,
+        load_rows(task, "train"),
         instantiate(config.model, _convert_="all").load_tokenizer(),
         method,
         kind=architecture.family.kind,
         max_length=architecture.max_length,
         seed=config.seed,
     )
+    return data

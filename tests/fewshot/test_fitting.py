@@ -43,6 +43,31 @@ def test_one_call_gives_a_predictor_that_saves_and_loads(tmp_path):
     assert config["r"] == 2
 
 
+def test_fit_needs_no_test_rows(tmp_path):
+    """None lie beside the train rows; with some, that nobody can read, it fits the same."""
+    folder = tmp_path / TASK["name"]
+    folder.mkdir()
+    rows = [{"sentence": f"row {n}", "label": n % 2} for n in range(8)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    shared = model()
+
+    def fitted(**options):
+        predictor = dfolora.fit(
+            shared,
+            mini_tokenizer("masked"),
+            dfolora.Task.from_mapping(TASK),
+            method=dfolora.LayerwiseSearch(subspace=dfolora.LoraSubspaceSpec(dim=40), budget=21),
+            problem=dfolora.ProblemSpec(k=2, root=str(tmp_path), **options),
+        )
+        return predictor.dev.score, predictor.dev.loss
+
+    alone = fitted()
+    assert fitted(overlong="released") == alone
+    (folder / "test.jsonl").write_text("no rows")
+    assert fitted() == alone
+
+
 def test_wrong_seed_is_told_before_anything_else():
     with pytest.raises(dfolora.UserError, match="seed=-1 must be a whole number, 0 or more"):
         dfolora.fit(None, None, dfolora.Task.from_mapping(TASK), seed=-1)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from dfolora.data import Task
-from dfolora.fewshot.problem import ProblemSpec, TaskRows
+from dfolora.data import Task, load_rows
+from dfolora.fewshot.problem import ProblemSpec
 from dfolora.methods import LayerwiseSearch, Method, Predictor
 from dfolora.model import Backbone
 from dfolora.validation import whole
@@ -41,15 +41,16 @@ def fit(
     architecture = backbone.architecture
     method.check(architecture)
     spec = problem or ProblemSpec()
-    posed = spec.pose(
-        TaskRows.load(task, spec.root),
+    _split, data = spec.draw(
+        task,
+        load_rows(task, "train", root=spec.root),
         tokenizer,
         method,
         kind=architecture.family.kind,
         max_length=architecture.max_length,
         seed=seed,
     )
-    search = method.begin(backbone, posed.data, seed)
+    search = method.begin(backbone, data, seed)
     for _generation in search:
         pass
     return search.predictor()

@@ -107,6 +107,51 @@ class ProblemSpec:
         whole(self.max_length, "data.max_length", least=1)
         task.prompt(text(self.prompt, "data.prompt"), kind)
 
+    def draw(
+        self,
+        task: Task,
+        train: Rows,
+        tokenizer: "PreTrainedTokenizerBase",
+        method: Method,
+        *,
+        kind: Kind,
+        max_length: int,
+        seed: int,
+    ) -> tuple[FewShotSplit, FewShotData]:
+        """Draw the split and encode its rows: all that a fit needs.
+
+        Args:
+            task: The task.
+            train: The rows that train and dev are drawn from.
+            tokenizer: The model's tokenizer.
+            method: Its encoder puts the rows to the model.
+            kind: How the model answers.
+            max_length: The model's own limit in tokens.
+            seed: The split's seed.
+
+        Raises:
+            UserError: Something about the data, the prompt or the label words is wrong.
+        """
+        self.check(task, kind)
+        prompt = task.prompt(self.prompt, kind)
+        label_ids = label_word_ids(prompt, tokenizer, self.label_words)
+        limit = min(self.max_length, max_length)
+        if self.overlong == "released":
+            eligible = fits(train, prompt, tokenizer, max_length=limit)
+        else:
+            eligible = eligible_rows(train, self.max_words)
+        split = sample_few_shot(train.labels, eligible, k=self.k, seed=seed, names=task.classes)
+        shots = train.select(split.train)
+        plain = Encoder(prompt=prompt, tokenizer=tokenizer, max_length=limit, readout=self.readout)
+        encode = method.encoder(plain, shots, seed)
+        return split, FewShotData(
+            train=encode(shots),
+            dev=encode(train.select(split.dev)),
+            label_ids=torch.tensor(label_ids),
+            metric=task.metric,
+            encode=encode,
+        )
+
     def pose(
         self,
         rows: TaskRows,
@@ -117,49 +162,22 @@ class ProblemSpec:
         max_length: int,
         seed: int,
     ) -> "Problem":
-        """Draw the split and encode all of it.
-
-        Args:
-            rows: The task's.
-            tokenizer: The model's tokenizer.
-            method: Whose encoder puts the rows to the model.
-            kind: How the model answers.
-            max_length: The model's own limit in tokens.
-            seed: The split's seed.
-
-        Raises:
-            UserError: Anything about the data, the prompt or the label words is wrong.
-        """
-        task = rows.task
-        self.check(task, kind)
-        prompt = task.prompt(self.prompt, kind)
-        label_ids = label_word_ids(prompt, tokenizer, self.label_words)
-        limit = min(self.max_length, max_length)
-        if self.overlong == "released":
-            eligible = fits(rows.train, prompt, tokenizer, max_length=limit)
-            short = fits(rows.test, prompt, tokenizer, max_length=limit)
-            tests = rows.test.select(row for row, fit in enumerate(short) if fit)
-        else:
-            eligible, tests = eligible_rows(rows.train, self.max_words), rows.test
-        split = sample_few_shot(
-            rows.train.labels, eligible, k=self.k, seed=seed, names=task.classes
+        """Draw the split, and encode the test set as well; arguments and errors as of `draw`."""
+        split, data = self.draw(
+            rows.task, rows.train, tokenizer, method, kind=kind, max_length=max_length, seed=seed
         )
-
-        train, dev = rows.train.select(split.train), rows.train.select(split.dev)
-        drawn = Counter(map(_key, (*train.texts, *dev.texts)))
-        plain = Encoder(prompt=prompt, tokenizer=tokenizer, max_length=limit, readout=self.readout)
-        encode = method.encoder(plain, train, seed)
+        prompt, tests = rows.task.prompt(self.prompt, kind), rows.test
+        if self.overlong == "released":
+            limit = min(self.max_length, max_length)
+            short = fits(tests, prompt, tokenizer, max_length=limit)
+            tests = tests.select(row for row, fit in enumerate(short) if fit)
+        drawn = Counter(map(_key, rows.train.select((*split.train, *split.dev)).texts))
+        assert data.encode is not None
         return Problem(
-            task=task,
+            task=rows.task,
             split=split,
-            data=FewShotData(
-                train=encode(train),
-                dev=encode(dev),
-                label_ids=torch.tensor(label_ids),
-                metric=task.metric,
-                encode=encode,
-            ),
-            test=encode(tests, RELEASED_TEST_BATCH),
+            data=data,
+            test=data.encode(tests, RELEASED_TEST_BATCH),
             label_words=prompt.label_words,
             dropped_tests=len(rows.test) - len(tests),
             repeated=sum(count for count in drawn.values() if count > 1),
