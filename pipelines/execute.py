@@ -15,7 +15,7 @@ from dfolora.data import Task
 from dfolora.errors import UserError
 from dfolora.fewshot import Problem, ProblemSpec, TaskRows
 from dfolora.methods import Method, Resumable
-from dfolora.model import Architecture, Backbone, Checkpoint
+from dfolora.model import Architecture, Backbone, Checkpoint, Limits
 from dfolora.record import Store
 from dfolora.record.provenance import commit, digest, flat, provenance
 from dfolora.resources import check_folder
@@ -45,6 +45,7 @@ class Job:
     name: str
     checkpoint: Checkpoint
     architecture: Architecture
+    limits: Limits
     method: Method
     spec: ProblemSpec
     rows: TaskRows
@@ -70,6 +71,7 @@ class Job:
             whole(config[key], key, least=0)
         method: Method = _built(config, "method")
         spec: ProblemSpec = _built(config, "data")
+        limits: Limits = _built(config, "engine")
         architecture = Architecture.of(checkpoint.config(), quantized=checkpoint.quantized)
         method.check(architecture)
         spec.check(task, architecture.family.kind)
@@ -89,6 +91,7 @@ class Job:
             name=name_of(plain, choices, labels),
             checkpoint=checkpoint,
             architecture=architecture,
+            limits=limits,
             method=method,
             spec=spec,
             rows=task_rows,
@@ -183,7 +186,7 @@ def _ready(job: Job, attempt: Attempt) -> tuple[Backbone, Problem]:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    backbone = job.checkpoint.load_backbone()
+    backbone = job.checkpoint.load_backbone(job.limits)
     attempt.begin(
         params={**flat(job.config), **provenance(), **_hardware(backbone)},
         files={

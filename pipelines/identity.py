@@ -17,9 +17,9 @@ from dfolora.model import Checkpoint
 from dfolora.validation import shown, text
 
 SEEDS = ("split_seed", "search_seed")
-PARTS = ("task", "model", "data", "method", *SEEDS)
+PARTS = ("task", "model", "data", "method", "engine", *SEEDS)
 """What a run is made of; its record holds these and the values that they refer to."""
-BUILT = ("model", "data", "method")
+BUILT = ("model", "data", "method", "engine")
 """Parts that are constructors with their arguments, and may hold others, such as an optimizer."""
 REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 
@@ -44,7 +44,7 @@ def settings_of(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[s
     return {
         "data": {key: value for key, value in plain["data"].items() if key not in ignored},
         "model": checkpoint.identity(),
-        "method": {key: value for key, value in plain["method"].items() if key != "limits"},
+        "method": plain["method"],
     }
 
 
@@ -63,7 +63,7 @@ def check_parts(config: DictConfig) -> None:
             raise UserError(f"{key}={shown(plain.get(key))} must be a mapping, as in conf/.")
     for key in BUILT:
         check_built(plain.get(key), key)
-    for name in ("limits", "optimizer", "subspace", "trained", "training"):
+    for name in ("optimizer", "subspace", "trained", "training"):
         if name in plain["method"]:
             check_built(plain["method"][name], f"method.{name}")
     for name in ("uri", "experiment"):

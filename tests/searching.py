@@ -1,12 +1,22 @@
 """A search's parts on a toy batch: subspace, evaluator, solution and candidates."""
 
+from copy import copy
+
 import numpy as np
 
-from dfolora.engine.forward import Engine, Limits
+from dfolora.engine.forward import Engine
+from dfolora.model import Limits
 from dfolora.search.evaluator import PopulationEvaluator
 from dfolora.search.subspace import LoraSubspaceSpec
 
 DIM = 96
+
+
+def limited(backbone, **limits):
+    """The same model within other limits."""
+    other = copy(backbone)
+    other.limits = Limits(**limits)
+    return other
 
 
 def subspace_of(backbone, batch, **spec):
@@ -20,7 +30,6 @@ def evaluator_of(
     batch,
     label_ids,
     *,
-    limits=None,
     carry=True,
     objective="ce",
     metric="accuracy",
@@ -28,7 +37,7 @@ def evaluator_of(
 ):
     """An evaluator, and the subspace it searches."""
     subspace = subspace_of(backbone, batch, **spec)
-    engine = Engine(backbone, batch, label_ids, limits or Limits(), carry=carry)
+    engine = Engine(backbone, batch, label_ids, carry=carry)
     return (
         PopulationEvaluator(engine, subspace, batch.labels, objective=objective, metric=metric),
         subspace,

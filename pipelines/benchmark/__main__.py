@@ -103,7 +103,6 @@ class _Speeds:
         self.model = cache(partial(load, config.model))
 
     def of(self, task: str, precision: str, population: int, layers: int) -> Any:
-        from dfolora.engine import Limits
         from dfolora.search.subspace import LoraSubspaceSpec
         from pipelines.benchmark.speed import batch_of, compare, evenly
 
@@ -118,7 +117,6 @@ class _Speeds:
             lengths,
             population=population,
             sampled=layers,
-            limits=Limits(),
             repeats=config.repeats,
             rng=self._rng,
         )

@@ -49,7 +49,7 @@ def agreements(task: str, precisions: Sequence[str], budget: int) -> list[Agreem
     subspace = method.subspace.build(backbone, train.input_ids, train.attention_mask, config.seed)
 
     def judge(by: Backbone) -> PopulationEvaluator:
-        engine = Engine(by, train, data.label_ids, method.limits)
+        engine = Engine(by, train, data.label_ids)
         return PopulationEvaluator(
             engine, subspace, train.labels, objective="ce", metric=data.metric
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dfolora.engine import Engine, Interventions, Limits
+from dfolora.engine import Engine, Interventions
 from dfolora.methods import FewShotData, LayerwiseSearch, Progress
 from dfolora.model import Backbone, Intervention
 from dfolora.record import Store
@@ -44,7 +44,7 @@ def share_outside(backbone: Backbone, data: FewShotData, *, dim: int, generation
     budget = 1 + generations * optimizers[0].population
     train = data.train
     subspace = method.subspace.build(backbone, train.input_ids, train.attention_mask, 0)
-    engine = _Timed(Engine(backbone, train, data.label_ids, Limits()))
+    engine = _Timed(Engine(backbone, train, data.label_ids))
     evaluate = PopulationEvaluator(
         engine, subspace, train.labels, objective="ce", metric=data.metric
     )

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfolora.engine import Limits
 from dfolora.model import Backbone, Checkpoint
 from dfolora.search.subspace import LoraSubspaceSpec
 from pipelines.benchmark.flops import flops_engine
@@ -60,7 +59,7 @@ def _measured(
     taken = dict(
         engine_seconds(
             backbone, subspace, batch, torch.arange(CLASSES) + FIRST_TOKEN,
-            population=population, layers=spread(layers, 4), limits=Limits(), rng=rng,
+            population=population, layers=spread(layers, 4), rng=rng,
         )
     )  # fmt: skip
     flops = [flops_engine(shape, layer, lengths, population) for layer in range(layers)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfolora.data import Batch, Rows
-from dfolora.engine import TOKENS, Engine, Limits
+from dfolora.engine import Engine
 from dfolora.methods import FewShotData
 from dfolora.model import Backbone
 from dfolora.record.memory import PeakMemory
@@ -135,11 +135,10 @@ def engine_seconds(
     *,
     population: int,
     layers: Sequence[int],
-    limits: Limits,
     rng: np.random.Generator,
 ) -> Iterator[tuple[int, float]]:
     """Seconds of a candidate in a generation at each layer in turn, all others being adapted."""
-    engine = Engine(backbone, batch, label_ids, limits)
+    engine = Engine(backbone, batch, label_ids)
     dim = subspace.spec.dim
     incumbents = subspace.incumbents(rng.normal(size=(subspace.blocks, dim)))
     for layer in layers:
@@ -158,7 +157,7 @@ def gemm_rate(backbone: Backbone) -> float:
     """FLOP/s of plain ``torch.nn.functional.linear`` on a layer's shapes."""
     architecture, device = backbone.architecture, backbone.device
     wide, narrow = architecture.ffn_width, architecture.width
-    rows = TOKENS[device.type]
+    rows = backbone.tokens
     total = flops = 0.0
     with torch.inference_mode():
         for d_in, d_out, count in ((narrow, narrow, 4), (narrow, wide, 1), (wide, narrow, 1)):
@@ -180,7 +179,6 @@ def compare(
     *,
     population: int,
     sampled: int,
-    limits: Limits,
     repeats: int,
     rng: np.random.Generator,
 ) -> Speed:
@@ -193,7 +191,6 @@ def compare(
         lengths: Tokens of each sequence.
         population: Candidates a generation.
         sampled: How many layers are timed.
-        limits: The engine's.
         repeats: Of the authors' forward after each layer's generation.
         rng: Of tokens and candidates.
     """
@@ -217,7 +214,7 @@ def compare(
     taken, theirs, gemm = {}, [], []
     for layer, time_taken in engine_seconds(
         ours, subspace, batch, label_ids,
-        population=population, layers=layers, limits=limits, rng=rng,
+        population=population, layers=layers, rng=rng,
     ):  # fmt: skip
         taken[layer] = time_taken
         if not theirs:  # later peaks would be those of both ways

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfolora.data import Batch
-from dfolora.engine.forward import COARSE, Engine, Limits
+from dfolora.engine.forward import COARSE, Engine
 from dfolora.model.backbone import Backbone
 from tests.conftest import SIZES, random_batch, tiny_model
 from tests.reference import one_candidate
-from tests.searching import DIM, evaluator_of, logits_of, some_solution, subspace_of
+from tests.searching import DIM, evaluator_of, limited, logits_of, some_solution, subspace_of
 
 LABELS = torch.tensor([7, 50, 99])
 SUBSETS = [
@@ -31,10 +31,10 @@ def shared_backbone(family, dtype=torch.float32):
     return Backbone(tiny_model(family).to(dtype))
 
 
-def check(family, batch, block, *, candidates=3, atol=1e-5, limits=None, **spec):
+def check(family, batch, block, *, candidates=3, atol=1e-5, tokens=None, **spec):
     """Losses and ranks of a population are the oracle's."""
     backbone = shared_backbone(family)
-    evaluator, subspace = evaluator_of(backbone, batch, LABELS, limits=limits, **spec)
+    evaluator, subspace = evaluator_of(limited(backbone, tokens=tokens), batch, LABELS, **spec)
     solution, population = some_solution(candidates)
     got = evaluator(solution, block, population).losses
     expected = one_candidate.losses(backbone, subspace, batch, LABELS, solution, block, population)
@@ -99,7 +99,7 @@ def test_chunks_change_nothing(family, tokens):
     solution, candidates = some_solution(7)
     expected, got = (
         logits_of(
-            Engine(backbone, SHORT_AND_LONG, LABELS, Limits(tokens=most)), subspace, solution, 1,
+            Engine(limited(backbone, tokens=most), SHORT_AND_LONG, LABELS), subspace, solution, 1,
             candidates,
         )
         for most in (5000, tokens)
@@ -115,7 +115,7 @@ def test_without_a_searched_layer_the_incumbents_are_the_candidate(family, batch
         one_candidate.merged_model(backbone, incumbents.values()), batch, LABELS
     )
     for tokens in (1, 50, 1000):
-        got = Engine(backbone, batch, LABELS, Limits(tokens=tokens))(incumbents)
+        got = Engine(limited(backbone, tokens=tokens), batch, LABELS)(incumbents)
         assert got.shape == (1, 8, 3)
         assert got.dtype == torch.float32
         torch.testing.assert_close(got[0], expected, **CLOSE)
@@ -124,7 +124,7 @@ def test_without_a_searched_layer_the_incumbents_are_the_candidate(family, batch
 def test_searched_layers_incumbent_does_not_matter(family, batch):
     backbone = shared_backbone(family)
     subspace = subspace_of(backbone, batch)
-    engine = Engine(backbone, batch, LABELS, Limits())
+    engine = Engine(backbone, batch, LABELS)
     solution, candidates = some_solution()
     searched = subspace.intervention(1, candidates)
     all_of_them = engine(subspace.incumbents(solution), searched)
@@ -141,7 +141,7 @@ def test_causal_models_never_see_what_follows_the_answer(batch):
     subspace = subspace_of(backbone, batch)
     solution, candidates = some_solution()
     logits, same = (
-        logits_of(Engine(backbone, given, LABELS, Limits()), subspace, solution, 0, candidates)
+        logits_of(Engine(backbone, given, LABELS), subspace, solution, 0, candidates)
         for given in (batch, other)
     )
     assert not torch.equal(batch.input_ids, changed)
@@ -154,7 +154,7 @@ def test_causal_models_never_see_what_follows_the_answer(batch):
 def test_answers_in_the_padding_keep_it(block, tokens):
     """As the released GPT-2 readout has them: in the last column, or anywhere in the padding."""
     batch = random_batch([3, 5, 11, 4, 12, 6, 9], [11, 11, 11, 7, 11, 3, 10])
-    check("gpt2", batch, block, limits=Limits(tokens=tokens), targets=("q", "k", "v", "o"))
+    check("gpt2", batch, block, tokens=tokens, targets=("q", "k", "v", "o"))
 
 
 def orders():
@@ -174,14 +174,14 @@ def test_carried_prefix_is_a_fresh_ones(family, batch, order, change):
     backbone = shared_backbone(family)
     subspace = subspace_of(backbone, batch, targets=("q", "v"))
     engines = [
-        Engine(backbone, batch, LABELS, Limits(tokens=tokens), carry=carry)
+        Engine(limited(backbone, tokens=tokens), batch, LABELS, carry=carry)
         for tokens in (50, 2000)
         for carry in (True, False)
     ]
     solution = some_solution()[0]
     for turn, block in enumerate(orders()[order]):
         candidates = some_solution(3, seed=turn)[1]
-        fresh = Engine(backbone, batch, LABELS, Limits(tokens=2000))
+        fresh = Engine(limited(backbone, tokens=2000), batch, LABELS)
         expected = logits_of(fresh, subspace, solution, block, candidates)
         for engine, tolerance in zip(engines, (CLOSE, CLOSE, SAME, SAME), strict=True):
             got = logits_of(engine, subspace, solution, block, candidates)
@@ -196,7 +196,7 @@ def test_carried_prefix_survives_an_interruption(family, batch):
     backbone = Backbone(tiny_model(family))
     subspace = subspace_of(backbone, batch)
     solution, candidates = some_solution()
-    engine = Engine(backbone, batch, LABELS, Limits())
+    engine = Engine(backbone, batch, LABELS)
 
     def interrupt(_module, _args):
         raise KeyboardInterrupt
@@ -205,7 +205,7 @@ def test_carried_prefix_survives_an_interruption(family, batch):
     with pytest.raises(KeyboardInterrupt):
         logits_of(engine, subspace, solution, 2, candidates)
     handle.remove()
-    fresh = Engine(backbone, batch, LABELS, Limits())
+    fresh = Engine(backbone, batch, LABELS)
     torch.testing.assert_close(
         logits_of(engine, subspace, solution, 2, candidates),
         logits_of(fresh, subspace, solution, 2, candidates),
@@ -219,7 +219,7 @@ def test_a_round_passes_every_prefix_layer_once(family, batch):
     backbone = Backbone(tiny_model(family, **depth))
     subspace = subspace_of(backbone, batch)
     rows = [watch(part(backbone, layer, "up")) for layer in range(5)]
-    work = Engine(backbone, batch, LABELS, Limits(tokens=10_000))
+    work = Engine(limited(backbone, tokens=10_000), batch, LABELS)
     tokens = int((batch.answer + 1 if family == "gpt2" else batch.attention_mask.sum(-1)).sum())
     solution = some_solution(layers=5)[0]
     for turn in range(3):
@@ -236,7 +236,7 @@ def test_a_round_passes_every_prefix_layer_once(family, batch):
 def test_another_generation_of_the_same_layer_passes_no_prefix(family, batch):
     backbone = Backbone(tiny_model(family))
     subspace = subspace_of(backbone, batch)
-    engine = Engine(backbone, batch, LABELS, Limits())
+    engine = Engine(backbone, batch, LABELS)
     solution, candidates = some_solution()
     logits_of(engine, subspace, solution, 2, candidates)
     rows = watch(part(backbone, 0, "up"))
@@ -255,7 +255,7 @@ def test_candidates_share_the_frozen_maps_of_the_searched_layer(batch, block, to
     subspace = subspace_of(backbone, batch)
     rows = {name: watch(backbone.layers[block].maps[name].module) for name in ("q", "k", "v")}
     solution, candidates = some_solution(7)
-    engine = Engine(backbone, batch, LABELS, Limits(tokens=tokens))
+    engine = Engine(limited(backbone, tokens=tokens), batch, LABELS)
     logits_of(engine, subspace, solution, block, candidates)
     every, answers = int(batch.attention_mask.sum()), len(batch.answer)
     asking = answers if block == 2 else every
@@ -270,7 +270,7 @@ def test_last_layer_asks_and_feeds_forward_for_the_answers_alone(batch, family):
     rows = watch(part(backbone, 2, "down"))
     solution, candidates = some_solution(5)
     for tokens in (1, 60, 10_000):
-        engine = Engine(backbone, batch, LABELS, Limits(tokens=tokens))
+        engine = Engine(limited(backbone, tokens=tokens), batch, LABELS)
         for block in range(3):
             logits_of(engine, subspace, solution, block, candidates)
             assert sum(rows) == 5 * 8
@@ -325,7 +325,7 @@ def test_bfloat16_weights_give_nearly_the_same_losses(family, batch):
 
 def test_zero_candidates_are_the_base_model(family, batch):
     backbone = shared_backbone(family)
-    engine = Engine(backbone, batch, LABELS, Limits())
+    engine = Engine(backbone, batch, LABELS)
     subspace = subspace_of(backbone, batch)
     zero = np.zeros((3, DIM))
     for block in range(3):
@@ -349,7 +349,7 @@ def test_any_sequence_of_calls(data):
     tokens = draw(st.none() | st.integers(1, 200), label="tokens")
     with patch.dict(COARSE, cpu=draw(st.booleans(), label="coarse")):
         evaluator, subspace = evaluator_of(
-            backbone, batch, LABELS, limits=Limits(tokens=tokens), carry=draw(st.booleans()),
+            limited(backbone, tokens=tokens), batch, LABELS, carry=draw(st.booleans()),
             targets=tuple(draw(st.sampled_from(SUBSETS), label="targets")),
         )  # fmt: skip
     solution, _ = some_solution()
@@ -370,7 +370,7 @@ def test_vocabulary_is_read_at_any_place(family, batch, tokens, grouping):
     """Several positions a row; of a causal row none past its answer."""
     backbone = shared_backbone(family)
     places = torch.stack([batch.answer, batch.answer // 2, batch.answer * 0], dim=1)
-    got = Engine(backbone, batch, LABELS, Limits(tokens=tokens)).vocabulary(places)
+    got = Engine(limited(backbone, tokens=tokens), batch, LABELS).vocabulary(places)
     model = backbone.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     expected = model.logits[torch.arange(len(places))[:, None], places]
     torch.testing.assert_close(got, expected, **CLOSE)

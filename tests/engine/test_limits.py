@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 
-from dfolora.engine.forward import COARSE, Engine, Limits
+from dfolora.engine.forward import COARSE, Engine
 from dfolora.errors import UserError
-from dfolora.model.backbone import Backbone
+from dfolora.model import Backbone, Limits
 from tests.conftest import random_batch, tiny_model
 from tests.reference.live_bytes import LiveBytes
-from tests.searching import logits_of, some_solution, subspace_of
+from tests.searching import limited, logits_of, some_solution, subspace_of
 
 LABELS = torch.tensor([7, 50, 99])
 WIDE = {
@@ -67,7 +67,7 @@ def test_no_pass_exceeds_the_token_limit_but_a_single_longer_example(
     rows = watch(backbone)
     subspace = subspace_of(backbone, batch)
     rows.clear()
-    engine = Engine(backbone, batch, label_ids, Limits(tokens=tokens))
+    engine = Engine(limited(backbone, tokens=tokens), batch, label_ids)
     solution, candidates = some_solution(7)
     for block in range(3):
         logits_of(engine, subspace, solution, block, candidates)
@@ -83,13 +83,13 @@ def test_larger_limit_needs_fewer_passes(backbone, batch, label_ids):
     for tokens in (20, 100, 1000):
         rows.clear()
         solution, candidates = some_solution(7)
-        engine = Engine(backbone, batch, label_ids, Limits(tokens=tokens))
+        engine = Engine(limited(backbone, tokens=tokens), batch, label_ids)
         logits_of(engine, subspace, solution, 0, candidates)
         passes.append(len(rows))
     assert passes[0] > passes[1] > passes[2] == 3  # one a layer
 
 
-def peak_bytes(backbone, batch, limits, targets, population):
+def peak_bytes(backbone, batch, targets, population):
     """Of all that an engine and two of its calls hold beside the weights and the factors."""
     subspace = subspace_of(backbone, batch, targets=targets)
     solution, candidates = some_solution(population)
@@ -98,7 +98,7 @@ def peak_bytes(backbone, batch, limits, targets, population):
         for block in (1, 0)
     ]
     with LiveBytes() as live:
-        engine = Engine(backbone, batch, LABELS, limits)
+        engine = Engine(backbone, batch, LABELS)
         for call in calls:
             engine(*call)
     return live.peak
@@ -110,7 +110,7 @@ def least_megabytes(backbone, batch, **options):
     while taken - refused > 1e-4 * taken:
         middle = (refused + taken) / 2
         try:
-            Engine(backbone, batch, LABELS, Limits(memory=middle), **options)
+            Engine(limited(backbone, memory=middle), batch, LABELS, **options)
             taken = middle
         except UserError:
             refused = middle
@@ -128,8 +128,8 @@ def test_memory_stays_below_what_is_allowed(family, dtype, targets, coarse, monk
     least = least_megabytes(backbone, batch)
     # At the least, candidates go one by one, however many there are.
     for allowed, population in ((least, 3), (4 * least, 6), (40 * least, 20)):
-        limits = Limits(memory=allowed, tokens=10_000)
-        used = peak_bytes(backbone, batch, limits, targets, population) / 1e6
+        within = limited(backbone, memory=allowed, tokens=10_000)
+        used = peak_bytes(within, batch, targets, population) / 1e6
         assert 0.3 * allowed <= used <= allowed
 
 
@@ -149,7 +149,7 @@ def test_without_carrying_nothing_stays_between_calls(family, batch):
     held = {}
     for carry in (True, False):
         with LiveBytes() as live:
-            engine = Engine(backbone, batch, LABELS, Limits(tokens=40), carry=carry)
+            engine = Engine(limited(backbone, tokens=40), batch, LABELS, carry=carry)
             before = live.now
             engine(incumbents, searched)
             held[carry] = live.now - before
@@ -163,9 +163,9 @@ def test_megabytes_named_are_enough_and_less_is_refused(family):
     batch = random_batch([64] * 4, [63] * 4)
     message = r"needs (\d+) MB .*64 tokens in the longest example.*; 0\.1 MB are allowed"
     with pytest.raises(UserError, match=message) as refused:
-        Engine(backbone, batch, LABELS, Limits(memory=0.1))
+        Engine(limited(backbone, memory=0.1), batch, LABELS)
     named = int(re.search(message, str(refused.value))[1])
-    Engine(backbone, batch, LABELS, Limits(memory=named))
+    Engine(limited(backbone, memory=named), batch, LABELS)
     assert named - 1 < least_megabytes(backbone, batch) <= named
 
 
@@ -182,10 +182,10 @@ def test_megabytes_named_are_enough_and_less_is_refused(family):
     ],
 )
 def test_limits_that_make_no_sense_are_refused(limits, message):
-    Limits().check()
-    Limits(tokens=1, memory=0.5).check()
+    Limits()
+    Limits(tokens=1, memory=0.5)
     with pytest.raises(UserError, match=message):
-        Limits(**limits).check()
+        Limits(**limits)
 
 
 @pytest.mark.parametrize("error", RUN_OUT.values(), ids=RUN_OUT)
@@ -194,9 +194,9 @@ def test_out_of_memory_goes_on_with_smaller_pieces(batch, label_ids, block, most
     backbone = Backbone(tiny_model("roberta"))
     subspace = subspace_of(backbone, batch)
     call = subspace, some_solution()[0], block, some_solution(5)[1]
-    expected = logits_of(Engine(backbone, batch, label_ids, Limits()), *call)
+    expected = logits_of(Engine(backbone, batch, label_ids), *call)
     refused = run_out_above(backbone, most, error)
-    engine = Engine(backbone, batch, label_ids, Limits())
+    engine = Engine(backbone, batch, label_ids)
     with pytest.warns(UserWarning, match=r"Out of memory .* engine\.tokens=\d+ avoids") as told:
         got = logits_of(engine, *call)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)  # float32, other packs
@@ -212,7 +212,7 @@ def test_out_of_memory_tells_what_was_tried_and_what_is_next(batch, label_ids):
     backbone = Backbone(tiny_model("roberta"))
     subspace = subspace_of(backbone, batch)
     refused = run_out_above(backbone, 200, RUN_OUT["cpu"])
-    engine = Engine(backbone, batch, label_ids, Limits())
+    engine = Engine(backbone, batch, label_ids)
     with pytest.warns(UserWarning, match="with 410 tokens at once; going on with 205"):
         logits_of(engine, subspace, some_solution()[0], 0, some_solution(5)[1])
     assert refused == [410]
@@ -223,7 +223,7 @@ def test_no_memory_for_one_candidate_on_one_example(batch, label_ids, error):
     backbone = Backbone(tiny_model("roberta"))
     subspace = subspace_of(backbone, batch)
     run_out_above(backbone, 18, error)  # the longest has 19
-    engine = Engine(backbone, batch, label_ids, Limits())
+    engine = Engine(backbone, batch, label_ids)
     with (
         pytest.warns(UserWarning, match="going on with"),
         pytest.raises(UserError, match="Out of memory with one candidate on one example") as told,
@@ -237,7 +237,7 @@ def test_other_errors_pass_through(batch, label_ids):
     subspace = subspace_of(backbone, batch)
     error = RuntimeError("expected scalar type Float but found BFloat16")
     refused = run_out_above(backbone, 100, error)
-    engine = Engine(backbone, batch, label_ids, Limits())
+    engine = Engine(backbone, batch, label_ids)
     with pytest.raises(RuntimeError) as raised:
         logits_of(engine, subspace, some_solution()[0], 0, some_solution(5)[1])
     assert raised.value is error

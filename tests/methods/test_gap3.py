@@ -14,14 +14,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from dfolora.data import Encoder, Rows
 from dfolora.data.task import Prompt, Task
-from dfolora.engine.forward import Limits
 from dfolora.errors import UserError
 from dfolora.fewshot.problem import ProblemSpec, TaskRows
 from dfolora.methods import FewShotData, Gap3, ManualPrompt
 from dfolora.methods.gap3.genome import Hole, Template, crossed, mutated, size
 from dfolora.methods.gap3.guide import Guide, Individual, Passes, TokenScores
 from dfolora.mini import BUNDLED
-from dfolora.model.backbone import Backbone
+from dfolora.model import Backbone, Limits
 from dfolora.record import Store
 from dfolora.search.selection import by_score
 from pipelines.execute import execute
@@ -86,14 +85,14 @@ ROWS = Rows(
 )
 
 
-def passes_of(family, template, rows=ROWS, *, limits=None):
+def passes_of(family, template, rows=ROWS, *, tokens=None):
     """Passes over toy rows of a random model, and the model."""
     model = tiny_model(family, vocab_size=len(template.plain.tokenizer))
     label_ids = torch.tensor(
         [ids_of(template.plain.tokenizer, word)[0] for word in template.plain.prompt.label_words]
     )
-    backbone = Backbone(model)
-    passes = Passes(backbone, template, rows, label_ids, "accuracy", limits or Limits())
+    backbone = Backbone(model, Limits(tokens=tokens))
+    passes = Passes(backbone, template, rows, label_ids, "accuracy")
     return passes, model, label_ids
 
 
@@ -110,7 +109,7 @@ def passes_of(family, template, rows=ROWS, *, limits=None):
 )
 def test_tokens_score_as_row_by_row(family, slot, place, write, tokens):
     template = template_of(family)
-    passes, model, label_ids = passes_of(family, template, limits=Limits(tokens=tokens))
+    passes, model, label_ids = passes_of(family, template, tokens=tokens)
     tokenizer = template.plain.tokenizer
     start = " " if family == "roberta" else ""
     genome = (ids_of(tokenizer, "it"), ids_of(tokenizer, f"{start}was so"))
@@ -584,7 +583,7 @@ def test_predictor_before_any_step_is_the_prompt_without_words():
     method = Gap3(population=4, budget=12)
     backbone, problem = posed(method)
     predictor = method.begin(backbone, problem.data, 0).predictor()
-    assert predictor.prompt.pattern == "{sentence} {mask}"
+    assert problem.data.encode.prompt(predictor.dev.solution).pattern == "{sentence} {mask}"
     assert (predictor.dev.calls, predictor.searched) == (0, 0)
 
 

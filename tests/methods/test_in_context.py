@@ -9,11 +9,10 @@ import torch
 
 from dfolora.data import Encoder, Rows, load_rows
 from dfolora.data.task import Prompt, Task
-from dfolora.engine.forward import Limits
 from dfolora.errors import UserError
 from dfolora.methods import FewShotData, InContext, ManualPrompt
 from dfolora.methods.in_context import BEFORE
-from dfolora.model.backbone import Backbone
+from dfolora.model import Backbone, Limits
 from dfolora.record import Store
 from pipelines.execute import execute
 from tests.conftest import mini_tokenizer, tiny_model
@@ -137,14 +136,14 @@ def test_none_is_the_manual_prompt(kind):
 def test_prediction_is_the_models_own_and_tells_how_many_were_shown(kind, tmp_path):
     plain, train, tests = posed("sst2", kind, limit=64)
     model = tiny_model({"masked": "roberta", "causal": "gpt2"}[kind], vocab_size=1800)
-    method = InContext(limits=Limits(tokens=200))
+    method = InContext()
     encode = method.encoder(plain, train, 0)
     label_ids = torch.tensor([5, 6])
     data = FewShotData(
         train=encode(train), dev=encode(train), label_ids=label_ids,
         metric="accuracy", encode=encode,
     )  # fmt: skip
-    fit = method.begin(Backbone(model), data, 0)
+    fit = method.begin(Backbone(model, Limits(tokens=200)), data, 0)
     assert list(fit) == []
     predictor, batch = fit.predictor(), encode(tests)
     expected = answer_logits(model, batch, label_ids)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dfolora.engine.forward import Engine, Limits
+from dfolora.engine.forward import Engine
 from dfolora.methods import FewShotData, RandomLora
 from dfolora.search.subspace import LoraSubspaceSpec
 from dfolora.seeding import stream
@@ -24,14 +24,14 @@ def test_solution_is_drawn_from_the_law_that_a_search_starts_with(backbone, data
     spec = LoraSubspaceSpec(dim=DIM, alpha=2.0)
     subspace = spec.build(backbone, data.train.input_ids, data.train.attention_mask, 5)
     solution = stream(5, "random_lora").standard_normal((3, DIM))
-    engine = Engine(backbone, data.train, data.label_ids, Limits())
+    engine = Engine(backbone, data.train, data.label_ids)
     expected = engine(subspace.incumbents(solution))[0]
     drawn = predicted(backbone, data, seed=5)
     assert torch.equal(drawn.logits(data.train), expected)
 
 
 def test_it_differs_from_the_base_model_and_by_seed(backbone, data):
-    base = Engine(backbone, data.train, data.label_ids, Limits())({})[0]
+    base = Engine(backbone, data.train, data.label_ids)({})[0]
     first, second = (predicted(backbone, data, seed).logits(data.train) for seed in (0, 1))
     assert (first - base).abs().max() > 1e-3
     assert (first - second).abs().max() > 1e-3

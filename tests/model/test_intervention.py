@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from dfolora.engine.forward import Engine, Limits
+from dfolora.engine.forward import Engine
 from dfolora.model.backbone import Backbone
 from dfolora.model.factors import LoraFactors
 from dfolora.model.intervention import LayerLora, SoftPrompt
 from dfolora.model.packing import Sequences
 from tests.conftest import random_batch, tiny_model
 from tests.reference import soft_prompt
-from tests.searching import some_solution, subspace_of
+from tests.searching import limited, some_solution, subspace_of
 
 LENGTHS = [19, 4, 11, 6, 19, 5, 13, 4]
 
@@ -46,7 +46,7 @@ def test_population_of_soft_prompts_is_the_hooked_models(exact, label_ids, layer
         "both": {others[0]: prompt(others[0], seed=7), others[1]: lora[others[1]]},
     }[beside]
     searched = prompt(layer, candidates=3, seed=9)
-    engine = Engine(exact, batch, label_ids, Limits(tokens=tokens))
+    engine = Engine(limited(exact, tokens=tokens), batch, label_ids)
     got = engine(incumbents, searched)
     assert got.shape == (3, 8, 3)
     for index, logits in enumerate(got):
@@ -62,7 +62,7 @@ def test_population_of_soft_prompts_is_the_hooked_models(exact, label_ids, layer
 def test_every_position_up_to_the_shortest_length(exact, label_ids, start, positions):
     batch = last_answers()
     searched = prompt(1, start=start, positions=positions, candidates=2)
-    got = Engine(exact, batch, label_ids, Limits())({}, searched)
+    got = Engine(exact, batch, label_ids)({}, searched)
     for index in range(2):
         alone = searched.part(slice(index, index + 1))
         expected = soft_prompt.answer_logits(exact, [alone], batch, label_ids)
@@ -74,7 +74,7 @@ def test_lora_candidates_above_a_soft_prompt(exact, label_ids):
     subspace = subspace_of(exact, batch)
     searched = subspace.intervention(2, some_solution(3)[1])
     incumbents = {0: prompt(0), 1: prompt(1, seed=1)}
-    engine = Engine(exact, batch, label_ids, Limits(tokens=60))
+    engine = Engine(limited(exact, tokens=60), batch, label_ids)
     for layers in ({0}, {0, 1}, {1}, set()):  # a prefix carried, changed, and dropped
         chosen = {layer: incumbents[layer] for layer in layers}
         got = engine(chosen, searched)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from dfolora.engine.forward import Engine, Limits
+from dfolora.engine.forward import Engine
 from dfolora.methods import FewShotData, LayerwiseSearch
 from dfolora.model.peft_export import save_adapter
 from dfolora.search.optim import RandomSearch
@@ -35,7 +35,7 @@ def test_peft_gives_our_logits(family, backbone, batch, label_ids, targets, rank
     incumbents = subspace.incumbents(solution)
     save_adapter(tmp_path / "adapter", backbone, incumbents.values())
 
-    ours = Engine(backbone, batch, label_ids, Limits())(incumbents)[0]
+    ours = Engine(backbone, batch, label_ids)(incumbents)[0]
     theirs = answer_logits(in_peft(family, tmp_path / "adapter"), batch, label_ids)
     torch.testing.assert_close(ours, theirs, **CLOSE)
     base = answer_logits(tiny_model(family), batch, label_ids)

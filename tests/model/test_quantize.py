@@ -18,10 +18,10 @@ def quantized(family):
 
 
 def test_logits_are_nearly_those_of_the_whole_weights(family, batch, label_ids):
-    from dfolora.engine.forward import Engine, Limits
+    from dfolora.engine.forward import Engine
 
-    exact = Engine(Backbone(tiny_model(family)), batch, label_ids, Limits())({})
-    rounded = Engine(quantized(family), batch, label_ids, Limits())({})
+    exact = Engine(Backbone(tiny_model(family)), batch, label_ids)({})
+    rounded = Engine(quantized(family), batch, label_ids)({})
     gap = (rounded - exact).abs().max()
     assert 0 < gap < 0.1 * exact.std()  # a step is 1/127 of a row's largest weight
 

@@ -144,7 +144,7 @@ VALUES = {
         ["optimizer=fwa", "optimizer.bounds=[-inf,inf]"], r"bounds=\[-inf, inf\]; give"),
     "memory that is a word": (
         ["engine.memory=all"], r"engine\.memory=all must be a positive number"),
-    "no engine": (["engine=null"], r"method\.limits=None must name its class .* files in conf/"),
+    "no engine": (["engine=null"], r"engine=None must name its class .* files in conf/"),
     "no optimizer": (["method.optimizer=null"], r"method\.optimizer=None must name its class"),
     "no subspace": (["method.subspace=null"], r"method\.subspace=None must name its class"),
     "a number for the data": (["data=5"], r"data=5 must name its class"),

@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 
 import pipelines.run  # noqa: F401  registers the resolver ``choices``
 from dfolora.data.task import Task
-from dfolora.engine.forward import Limits
 from dfolora.fewshot.problem import ProblemSpec
 from dfolora.methods import (
     Gap3,
@@ -35,7 +34,7 @@ from dfolora.methods.gradient import (
     PrefixTuning,
     PromptTuning,
 )
-from dfolora.model.architecture import Architecture
+from dfolora.model import Architecture, Limits
 from dfolora.report import TableSpec
 from dfolora.report.captions import CONSTANTS
 from dfolora.report.figures import KINDS

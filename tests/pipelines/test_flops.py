@@ -7,11 +7,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfolora.engine.forward import COARSE, Engine, Limits
+from dfolora.engine.forward import COARSE, Engine
 from dfolora.model.backbone import Backbone
 from pipelines.benchmark.flops import Shape, flops_authors, flops_engine
 from tests.conftest import random_batch, tiny_model
-from tests.searching import some_solution, subspace_of
+from tests.searching import limited, some_solution, subspace_of
 
 LENGTHS = [60, 5, 31, 17, 17, 44, 8, 23, 60, 12, 5, 38]
 LABELS = torch.tensor([7, 50, 99])
@@ -77,7 +77,7 @@ def _fine_groups(monkeypatch):
 )  # fmt: skip
 def test_engine_costs_what_the_formula_says(family, layer, tokens):
     """Coming from the embeddings, from the layer itself, and from the one below it."""
-    work = Engine(shared_backbone(family), batch(), LABELS, Limits(tokens=tokens))
+    work = Engine(limited(shared_backbone(family), tokens=tokens), batch(), LABELS)
     given = generations(family)
     steps = {layer: counted(lambda: work(*given[layer]))}
     if layer:

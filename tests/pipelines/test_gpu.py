@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from dfolora.engine.forward import Engine, Limits
-from dfolora.model.backbone import Backbone
+from dfolora.engine.forward import Engine
+from dfolora.model import Backbone, Limits
 from dfolora.record.memory import PeakMemory
 from tests.conftest import random_batch, tiny_model
-from tests.searching import evaluator_of, logits_of, some_solution, subspace_of
+from tests.searching import evaluator_of, limited, logits_of, some_solution, subspace_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -15,19 +15,19 @@ pytestmark = [
 ]
 
 
-def losses_on(device, dtype, family, batch, label_ids, limits=None):
+def losses_on(device, dtype, family, batch, label_ids, **limits):
     """Of a round of the layers, as carried along."""
-    backbone = Backbone(tiny_model(family).to(device, dtype))
+    backbone = Backbone(tiny_model(family).to(device, dtype), Limits(**limits))
     targets = ("q", "k", "v", "o")
-    evaluate, _ = evaluator_of(backbone, batch, label_ids, limits=limits, targets=targets)
+    evaluate, _ = evaluator_of(backbone, batch, label_ids, targets=targets)
     solution, candidates = some_solution(6)
     return torch.tensor([evaluate(solution, block, candidates).losses for block in range(3)])
 
 
 def test_device_gives_the_cpus_losses(family, batch, label_ids):
     cpu = losses_on("cpu", torch.float32, family, batch, label_ids)
-    for limits in (None, Limits(tokens=100), Limits(memory=2.0)):
-        cuda = losses_on("cuda", torch.float32, family, batch, label_ids, limits)
+    for limits in ({}, {"tokens": 100}, {"memory": 2.0}):
+        cuda = losses_on("cuda", torch.float32, family, batch, label_ids, **limits)
         torch.testing.assert_close(cuda, cpu, rtol=0, atol=1e-4)  # TF32 off; other kernels
     half = losses_on("cuda", torch.bfloat16, family, batch, label_ids)
     torch.testing.assert_close(half, cpu, rtol=0, atol=0.1)  # 8 bits of mantissa
@@ -51,11 +51,11 @@ def test_memory_stays_below_what_is_allowed(family, label_ids, dtype, megabytes)
         (subspace.incumbents(solution, without=block), subspace.intervention(block, candidates))
         for block in range(3)
     ]
-    Engine(backbone, batch, label_ids, Limits())(*calls[0])  # what libraries keep for themselves
+    Engine(backbone, batch, label_ids)(*calls[0])  # what libraries keep for themselves
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    engine = Engine(backbone, batch, label_ids, Limits(memory=megabytes))
+    engine = Engine(limited(backbone, memory=megabytes), batch, label_ids)
     for call in calls:
         engine(*call)
     assert torch.cuda.max_memory_allocated() - before <= megabytes * 1e6
@@ -67,10 +67,10 @@ def test_running_out_of_memory_goes_on_with_smaller_pieces(label_ids):
     batch = random_batch([60] * 64, [5] * 64)
     subspace = subspace_of(backbone, batch)
     call = subspace, some_solution()[0], 0, some_solution(20)[1]
-    expected = logits_of(Engine(backbone, batch, label_ids, Limits(tokens=1000)), *call)
+    expected = logits_of(Engine(limited(backbone, tokens=1000), batch, label_ids), *call)
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    engine = Engine(backbone, batch, label_ids, Limits(tokens=100_000))
+    engine = Engine(limited(backbone, tokens=100_000), batch, label_ids)
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 150e6) / total)
     try:
         with pytest.warns(UserWarning, match="Out of memory with .* tokens at once"):

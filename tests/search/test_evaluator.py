@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfolora.data.metric import METRICS
-from dfolora.engine.forward import Engine, Limits
+from dfolora.engine.forward import Engine
 from dfolora.engine.objective import cross_entropy, hinge, metric_objective
 from dfolora.errors import UserError
 from tests.searching import evaluator_of, logits_of, some_solution
@@ -17,7 +17,7 @@ from tests.searching import evaluator_of, logits_of, some_solution
 def test_losses_are_the_objective_of_the_logits(backbone, batch, label_ids, objective, loss):
     evaluator, subspace = evaluator_of(backbone, batch, label_ids, objective=objective)
     solution, candidates = some_solution()
-    engine = Engine(backbone, batch, label_ids, Limits())
+    engine = Engine(backbone, batch, label_ids)
     logits = logits_of(engine, subspace, solution, 1, candidates)
     got = evaluator(solution, 1, candidates).losses
     np.testing.assert_allclose(got, loss(logits, batch.labels), rtol=1e-6)
@@ -28,7 +28,7 @@ def test_losses_are_the_objective_of_the_logits(backbone, batch, label_ids, obje
 def test_scores_are_the_metric_of_the_arg_max(backbone, batch, label_ids, metric):
     evaluator, subspace = evaluator_of(backbone, batch, label_ids, metric=metric)
     solution, candidates = some_solution(12)
-    engine = Engine(backbone, batch, label_ids, Limits())
+    engine = Engine(backbone, batch, label_ids)
     predictions = logits_of(engine, subspace, solution, 0, candidates).argmax(-1).numpy()
     got = evaluator(solution, 0, candidates).scores
     np.testing.assert_array_equal(got, METRICS[metric](batch.labels.numpy(), predictions))

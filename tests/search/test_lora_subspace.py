@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from dfolora.engine.forward import Engine, Limits
+from dfolora.engine.forward import Engine
 from dfolora.errors import UserError
 from dfolora.methods import LayerwiseSearch
 from dfolora.model.backbone import Backbone
@@ -43,7 +43,7 @@ def projections(subspace, layer, name):
 
 
 def logits_of(backbone, batch, label_ids, *loras):
-    engine = Engine(backbone, batch, label_ids, Limits())
+    engine = Engine(backbone, batch, label_ids)
     return engine({lora.layer: lora for lora in loras})
 
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from dfolora.data import Encoder, Rows
 from dfolora.data.task import Prompt
-from dfolora.engine.forward import Engine, Limits
+from dfolora.engine.forward import Engine
 from dfolora.errors import UserError
 from dfolora.methods import FewShotData, LayerwiseSearch
 from dfolora.model.backbone import Backbone
@@ -17,6 +17,7 @@ from dfolora.search.subspace import PromptSubspaceSpec
 from dfolora.search.subspace.statistics import layer_stds
 from tests.conftest import mini_tokenizer, random_batch, tiny_model
 from tests.reference import soft_prompt
+from tests.searching import limited
 
 DIM, POSITIONS = 24, 3
 LENGTHS = [19, 5, 11, 7, 19, 5, 13, 6]
@@ -46,7 +47,7 @@ def test_losses_of_a_population_are_those_of_one_hooked_model_each(exact, label_
     subspace = built(exact, batch, every_layer=every_layer)
     rng = np.random.default_rng(1)
     solution = rng.normal(size=(subspace.blocks, DIM))
-    engine = Engine(exact, batch, label_ids, Limits(tokens=60))
+    engine = Engine(limited(exact, tokens=60), batch, label_ids)
     evaluate = PopulationEvaluator(
         engine, subspace, batch.labels, objective="ce", metric="accuracy"
     )
@@ -136,7 +137,7 @@ def test_search_learns_selects_on_dev_and_saves_its_prompts(backbone, label_ids,
         layer: SoftPrompt(layer=layer, start=start, vectors=saved[f"layer.{layer}"][None])
         for layer in range(3)
     }
-    reloaded = Engine(backbone, train, label_ids, Limits())(changes)[0]
+    reloaded = Engine(backbone, train, label_ids)(changes)[0]
     torch.testing.assert_close(predictor.logits(train), reloaded, rtol=0, atol=1e-5)
     after = backbone.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())

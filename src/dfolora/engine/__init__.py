@@ -4,16 +4,15 @@ It shares, trims and packs what one padded forward a candidate would repeat; mem
 goes through the model at once. Objectives turn the logits into one loss a candidate.
 """
 
-from dfolora.engine.forward import TOKENS, Engine, Interventions, Limits
+from dfolora.engine.forward import Engine, Interventions, classify
 from dfolora.engine.objective import LOSSES, check_objective, cross_entropy, metric_objective
 
 __all__ = [
     "LOSSES",
-    "TOKENS",
     "Engine",
     "Interventions",
-    "Limits",
     "check_objective",
+    "classify",
     "cross_entropy",
     "metric_objective",
 ]

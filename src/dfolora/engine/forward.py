@@ -12,9 +12,9 @@ Letters: P candidates, N examples, M tokens of a pack, H hidden size, C classes.
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -22,42 +22,16 @@ from torch import Tensor
 from dfolora.data import Batch
 from dfolora.errors import UserError, is_shortage
 from dfolora.model import Backbone, Intervention, Pack, Sequences
-from dfolora.validation import whole
 
-TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 16384}
-"""At once unless told otherwise: a device idles with fewer, and more are no faster."""
 COARSE = {"cpu": False, "cuda": True, "mps": True}
 """Whether lengths are grouped coarsely for attention."""
 SHARE_OF_FREE = 0.8
-"""Of a GPU's free memory, unless told otherwise."""
+"""Of a GPU's free memory, where ``Limits.memory`` is None."""
 MEGABYTE = 1e6
 
 Interventions = Mapping[int, Intervention]
 """One candidate's (P = 1), by layer; a layer without one is as it was."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How much may go through the model at once; results depend on it by rounding alone."""
-
-    tokens: int | None = None
-    """At most so many tokens, those of all candidates counted, or one longer sequence; None: what
-    is fast on the device."""
-    memory: float | None = None
-    """At most so many 10^6 bytes beside the weights; None: on a GPU 80 % of what is free at first,
-    on a CPU no limit but that of the tokens."""
-
-    def check(self) -> None:
-        """Raise UserError unless both are None or positive."""
-        if self.tokens is not None:
-            whole(self.tokens, "engine.tokens", least=1)
-        memory = self.memory
-        if memory is not None and (
-            isinstance(memory, bool)
-            or not isinstance(memory, int | float)
-            or not 0 < memory < float("inf")
-        ):
-            raise UserError(f"engine.memory={memory} must be a positive number of megabytes.")
+NOTHING: Interventions = MappingProxyType({})
 
 
 class Engine:
@@ -67,7 +41,6 @@ class Engine:
         backbone: The frozen model.
         batch: The encoded examples.
         label_ids: ``(C,)``, the label words' token ids.
-        limits: How much goes through the model at once.
         carry: Whether to keep what enters the searched layer, M H numbers in all, for the next
             call; else each call starts from the embeddings.
 
@@ -80,7 +53,6 @@ class Engine:
         backbone: Backbone,
         batch: Batch,
         label_ids: Tensor,
-        limits: Limits,
         *,
         carry: bool = True,
     ) -> None:
@@ -88,10 +60,7 @@ class Engine:
         self._label_ids = label_ids.to(backbone.device)
         self._sequences = _needed(batch, causal=backbone.architecture.family.kind == "causal")
         self._carry = carry
-        self._tokens = min(
-            limits.tokens or TOKENS[backbone.device.type],
-            self._tokens_that_fit(limits.memory),
-        )
+        self._tokens = min(backbone.tokens, self._tokens_that_fit(backbone.limits.memory))
         self._prefixes = self._cut()
 
     @torch.inference_mode()
@@ -238,6 +207,26 @@ class Engine:
             f"engine.tokens={self._tokens} avoids the attempt.",
             stacklevel=5,
         )
+
+
+def classify(
+    backbone: Backbone, label_ids: Tensor, batch: Batch, interventions: Interventions = NOTHING
+) -> Tensor:
+    """Label-word logits of a batch, once, of the model with these interventions.
+
+    Args:
+        backbone: The frozen model.
+        label_ids: ``(C,)``, the label words' token ids.
+        batch: N examples.
+        interventions: One candidate's.
+
+    Returns:
+        ``(N, C)``, float32.
+
+    Raises:
+        UserError: As of ``Engine``.
+    """
+    return Engine(backbone, batch, label_ids, carry=False)(interventions)[0]
 
 
 class _Prefix:

@@ -5,7 +5,7 @@ from typing import Any
 from dfolora.data import Task, load_rows
 from dfolora.fewshot.problem import ProblemSpec
 from dfolora.methods import LayerwiseSearch, Method, Predictor
-from dfolora.model import Backbone
+from dfolora.model import Backbone, Limits
 from dfolora.validation import whole
 
 
@@ -17,6 +17,7 @@ def fit(
     method: Method | None = None,
     problem: ProblemSpec | None = None,
     seed: int = 42,
+    limits: Limits | None = None,
 ) -> Predictor:
     """Draw a few-shot split of a task and fit a method to it.
 
@@ -28,6 +29,7 @@ def fit(
         method: What to fit; None is C-LoRA with its defaults.
         problem: How the split is drawn and put to the model; None for the defaults.
         seed: Of split, projections and search.
+        limits: How much goes through the model at once; None for the defaults of its device.
 
     Returns:
         The dev-selected predictor; ``save`` writes a PEFT adapter folder.
@@ -37,7 +39,7 @@ def fit(
     """
     whole(seed, "seed", least=0)
     method = method or LayerwiseSearch()
-    backbone = Backbone(model)
+    backbone = Backbone(model, limits)
     architecture = backbone.architecture
     method.check(architecture)
     spec = problem or ProblemSpec()

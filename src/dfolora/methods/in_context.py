@@ -5,20 +5,19 @@ Brown et al., *Language Models are Few-Shot Learners*, 2020. The frozen model is
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from dfolora.data import FILLER, MASK, Batch, Encode, Encoder, Rows
-from dfolora.engine import Engine, Limits
+from dfolora.engine import classify
 from dfolora.errors import UserError
-from dfolora.methods.method import FewShotData, Progress
+from dfolora.methods.method import FewShotData, NoFit, Predictor
 from dfolora.model import Architecture, Backbone
-from dfolora.search import DevPoint
 from dfolora.seeding import stream
 from dfolora.validation import whole
 
@@ -37,23 +36,13 @@ class InContext:
 
     demonstrations: int = 32
     """At most so many before a row; 0 is the manual prompt."""
-    limits: Limits = field(default_factory=Limits)
-    """How much goes through the model at once."""
 
-    @property
-    def seeded(self) -> bool:
-        """See ``Method``."""
-        return True
-
-    @property
-    def budget(self) -> int:
-        """See ``Method``."""
-        return 0
+    seeded: ClassVar[bool] = True
+    budget: ClassVar[int] = 0
 
     def check(self, architecture: Architecture) -> None:
         """Every supported model will do."""
         whole(self.demonstrations, "method.demonstrations", least=0)
-        self.limits.check()
 
     def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
         """See ``Method``."""
@@ -76,11 +65,20 @@ class InContext:
         added = tuple(count - counts[0] for count in counts)
         return Demonstrated(plain=plain, encoder=encoder, texts=texts, added=added)
 
-    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> "Shown":
-        """See ``Method``."""
-        if not isinstance(data.encode, Demonstrated):
+    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> NoFit:
+        """Nothing to fit; ``found`` counts the demonstrations of the rows last predicted."""
+        encode, found = data.encode, dict[str, float]()
+        if not isinstance(encode, Demonstrated):
             raise TypeError("In-context learning needs data.encode to be its own encoder.")
-        return Shown(backbone, data.label_ids, data.encode, self.limits)
+
+        def logits(batch: Batch) -> Tensor:
+            counts = encode.counts(batch)
+            found["demonstrations_mean"] = float(np.mean(counts))
+            found["demonstrations_min"] = min(counts)
+            found["demonstrations_max"] = max(counts)
+            return classify(backbone, data.label_ids, batch)
+
+        return NoFit(Predictor(logits=logits, found=found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,46 +123,6 @@ class Demonstrated:
 
     def _shown(self, rows: Rows, counts: Sequence[int]) -> Rows:
         return _preceded(rows, [self.texts[count] for count in counts])
-
-
-class Shown:
-    """Both the fit, which takes no step, and the predictor."""
-
-    dev: DevPoint | None = None
-    searched = 0
-    stored = 0
-
-    def __init__(
-        self, backbone: Backbone, label_ids: Tensor, encode: Demonstrated, limits: Limits
-    ) -> None:
-        self._backbone = backbone
-        self._label_ids = label_ids
-        self._encode = encode
-        self._limits = limits
-        self.found: Mapping[str, float] = {}
-        """How many demonstrations the rows had that were last predicted."""
-
-    def __iter__(self) -> Iterator[Progress]:
-        """See ``Fit``."""
-        return iter(())
-
-    def predictor(self) -> "Shown":
-        """See ``Fit``."""
-        return self
-
-    def logits(self, batch: Batch) -> Tensor:
-        """See ``Predictor``."""
-        counts = self._encode.counts(batch)
-        self.found = {
-            "demonstrations_mean": float(np.mean(counts)),
-            "demonstrations_min": min(counts),
-            "demonstrations_max": max(counts),
-        }
-        engine = Engine(self._backbone, batch, self._label_ids, self._limits, carry=False)
-        return engine({})[0]
-
-    def save(self, folder: str | Path) -> None:
-        """Nothing was fitted."""
 
 
 def _by_turns(labels: Sequence[int], seed: int) -> list[int]:

@@ -4,19 +4,19 @@ Over LoRA factors it is C-LoRA with CMA-ES and F-LoRA with LoTFWA (Jin, Liu, Tan
 prompts with CMA-ES it is BBT (one block, at the input) and BBTv2 (a block a layer).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.data import Batch, Encode, Encoder, Rows
-from dfolora.engine import Engine, Limits, check_objective
+from dfolora.engine import Engine, check_objective, classify
 from dfolora.errors import UserError
-from dfolora.methods.method import FewShotData, Past, Progress
+from dfolora.methods.method import FewShotData, Past, Predictor, Progress
 from dfolora.model import Architecture, Backbone
 from dfolora.search import (
     INCUMBENTS,
@@ -54,13 +54,8 @@ class LayerwiseSearch:
     """Calls between two looks at the dev set."""
     patience: int | None = None
     """Stop after so many calls without a higher dev score; None never."""
-    limits: Limits = field(default_factory=Limits)
-    """How much goes through the model at once."""
 
-    @property
-    def seeded(self) -> bool:
-        """See ``Method``."""
-        return True
+    seeded: ClassVar[bool] = True
 
     def check(self, architecture: Architecture) -> None:
         """See ``Method``."""
@@ -70,7 +65,6 @@ class LayerwiseSearch:
         choice(self.selection, "selection", SELECTIONS)
         whole(self.budget, "budget", least=0)
         whole(self.dev_interval, "dev_interval", least=1)
-        self.limits.check()
         if self.patience is not None:
             # With less, the search would stop before it had looked again.
             whole(self.patience, "patience", least=self.dev_interval)
@@ -166,24 +160,17 @@ class Search:
             if selection.stalled:
                 break
 
-    def predictor(self) -> "Searched":
+    def predictor(self) -> Predictor:
         """The solution that the dev set chose."""
         chosen = self._selection.best
         if chosen is None:
             zero = np.zeros((self._subspace.blocks, self._method.subspace.dim))
             chosen = self._selection.look(0, zero)
-        return Searched(
-            self._backbone,
-            self._subspace,
-            chosen.solution,
-            self._label_ids,
-            self._method.limits,
-            dev=chosen,
-        )
+        return adapted(self._backbone, self._label_ids, self._subspace, chosen.solution, dev=chosen)
 
     def _evaluator(self, batch: Batch, metric: str) -> PopulationEvaluator:
         return PopulationEvaluator(
-            Engine(self._backbone, batch, self._label_ids, self._method.limits),
+            Engine(self._backbone, batch, self._label_ids),
             self._subspace,
             batch.labels,
             objective=self._method.objective,
@@ -191,35 +178,26 @@ class Search:
         )
 
 
-class Searched:
-    """The model with one solution's interventions; ``dev`` is the look that chose it, if any."""
+def adapted(
+    backbone: Backbone,
+    label_ids: Tensor,
+    subspace: Subspace,
+    solution: NDArray[np.float64],
+    dev: DevPoint | None = None,
+) -> Predictor:
+    """The model with one solution's interventions.
 
-    found: Mapping[str, float] = {}
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        subspace: Subspace,
-        solution: NDArray[np.float64],
-        label_ids: Tensor,
-        limits: Limits,
-        *,
-        dev: DevPoint | None = None,
-    ) -> None:
-        self.dev = dev
-        self.searched = 0 if dev is None else solution.size
-        self.stored = subspace.stored
-        self._backbone = backbone
-        self._subspace = subspace
-        self._label_ids = label_ids
-        self._limits = limits
-        self._solution = solution
-
-    def logits(self, batch: Batch) -> Tensor:
-        """See ``Predictor``."""
-        engine = Engine(self._backbone, batch, self._label_ids, self._limits, carry=False)
-        return engine(self._subspace.incumbents(self._solution))[0]
-
-    def save(self, folder: str | Path) -> None:
-        """Write a PEFT adapter folder, or a file of soft prompts."""
-        self._subspace.save(Path(folder), self._backbone, self._solution)
+    Args:
+        backbone: The frozen model.
+        label_ids: ``(C,)``, the label words' token ids.
+        subspace: Search vectors to interventions.
+        solution: ``(L, d)``.
+        dev: The look at dev that chose it; None for one that nobody searched.
+    """
+    return Predictor(
+        logits=lambda batch: classify(backbone, label_ids, batch, subspace.incumbents(solution)),
+        write=lambda folder: subspace.save(folder, backbone, solution),
+        dev=dev,
+        searched=0 if dev is None else solution.size,
+        stored=subspace.stored,
+    )

@@ -1,7 +1,7 @@
 """What every method, searched or trained or neither, gives the harness."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -79,25 +79,26 @@ class Past:
     """``Step.journaled``, as JSON gives it back."""
 
 
-class Predictor(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
     """A fitted method."""
 
-    dev: DevPoint | None
+    logits: Callable[[Batch], Tensor]
+    """Label-word logits, ``(N, C)``, float32, of a batch encoded as train and dev were."""
+    write: Callable[[Path], None] = lambda _folder: None
+    """Writes to a folder what was fitted; nothing for a method that fits nothing."""
+    dev: DevPoint | None = None
     """The look at the dev set that selected it; None for a method that selects nothing."""
-    searched: int
+    searched: int = 0
     """Numbers that the method searched or trained."""
-    stored: int
+    stored: int = 0
     """Parameters that it adds to the model or changes in it."""
-    found: Mapping[str, float]
+    found: Mapping[str, float] = field(default_factory=dict)
     """What else is worth knowing of the fit, by name: a chosen learning rate, for example."""
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Label-word logits, ``(N, C)``, float32, of a batch encoded as train and dev were."""
-        ...
-
     def save(self, folder: str | Path) -> None:
-        """Write what was fitted; nothing for a method that fits nothing."""
-        ...
+        """Write what was fitted: a PEFT adapter folder or a file, by the method."""
+        self.write(Path(folder))
 
 
 class Fit(Protocol):
@@ -110,6 +111,21 @@ class Fit(Protocol):
     def predictor(self) -> Predictor:
         """What was fitted so far."""
         ...
+
+
+@dataclass(frozen=True)
+class NoFit:
+    """The ``Fit`` of a method that neither searches nor trains: it takes no step."""
+
+    fitted: Predictor
+
+    def __iter__(self) -> Iterator[Progress]:
+        """Nothing to do."""
+        return iter(())
+
+    def predictor(self) -> Predictor:
+        """Ready from the start."""
+        return self.fitted
 
 
 class Method(Protocol):

@@ -9,6 +9,7 @@ from dfolora.model.backbone import Backbone
 from dfolora.model.checkpoint import Checkpoint
 from dfolora.model.factors import LoraFactors
 from dfolora.model.intervention import Intervention, LayerLora, SoftPrompt
+from dfolora.model.limits import Limits
 from dfolora.model.packing import Pack, Sequences
 from dfolora.model.peft_export import save_adapter
 
@@ -19,6 +20,7 @@ __all__ = [
     "Checkpoint",
     "Intervention",
     "LayerLora",
+    "Limits",
     "LoraFactors",
     "Pack",
     "Sequences",

@@ -9,6 +9,7 @@ from torch.nn import functional
 from dfolora.model.architecture import Architecture
 from dfolora.model.factors import LinearMap
 from dfolora.model.layer import Layer
+from dfolora.model.limits import TOKENS, Limits
 from dfolora.model.packing import Pack
 
 
@@ -19,9 +20,11 @@ class Backbone:
         model: A ``transformers`` model with a vocabulary head. It is put into evaluation mode and
             its parameters are frozen, for good; their values are never written. It must not move to
             another device or type afterwards.
+        limits: How much goes through it at once; None for the defaults of its device.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
         self.model = model.eval().requires_grad_(False)
         # An 8-bit weight is of a type of torchao's; all others are plain parameters.
         quantized = any(type(weight) is not nn.Parameter for weight in model.parameters())
@@ -43,6 +46,11 @@ class Backbone:
     def dtype(self) -> torch.dtype:
         """What hidden states are made of."""
         return self.model.dtype
+
+    @property
+    def tokens(self) -> int:
+        """At most so many go through at once."""
+        return self.limits.tokens or TOKENS[self.device.type]
 
     @property
     def embedding(self) -> Tensor:

@@ -19,6 +19,7 @@ from dfolora.errors import UserError, explained, first_line
 from dfolora.mini import BUNDLED
 from dfolora.model.architecture import Architecture
 from dfolora.model.backbone import Backbone
+from dfolora.model.limits import Limits
 from dfolora.model.preflight import check_files, described, expected_shapes, loader_of
 from dfolora.model.quantize import check_torchao, quantize_layers
 from dfolora.validation import choice, mapping, text
@@ -117,8 +118,11 @@ class Checkpoint:
             )
         return tokenizer
 
-    def load_backbone(self) -> Backbone:
+    def load_backbone(self, limits: Limits | None = None) -> Backbone:
         """The frozen model on its device.
+
+        Args:
+            limits: How much goes through it at once; None for the defaults of its device.
 
         Raises:
             UserError: The weights could not be loaded, or are not those of a language model.
@@ -127,7 +131,7 @@ class Checkpoint:
         model = self._load_model(PRECISIONS[precision]).to(device)
         if precision == "int8":
             quantize_layers(model)
-        return Backbone(model)
+        return Backbone(model, limits)
 
     def _load_model(self, dtype: torch.dtype) -> Any:
         config = self.config()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.data import METRICS, Batch, Rows
-from dfolora.engine import Engine, Limits, cross_entropy
+from dfolora.engine import Engine, cross_entropy
 from dfolora.errors import UserError
 from dfolora.methods.gap3.genome import Genome, Hole, Template
 from dfolora.model import Backbone
@@ -70,7 +70,6 @@ class Passes:
         rows: The N examples.
         label_ids: ``(C,)``, the label words' token ids.
         metric: Name of the task's metric.
-        limits: How much goes through the model at once.
     """
 
     def __init__(
@@ -80,7 +79,6 @@ class Passes:
         rows: Rows,
         label_ids: Tensor,
         metric: str,
-        limits: Limits,
     ) -> None:
         self._backbone = backbone
         self._template = template
@@ -88,7 +86,6 @@ class Passes:
         self._label_ids = label_ids
         self._labels = torch.tensor(rows.labels)
         self._metric = METRICS[metric]
-        self._limits = limits
         self.calls = 0
         """Passes made so far."""
 
@@ -128,7 +125,7 @@ class Passes:
     def _log_probabilities(self, batch: Batch, places: Tensor) -> tuple[Tensor, ...]:
         """Of all tokens, in one pass: ``(N, K) -> K times (N, V)``, float32."""
         self.calls += 1
-        engine = Engine(self._backbone, batch, self._label_ids, self._limits, carry=False)
+        engine = Engine(self._backbone, batch, self._label_ids, carry=False)
         return engine.vocabulary(places).log_softmax(-1).unbind(1)
 
     def _log_likelihood(self, answers: Tensor) -> float:

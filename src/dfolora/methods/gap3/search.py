@@ -2,21 +2,22 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import count
 from math import isqrt, nan
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dfolora.data import Encode, Encoder, Rows
-from dfolora.engine import Limits
+from dfolora.data import Batch, Encode, Encoder, Prompt, Rows
+from dfolora.engine import classify
 from dfolora.errors import UserError
 from dfolora.methods.gap3.genome import Genome, Hole, Template, crossed, mutated, size
 from dfolora.methods.gap3.guide import PASSES, Fitness, Guide, Individual, Passes
-from dfolora.methods.gap3.predictor import Written
-from dfolora.methods.method import FewShotData, Past, Progress
+from dfolora.methods.method import FewShotData, Past, Predictor, Progress
 from dfolora.model import Architecture, Backbone
 from dfolora.search import SELECTIONS, DevPoint, Seen, by_score
 from dfolora.seeding import stream
@@ -54,13 +55,8 @@ class Gap3:
     is the last best, and the dev set is not looked at."""
     dev_interval: int = 100
     """Calls between two looks at the dev set, which come as a generation ends."""
-    limits: Limits = field(default_factory=Limits)
-    """How much goes through the model at once."""
 
-    @property
-    def seeded(self) -> bool:
-        """See ``Method``."""
-        return True
+    seeded: ClassVar[bool] = True
 
     def check(self, architecture: Architecture) -> None:
         """See ``Method``."""
@@ -75,7 +71,6 @@ class Gap3:
         share(self.crossover, "method.crossover")
         choice(self.comparison, "method.comparison", COMPARISONS)
         choice(self.selection, "selection", SELECTIONS)
-        self.limits.check()
         if self.budget < PASSES * self.population:
             raise UserError(
                 f"budget={self.budget} is smaller than the first population, which needs "
@@ -142,7 +137,7 @@ class GeneticSearch:
         self._template = template
         self._rng = stream(seed, "genetic")
         self._train, self._dev = (
-            Passes(backbone, template, part.rows, data.label_ids, data.metric, method.limits)
+            Passes(backbone, template, part.rows, data.label_ids, data.metric)
             for part in (data.train, data.dev)
         )
         self._guide = Guide(self._train, template, top=method.top, tokens=len(backbone.embedding))
@@ -170,15 +165,26 @@ class GeneticSearch:
             if last:
                 return
 
-    def predictor(self) -> Written:
+    def predictor(self) -> Predictor:
         """The prompt that the dev set chose, or the last best."""
         genome, dev = self._best_genome, None
         if self._method.selection == "incumbent":
             last = self._look()  # makes no pass where nothing came after the last look
             dev = self._selected or last
             genome = dev.solution
-        limits = self._method.limits
-        return Written(self._backbone, self._template, genome, dev, self._label_ids, limits)
+
+        def logits(batch: Batch) -> Tensor:
+            written = self._template.encode(batch.rows, genome)
+            return classify(self._backbone, self._label_ids, written)
+
+        return Predictor(
+            logits=logits,
+            write=lambda folder: _save(self._template.prompt(genome), folder),
+            dev=dev,
+            searched=size(genome),
+            stored=size(genome),
+            found={"gene_tokens": size(genome)},
+        )
 
     @property
     def _best_genome(self) -> Genome:
@@ -261,6 +267,18 @@ class GeneticSearch:
             self._selected = point
         self._last = point
         return point
+
+
+def _save(prompt: Prompt, folder: Path) -> None:
+    """Write ``prompt.json``: kind, pattern and label words, as a task's file has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {
+        "kind": prompt.kind,
+        "pattern": prompt.pattern,
+        "label_words": list(prompt.label_words),
+    }
+    text = json.dumps(written, indent=2, ensure_ascii=False)
+    (folder / "prompt.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _individual(kept: Mapping[str, Any] | None) -> Individual | None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from dfolora.data import Batch, Encode, Encoder, TextEncoder, part, pieces
-from dfolora.engine import TOKENS
 from dfolora.methods.gradient.trainable import Attached, Reader, at_answers, drawn
 from dfolora.model import Architecture, Backbone
 from dfolora.validation import choice
@@ -85,7 +84,7 @@ def _features(backbone: Backbone, batch: Batch) -> Tensor:
     """What the frozen model's body gives: ``(N, T, H)``, float32, 0 at padding."""
     shape = *batch.input_ids.shape, backbone.architecture.width
     features = torch.zeros(shape, device=backbone.device)
-    for rows in pieces(batch, TOKENS[backbone.device.type]):
+    for rows in pieces(batch, backbone.tokens):
         some = part(batch, rows).to(backbone.device)
         hidden = backbone.forward(input_ids=some.input_ids, attention_mask=some.attention_mask)
         features[rows.to(backbone.device), : hidden.shape[1]] = hidden.float()

@@ -1,19 +1,19 @@
 """The trained baselines: gradients by back-propagation, whatever they train."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dfolora.data import Batch, Encode, Encoder, Rows
-from dfolora.engine import TOKENS, Limits
 from dfolora.errors import UserError
 from dfolora.methods.gradient.trainable import Attached, Trainable
 from dfolora.methods.gradient.training import Trained, Training, TrainingSpec, all_logits, readers
-from dfolora.methods.method import FewShotData, Progress
+from dfolora.methods.method import FewShotData, Predictor, Progress
 from dfolora.model import Architecture, Backbone
 from dfolora.search import DevPoint
 
@@ -28,13 +28,8 @@ class GradientTuning:
 
     trained: Trainable
     training: TrainingSpec
-    limits: Limits = field(default_factory=Limits)
-    """How many tokens go through the model at once where nothing is trained, as on dev and test."""
 
-    @property
-    def seeded(self) -> bool:
-        """See ``Method``."""
-        return True
+    seeded: ClassVar[bool] = True
 
     @property
     def budget(self) -> int:
@@ -46,7 +41,6 @@ class GradientTuning:
         if not isinstance(self.training, TrainingSpec):
             raise UserError(f"method.training={self.training} must be a TrainingSpec, as in conf/.")
         self.training.check()
-        self.limits.check()
         if self.trained.through_model and architecture.quantized:
             raise UserError(
                 "precision=int8 lets no gradient through the model, which this method needs; use "
@@ -80,8 +74,8 @@ class GradientFit:
     def __iter__(self) -> Iterator[Progress]:
         """Train; the model is changed until the last epoch, or until this iterator is closed."""
         with self.attached() as attached:
-            spec, tokens = self._method.training, self.tokens
-            training = Training(attached, self._data, spec, self._seed, tokens)
+            spec = self._method.training
+            training = Training(attached, self._data, spec, self._seed, self._backbone.tokens)
             try:
                 for progress in training:
                     self._chosen, self._calls = progress.selected, progress.step.calls
@@ -93,56 +87,40 @@ class GradientFit:
                     f"engine.tokens, or use precision=bf16."
                 ) from error
 
-    @property
-    def tokens(self) -> int:
-        """At most so many at once where nothing is trained."""
-        return self._method.limits.tokens or TOKENS[self._backbone.device.type]
-
     def attached(self) -> AbstractContextManager[Attached]:
         """What is trained, on the model."""
         trained = self._method.trained
         return trained.attached(self._backbone, self._data.label_ids, self._seed)
 
-    def predictor(self) -> "GradientPredictor":
+    def predictor(self) -> Predictor:
         """What the dev set chose; the start where it has not been looked at."""
-        passes = self._calls if self._method.trained.through_model else min(self._calls, 1)
         if self._chosen is not None:
-            solution = self._chosen.solution
+            solution: Trained = self._chosen.solution
         else:
             with self.attached() as attached:
                 solution = Trained.of(attached.parameters)
-        return GradientPredictor(self, self._backbone, self._chosen, solution, passes)
 
+        @contextmanager
+        def restored() -> Iterator[Attached]:
+            with self.attached() as attached:
+                solution.put(attached.parameters)
+                yield attached
 
-class GradientPredictor:
-    """The model with what was trained."""
+        def logits(batch: Batch) -> Tensor:
+            with restored() as attached:
+                return all_logits(readers(attached, batch, self._backbone.tokens))
 
-    def __init__(
-        self,
-        fit: GradientFit,
-        backbone: Backbone,
-        dev: DevPoint | None,
-        solution: Trained,
-        passes: int,
-    ) -> None:
-        self.dev = dev
-        self.searched = self.stored = sum(map(Tensor.numel, solution.tensors.values()))
-        self.found: Mapping[str, float] = {
-            "learning_rate": solution.learning_rate,
-            "model_passes": passes,
-        }
-        self._fit = fit
-        self._backbone = backbone
-        self._solution = solution
+        def write(folder: Path) -> None:
+            with restored() as attached:
+                attached.save(folder)
 
-    def logits(self, batch: Batch) -> Tensor:
-        """See ``Predictor``."""
-        with self._fit.attached() as attached:
-            self._solution.put(attached.parameters)
-            return all_logits(readers(attached, batch, self._fit.tokens))
-
-    def save(self, folder: str | Path) -> None:
-        """Write a PEFT folder, or a file of tensors."""
-        with self._fit.attached() as attached:
-            self._solution.put(attached.parameters)
-            attached.save(Path(folder))
+        size = sum(map(Tensor.numel, solution.tensors.values()))
+        passes = self._calls if self._method.trained.through_model else min(self._calls, 1)
+        return Predictor(
+            logits=logits,
+            write=write,
+            dev=self._chosen,
+            searched=size,
+            stored=size,
+            found={"learning_rate": solution.learning_rate, "model_passes": passes},
+        )

@@ -1,0 +1,36 @@
+"""How much goes through a model at once."""
+
+from dataclasses import dataclass
+
+from dfolora.errors import UserError
+from dfolora.validation import whole
+
+TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 16384}
+"""Default tokens per pass, by device: fewer leave it idle, and more are no faster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much may go through the model at once; results depend on it by rounding alone.
+
+    Raises:
+        UserError: A value is neither None nor positive.
+    """
+
+    tokens: int | None = None
+    """At most so many tokens, those of all candidates counted, or one longer sequence; None: what
+    is fast on the device."""
+    memory: float | None = None
+    """At most so many 10^6 bytes beside the weights; None: on a GPU 80 % of what is free at first,
+    on a CPU no limit but that of the tokens."""
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None:
+            whole(self.tokens, "engine.tokens", least=1)
+        memory = self.memory
+        if memory is not None and (
+            isinstance(memory, bool)
+            or not isinstance(memory, int | float)
+            or not 0 < memory < float("inf")
+        ):
+            raise UserError(f"engine.memory={memory} must be a positive number of megabytes.")
