@@ -20,6 +20,10 @@ SPEC = TableSpec(
     seeds=[8, 13],
     note="The note.",
 )
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63"
+    "f8cfc0000003010100c9fe92ef0000000049454e44ae426082"
+)
 COLUMNS = {
     "item": "tags.item.table1.mini",
     "searched": "metrics.params/searched",
@@ -28,6 +32,16 @@ COLUMNS = {
     "calls": "params.budget",
     "status": "status",
 }
+
+
+class Archive:
+    """One run left a picture."""
+
+    def history(self, run_ids, metric):
+        return pd.DataFrame(columns=["run_id", "step", "seconds", "value"])
+
+    def artifact(self, folder, name):
+        return PIXEL if (folder, name) == ("mlruns/sst2-cma-8", "fitness.png") else None
 
 
 def run(task, seed, score, optimizer="cma", **changes):

@@ -14,7 +14,7 @@ GRID = Grid(
     title="A table of 5 % & more",
     header=["Model", "Method", "#Params", "SST-2", "Avg."],
     rows=[
-        ["gpt2", HOSTILE, "1,500", "85.00 (7.07)", "73.50*"],
+        ["gpt2", HOSTILE, "1,500", "85.00 (7.07)", "73.50↓"],
         ["gpt2", "[C-LoRA]", "0", "—", "—"],
         ["gpt2-xl", "F_LoRA", "0", "n/a", "— (1/2)"],
     ],
@@ -74,7 +74,7 @@ def test_groups_are_ruled_off():
 
 def test_every_special_character_is_escaped():
     assert escaped(r"a_b\c{}") == r"a\_b\textbackslash{}c\{\}"
-    assert escaped("é☃—") == "??---"
+    assert escaped("é☃—↑↓") == r"??---$\uparrow$$\downarrow$"
     assert escaped("50 % & #1 $2") == r"50 \% \& \#1 \$2"
     assert escaped("a\n\nb\tc\0") == "a  b?c?"  # an empty line would end a caption
 

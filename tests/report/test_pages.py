@@ -12,25 +12,11 @@ from dfolora.report.pages import index_page
 from dfolora.report.published import Number
 from dfolora.report.write import write_item
 from tests.browser import opened
-from tests.reporting import RUNS, SPEC, run, table
+from tests.reporting import RUNS, SPEC, Archive, run, table
 
 SCRIPT = "<script>document.title = 'owned'</script>"
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"
-PIXEL = bytes.fromhex(
-    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63"
-    "f8cfc0000003010100c9fe92ef0000000049454e44ae426082"
-)
 NUMBERS = {("", "C-LoRA", "sst2", "test/score"): Number(mean=80.0, std=1.0, note=HOSTILE)}
-
-
-class Archive:
-    """One run left a picture."""
-
-    def history(self, run_ids, metric):
-        return pd.DataFrame(columns=["run_id", "step", "seconds", "value"])
-
-    def artifact(self, folder, name):
-        return PIXEL if (folder, name) == ("mlruns/sst2-cma-8", "fitness.png") else None
 
 
 def hostile_table():

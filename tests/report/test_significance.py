@@ -44,7 +44,7 @@ def test_several_rows_are_corrected_by_holm():
     assert found["clear"].p == 2 * 2 / 128
     assert found["weaker"].p == 4 / 128
     assert found["clear"].difference == 4
-    assert found["clear"].starred
+    assert found["clear"].mark == "↑"
     assert str(found["clear"]) == "clear: +4.00, p = 0.031"
 
 
@@ -52,7 +52,7 @@ def test_corrected_p_never_falls_with_the_raw_one():
     base = [0.0] * 6
     rows = {name: [1.0] * 6 for name in "abc"}  # each 2 / 64
     assert [v.p for v in judge(rows, base)] == [3 * 2 / 64] * 3
-    assert not any(v.starred for v in judge(rows, base))
+    assert not any(v.mark for v in judge(rows, base))
 
 
 def test_row_with_a_hole_is_not_tested_and_does_not_count():
@@ -60,5 +60,5 @@ def test_row_with_a_hole_is_not_tested_and_does_not_count():
     rows = {"whole": [51.0] * 7, "holed": [math.nan, *[60.0] * 6]}
     whole, holed = judge(rows, base, group="gpt2")
     assert whole.p == 2 / 128
-    assert not holed.starred
+    assert not holed.mark
     assert str(holed) == "gpt2, holed: not tested, for cells are missing"

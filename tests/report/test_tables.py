@@ -6,9 +6,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from dfolora.report import Compare, Groups, Measure, build_table
+from dfolora.report import Compare, Groups, Measure, Published, build_table
 from dfolora.report.formats import markdown
-from tests.reporting import RUNS, SPEC, run, table
+from dfolora.report.write import write_item
+from tests.reporting import RUNS, SPEC, Archive, run, table
 
 
 def cells(built, label):
@@ -55,20 +56,25 @@ def test_csv_keeps_every_score_and_leaves_holes_empty():
         "scores,commits,notes",
         "table1,mini,,Majority class,0,0,sst2,test/score,50.92,,1,,any:50.9200,,",
         "table1,mini,,Majority class,0,0,mrpc,test/score,81.22,,1,,any:81.2200,,",
+        "table1,mini,,Majority class,0,0,Avg.,test/score,66.07,,2,,,,",
         "table1,mini,,Constant Yes,0,0,sst2,test/score,,,0,any,,,",
         "table1,mini,,Constant Yes,0,0,mrpc,test/score,81.22,,1,,any:81.2200,,",
+        "table1,mini,,Constant Yes,0,0,Avg.,test/score,,,1,,,,",
         "table1,mini,,Manual prompt,0,0,sst2,test/score,75.0,,1,,any:75.0000,abc,",
         "table1,mini,,Manual prompt,0,0,mrpc,test/score,50.0,,1,,any:50.0000,abc,",
+        "table1,mini,,Manual prompt,0,0,Avg.,test/score,62.5,,2,,,,",
         "table1,mini,,C-LoRA,1500,6000,sst2,test/score,85.0,7.0710678118654755,2,,"
         "8:80.0000 13:90.0000,abc,",
         "table1,mini,,C-LoRA,1500,6000,mrpc,test/score,62.0,2.8284271247461903,2,,"
         "8:60.0000 13:64.0000,abc,",
+        "table1,mini,,C-LoRA,1500,6000,Avg.,test/score,73.5,,4,,,,",
         "table1,mini,,F-LoRA,1500,6000,sst2,test/score,,,1,13,8:70.0000,abc,",
         "table1,mini,,F-LoRA,1500,6000,mrpc,test/score,,,0,8 13,,,",
+        "table1,mini,,F-LoRA,1500,6000,Avg.,test/score,,,1,,,,",
     ]
-    assert frame["run_ids"][6] == "8:sst2-cma-8 13:sst2-cma-13"
+    assert frame["run_ids"][9] == "8:sst2-cma-8 13:sst2-cma-13"
     read = pd.read_csv(io.StringIO(csv))
-    assert read["mean"].isna().sum() == 3
+    assert read["mean"].isna().sum() == 5
 
 
 def test_missing_seed_is_shown_and_never_averaged():
@@ -346,18 +352,37 @@ def test_reading_is_linear_in_cells_and_passes_over_the_runs_once_a_row(monkeypa
     assert calls == [(7, True, False)] * 3  # what no caption tells is not carried along
 
 
-def test_star_marks_what_the_test_finds_and_the_caption_says_how():
+@pytest.mark.parametrize(
+    ("sign", "average", "difference", "latex_mark"),
+    [(1, "54.00↑", "+4.00", r"54.00$\uparrow$"), (-1, "46.00↓", "-4.00", r"46.00$\downarrow$")],
+    ids=["better", "worse"],
+)
+def test_mark_says_whether_better_or_worse_in_every_format(
+    tmp_path, sign, average, difference, latex_mark
+):  # fmt: skip
     tasks = {f"task{number}": f"Task {number}" for number in range(7)}
     spec = replace(
         SPEC, tasks=tasks, rows=SPEC.rows[1:], constants={}, seeds=[8],
         compare=Compare(against="C-LoRA", rows=["F-LoRA"]),
     )  # fmt: skip
-    better = [run(task, 8, 0.50) for task in tasks]
-    better += [run(task, 8, 0.51 + 0.01 * n, "fwa") for n, task in enumerate(tasks)]
-    built = table(*better, spec=spec)
-    assert cells(built, "F-LoRA")[-1] == "54.00*"
-    assert "F-LoRA: +4.00, p = 0.016." in " ".join(built.caption)
-    assert "sign-flip" in " ".join(built.caption)
-    worse_once = table(*better[:7], run("task0", 8, 0.40, "fwa"), *better[8:], spec=spec)
-    assert cells(worse_once, "F-LoRA")[-1] == "52.43"
-    assert "*" not in markdown(worse_once.grid())
+    runs = [run(task, 8, 0.50) for task in tasks]
+    runs += [run(task, 8, 0.5 + sign * (0.01 + 0.01 * n), "fwa") for n, task in enumerate(tasks)]
+    built = table(*runs, spec=spec)
+    assert cells(built, "F-LoRA")[-1] == average
+    assert cells(built, "C-LoRA")[-1] == "50.00"
+    caption = " ".join(built.caption)
+    assert "↑ marks an average that is better than C-LoRA's, ↓ one that is worse" in caption
+    assert f"F-LoRA: {difference}, p = 0.016." in caption
+    write_item(tmp_path, built, Published(), Archive())
+    texts = {kind: (tmp_path / f"table1.{kind}").read_text() for kind in ("md", "html", "tex")}
+    assert f"| {average} |" in texts["md"]
+    assert f"<td>{average}</td>" in texts["html"]
+    assert latex_mark in texts["tex"]
+    frame = pd.read_csv(tmp_path / "table1.csv", keep_default_na=False)
+    (row,) = frame.query("method == 'F-LoRA' and task == 'Avg.'").to_dict("records")
+    assert row["mean"] == pytest.approx(50 + 4 * sign)
+    assert row["notes"] == f"{average[-1]} against C-LoRA: {difference}, p = 0.016"
+    worse_once = table(*runs[:7], run("task0", 8, 0.5 - 0.1 * sign, "fwa"), *runs[8:], spec=spec)
+    assert cells(worse_once, "F-LoRA")[-1] == f"{50 + 2.43 * sign:.2f}"
+    assert not set("↑↓") & set(markdown(replace(worse_once.grid(), caption=())))
+    assert not set("↑↓") & set("".join(worse_once.frame()["notes"]))

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from dfolora.report.cells import HOLE, NOT_APPLICABLE
-from dfolora.report.significance import Verdict
+from dfolora.report.significance import BETTER, WORSE, Verdict
 from dfolora.report.spec import TableSpec
 
 FACTS = {
@@ -56,10 +56,11 @@ def caption(runs: pd.DataFrame, spec: TableSpec, verdicts: Sequence[Verdict]) ->
 def _tested(against: str, verdicts: Sequence[Verdict]) -> str:
     found = "; ".join(map(str, verdicts))
     return (
-        f"A star marks an average that differs from {against}'s at 5 %: two-sided exact sign-flip "
-        f"permutation test on the tasks' mean differences, Holm-corrected over the rows tested. It "
-        f"assumes that under the null hypothesis a task's difference is as likely to have either "
-        f"sign, tasks being independent; seeds of one task are not taken to be. {found}."
+        f"{BETTER} marks an average that is better than {against}'s, {WORSE} one that is worse, at "
+        f"5 %: two-sided exact sign-flip permutation test on the tasks' mean differences, "
+        f"Holm-corrected over the rows tested. It assumes that under the null hypothesis a task's "
+        f"difference is as likely to have either sign, tasks being independent; seeds of one task "
+        f"are not taken to be. {found}."
     )
 
 

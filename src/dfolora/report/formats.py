@@ -16,6 +16,8 @@ LATEX = str.maketrans(
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
         "—": "---",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
         **{character: f"\\{character}" for character in "&%$#_{}"},
     }
 )

@@ -4,7 +4,7 @@ The exact sign-flip permutation test on the per-task means of the differences, s
 one task share its test set, its difficulty and, seed by seed, their splits, so their differences
 are not independent; those of a task therefore flip together, and the tasks are the sample. With
 seven tasks the smallest two-sided p is 2 / 2^7 = 0.016; with five or fewer none can reach 0.05, nor
-could any one task's five seeds (2 / 2^5 = 0.063), so single cells get no star. A Wilcoxon test over
+could any one task's five seeds (2 / 2^5 = 0.063), so single cells get no mark. A Wilcoxon test over
 all pairs of (task, seed) would take 35 dependent numbers for independent ones.
 """
 
@@ -14,6 +14,7 @@ from math import inf, isnan
 from typing import Any
 
 LEVEL = 0.05
+BETTER, WORSE = "↑", "↓"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +29,19 @@ class Verdict:
     """Two-sided, Holm-corrected."""
 
     @property
-    def starred(self) -> bool:
-        """Whether the difference is significant."""
-        return self.p < LEVEL
+    def mark(self) -> str:
+        """An arrow up for significantly better, down for worse, nothing for neither."""
+        return "" if not self.p < LEVEL else BETTER if self.difference > 0 else WORSE
+
+    @property
+    def finding(self) -> str:
+        """The difference and its p, in words."""
+        if isnan(self.difference):
+            return "not tested, for cells are missing"
+        return f"{self.difference:+.2f}, p = {self.p:.3f}"
 
     def __str__(self) -> str:
-        name = ", ".join(filter(None, [self.group, self.label]))
-        if isnan(self.difference):
-            return f"{name}: not tested, for cells are missing"
-        return f"{name}: {self.difference:+.2f}, p = {self.p:.3f}"
+        return f"{', '.join(filter(None, [self.group, self.label]))}: {self.finding}"
 
 
 def judge(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
@@ -62,14 +63,18 @@ class Table:
         """Whether it has a column of averages."""
         return any(column.measure.averaged for column in self.columns)
 
+    def verdict(self, line: Line) -> Verdict | None:
+        """What the test says of a line; None if it is not tested."""
+        mine = line.group, line.label
+        return next((each for each in self.verdicts if (each.group, each.label) == mine), None)
+
     def average(self, line: Line) -> str:
-        """A line's average with its star."""
+        """A line's average, marked if it differs significantly."""
         if pd.isna(line.average):
             averaged = [cell for column, cell in line.cells.items() if column.measure.averaged]
             return HOLE if all(cell.applies for cell in averaged) else NOT_APPLICABLE
-        starred = any(v.starred and (v.group, v.label) == (line.group, line.label)
-                      for v in self.verdicts)  # fmt: skip
-        return f"{line.average:.2f}{'*' if starred else ''}"
+        verdict = self.verdict(line)
+        return f"{line.average:.2f}{verdict.mark if verdict else ''}"
 
     def grid(self) -> Grid:
         """The table as texts."""
@@ -102,15 +107,20 @@ class Table:
                     yield f"{place}: {'; '.join(cell.notes)}"
 
     def frame(self) -> pd.DataFrame:
-        """One row a cell, per-seed scores kept; numbers missing where the table has a hole."""
-        return pd.DataFrame(
-            {
-                "table": self.spec.name,
-                "profile": self.spec.profile,
-                "group": line.group,
-                "method": line.label,
-                "n_params": line.searched.replace(",", ""),
-                "n_stored": line.stored.replace(",", ""),
+        """One row a cell and one an average; seeds' scores kept, numbers missing in holes."""
+        return pd.DataFrame(row for line in self.lines for row in self._records(line))
+
+    def _records(self, line: Line) -> Iterator[Mapping[str, Any]]:
+        shared = {
+            "table": self.spec.name,
+            "profile": self.spec.profile,
+            "group": line.group,
+            "method": line.label,
+            "n_params": line.searched.replace(",", ""),
+            "n_stored": line.stored.replace(",", ""),
+        }
+        for column, cell in line.cells.items():
+            yield shared | {
                 "task": column.task or line.group,
                 "metric": column.measure.metric + (" ratio" if column.measure.ratio_to else ""),
                 "mean": cell.mean,
@@ -122,9 +132,18 @@ class Table:
                 "run_ids": " ".join(f"{seed}:{run}" for seed, run in (cell.runs or {}).items()),
                 "notes": "; ".join(cell.notes),
             }
-            for line in self.lines
-            for column, cell in line.cells.items()
-        )
+        if self.averages:
+            averaged = {k: cell for k, cell in line.cells.items() if k.measure.averaged}
+            verdict, compare, note = self.verdict(line), self.spec.compare, ""
+            if verdict is not None and compare is not None:
+                note = f"{verdict.mark} against {compare.against}: {verdict.finding}".lstrip()
+            yield shared | {
+                "task": "Avg.",
+                "metric": next(iter(averaged)).measure.metric,
+                "mean": line.average,
+                "runs": sum(len(cell.scores) for cell in averaged.values()),
+                "notes": note,
+            }
 
 
 def build_table(runs: pd.DataFrame, spec: TableSpec) -> Table:
