@@ -13,6 +13,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 ITEMS := table1 table2 table3 table4 table6 figure1 figure3 figure4 curves
+# A file's tests stay together, for they share what they made.
+PARALLEL := --numprocesses auto --dist loadfile
 LOCAL := $(if $(MODELS),model.root=$(MODELS)) $(if $(DATA),data.root=$(DATA))
 
 .DEFAULT_GOAL := help
@@ -48,8 +50,11 @@ $(ITEMS:%=reproduce-%): reproduce-%: $(READY)
 benchmark: $(READY) ## Time the engine beside the authors' way, then write reports/benchmark.md
 	$(RUN) -m pipelines.benchmark
 
-test: $(READY) ## Run the tests
-	$(RUN) -m pytest
+test: $(READY) ## Run the tests of every module, without the slow ones: minutes
+	$(RUN) -m pytest $(PARALLEL) -m 'not slow'
+
+test-all: $(READY) ## Run all tests
+	$(RUN) -m pytest $(PARALLEL)
 
 check: $(READY) ## Lint, format check, types, import directions
 	$(VENV)/bin/ruff check .
@@ -65,4 +70,4 @@ mlflow-ui: $(READY) ## Compare runs in the browser, on this machine only
 clean: ## Remove the environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help setup benchmark test check mlflow-ui clean reproduce-all $(ITEMS:%=reproduce-%)
+.PHONY: help setup benchmark test test-all check mlflow-ui clean reproduce-all $(ITEMS:%=reproduce-%)
