@@ -65,7 +65,8 @@ class Job:
             UserError: Something given is wrong.
         """
         used = used_keys(config)  # first, for to instantiate a part resolves what it refers to
-        task = Task.from_mapping(OmegaConf.to_container(config.task, resolve=True))
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        task = Task.from_mapping(plain["task"])
         checkpoint: Checkpoint = _built(config, "model", _convert_="all")
         for key in SEEDS:
             whole(config[key], key, least=0)
@@ -76,7 +77,6 @@ class Job:
         method.check(architecture)
         spec.check(task, architecture.family.kind)
         task_rows = _task_rows(task, spec.root)
-        plain: Any = OmegaConf.to_container(config, resolve=True)
         settings = settings_of(plain, checkpoint, method)
         rows = {"task": plain["task"], "rows": task_rows.fingerprint}
         seeds = {key: plain[key] for key in SEEDS if method.seeded}

@@ -82,7 +82,7 @@ def check_built(value: object, where: str) -> None:
 def used_keys(config: DictConfig) -> list[str]:
     """The top-level keys that matter to the run: not, for example, another method's."""
     check_parts(config)
-    raw = OmegaConf.to_container(config, resolve=False)
+    raw: Any = OmegaConf.to_container(config, resolve=False)
     used, waiting = set[str](), list(PARTS)
     while waiting:
         key = waiting.pop()

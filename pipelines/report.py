@@ -16,7 +16,7 @@ from pipelines.command import run, told
 def main(config: DictConfig) -> None:
     """Write the table to the folder in every format, and print the Markdown."""
     with told():
-        print(report(config, HydraConfig.get().runtime.choices.profile))
+        print(report(config, HydraConfig.get().runtime.choices["profile"]))
 
 
 def report(config: DictConfig, profile: str) -> str:

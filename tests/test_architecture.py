@@ -1,14 +1,11 @@
 """Who may import whom, read from the source; the tables are those of CONTRIBUTING's import rule."""
 
 import ast
-import importlib
-import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 from itertools import accumulate
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -169,32 +166,6 @@ def test_tables_name_nothing_that_is_gone():
     listed = {(root, user) for root, users in THIRD_PARTY.items() for user in users}
     assert listed <= used
     assert {root for root, _ in used} >= LAZY
-
-
-def torch_names(path: Path) -> set[str]:
-    """Every ``torch.a.b`` that the file writes out."""
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    written = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
-    return {name for name in written if re.fullmatch(r"torch(\.\w+)+", name)}
-
-
-def is_there(name: str) -> bool:
-    """Whether a module has what the name says; what lies within a class or a value is not seen."""
-    found = importlib.import_module("torch")
-    for part in name.split(".")[1:]:
-        if not isinstance(found, ModuleType):
-            return True
-        if not hasattr(found, part):
-            return False
-        found = getattr(found, part)
-    return True
-
-
-def test_torch_has_every_name_that_is_used():
-    """Of the branches that only a GPU takes, too."""
-    names = {name for path in (*FILES, *PIPELINES) for name in torch_names(path)}
-    assert {"torch.cuda.mem_get_info", "torch.cuda.get_device_name"} <= names
-    assert sorted(name for name in names if not is_there(name)) == []
 
 
 def closure(part: str) -> set[str]:

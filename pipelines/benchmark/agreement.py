@@ -17,6 +17,7 @@ from dfolora.engine import Engine
 from dfolora.methods import FewShotData, Method
 from dfolora.model import Architecture, Backbone
 from dfolora.search import Evaluation, Evaluator, PopulationEvaluator, tune
+from dfolora.validation import mapping
 from pipelines.benchmark.speed import load
 
 Array = NDArray[np.float64]
@@ -85,7 +86,7 @@ class _Compared:
 
 
 def _few_shot(config: Any, method: Method, architecture: Architecture) -> FewShotData:
-    task = Task.from_mapping(OmegaConf.to_container(config.task, resolve=True))
+    task = Task.from_mapping(mapping(OmegaConf.to_container(config.task, resolve=True), "task"))
     _split, data = instantiate(config.data).draw(
         task,
         load_rows(task, "train"),

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -166,7 +167,7 @@ def gemm_rate(backbone: Backbone) -> float:
                 for size in (rows, d_out)
             )
             functional.linear(x, weight)
-            total += count * seconds(lambda x=x, w=weight: functional.linear(x, w), device, 5)
+            total += count * seconds(partial(functional.linear, x, weight), device, 5)
             flops += count * 2.0 * rows * d_in * d_out
     return flops / total
 
@@ -211,7 +212,8 @@ def compare(
     their_way()  # the first time is no measurement
     authors_memory.sample()
     engine_memory = PeakMemory(ours.device)
-    taken, theirs, gemm = {}, [], []
+    taken: dict[int, float] = {}
+    theirs, gemm = list[float](), list[float]()
     for layer, time_taken in engine_seconds(
         ours, subspace, batch, label_ids,
         population=population, layers=layers, rng=rng,

@@ -3,6 +3,7 @@
 Letters: P candidates, L blocks, d search dimension, N examples.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,8 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.data import METRICS
-from dfolora.engine import LOSSES, Engine, check_objective, cross_entropy, metric_objective
+from dfolora.engine import (
+    LOSSES,
+    Interventions,
+    check_objective,
+    cross_entropy,
+    metric_objective,
+)
 from dfolora.errors import UserError
+from dfolora.model import Intervention
 from dfolora.search.subspace import Subspace
 
 Array = NDArray[np.float64]
@@ -54,7 +62,13 @@ class PopulationEvaluator:
     """
 
     def __init__(
-        self, engine: Engine, subspace: Subspace, labels: Tensor, *, objective: str, metric: str
+        self,
+        engine: Callable[[Interventions, Intervention], Tensor],
+        subspace: Subspace,
+        labels: Tensor,
+        *,
+        objective: str,
+        metric: str,
     ) -> None:
         check_objective(objective)
         self._engine = engine
