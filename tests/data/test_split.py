@@ -44,21 +44,14 @@ def test_labels_of_ineligible_rows_change_nothing(drawn, random):
 
 
 @given(draws())
-def test_walk_is_the_released_codes(drawn):
-    """The authors' loop, word for word, over our permutation."""
+def test_each_class_gives_its_first_k_rows_to_train_and_the_next_k_to_dev(drawn):
+    """In the order of one permutation of all rows, which each part keeps."""
     labels, eligible, k, seed = drawn
-    train, dev, in_train, in_dev = [], [], Counter(), Counter()
-    for row in stream(seed, "split").permutation(len(labels)):
-        if not eligible[row]:
-            continue
-        if in_train[labels[row]] < k:
-            train.append(row)
-            in_train[labels[row]] += 1
-        elif in_dev[labels[row]] < k:
-            dev.append(row)
-            in_dev[labels[row]] += 1
+    order = [row for row in stream(seed, "split").permutation(len(labels)) if eligible[row]]
+    ranks = {row: [r for r in order if labels[r] == labels[row]].index(row) for row in order}
     split = sample_few_shot(labels, eligible, k=k, seed=seed, names=NAMES)
-    assert (list(split.train), list(split.dev)) == (train, dev)
+    assert split.train == tuple(row for row in order if ranks[row] < k)
+    assert split.dev == tuple(row for row in order if k <= ranks[row] < 2 * k)
 
 
 @given(draws())
