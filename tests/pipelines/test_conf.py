@@ -252,6 +252,28 @@ def test_items_share_their_runs_with_table_2(item, profile):
         assert ours == theirs
 
 
+RELEASED = [
+    *[f"{key}=released" for key in ("subspace", "incumbent", "schedule", "selection")],
+    *["data.readout=released", "data.overlong=released"],
+    *["rank=4", "dev_interval=100", "subspace.alpha=1.0"],
+]
+
+
+@pytest.mark.parametrize("profile", options("profile"))
+@pytest.mark.parametrize(
+    ("row", "optimizer"), [("c_lora_released", "cma"), ("f_lora_released", "fwa")]
+)
+def test_released_row_is_the_authors_setting(row, optimizer, profile):
+    asked = composed(f"row={row}", f"profile={profile}")
+    spelled = composed("method=dfo_lora", f"optimizer={optimizer}", f"profile={profile}", *RELEASED)
+    for group in ("data", "method", "optimizer"):
+        ours, theirs = (
+            OmegaConf.to_container(config[group], resolve=True) for config in (asked, spelled)
+        )
+        assert ours == theirs
+    assert composed(f"row={row}", "rank=2").method.subspace.rank == 2  # what is asked for wins
+
+
 def tags_of(*overrides):
     """The tags of the run."""
     config = composed(*overrides, hydra=True)
