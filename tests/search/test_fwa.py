@@ -1,5 +1,6 @@
 """LoTFWA: its rules one by one, a loop-by-loop reference, and the level published on CEC 2013."""
 
+import inspect
 import math
 
 import numpy as np
@@ -9,6 +10,11 @@ from dfolora.errors import UserError
 from dfolora.search.optim import Lotfwa, Point
 from dfolora.search.optim.fwa import guiding_vector, losers, spark_counts
 from tests.reference import fireworks_reference as reference
+
+
+def inside(optimizer, name):
+    """The array of that name as LoTFWA has it now: x, a or loss, of all fireworks."""
+    return inspect.getgeneratorlocals(optimizer._turns)[name]
 
 
 def sphere(points, center=0.0):
@@ -57,8 +63,10 @@ def test_equals_the_loop_by_loop_reference(alpha):
     for fireworks in expected:
         generation(fast, loss)
         # float64; sums are associated differently, and the difference grows along the path
-        np.testing.assert_allclose(fast._x, [x for x, _ in fireworks], rtol=1e-8, atol=1e-8)
-        np.testing.assert_allclose(fast._amplitude, [a for _, a in fireworks], rtol=1e-12)
+        np.testing.assert_allclose(
+            inside(fast, "x"), [x for x, _ in fireworks], rtol=1e-8, atol=1e-8
+        )
+        np.testing.assert_allclose(inside(fast, "a"), [a for _, a in fireworks], rtol=1e-12)
     assert fast.restarts == restarts > 0
 
 
@@ -134,15 +142,15 @@ def test_a_restart_is_measured_and_charged_in_the_next_turn():
     sizes.append(len(optimizer.ask()))
     optimizer.tell([1, 1001])  # the second has 1 * 15 < 999 - 0 and is thrown out
     assert optimizer.restarts == 1
-    restarted = optimizer._x[1].copy()
+    restarted = inside(optimizer, "x")[1].copy()
     asked = optimizer.ask()
     sizes.append(len(asked))
     np.testing.assert_array_equal(asked[0], restarted)
     assert np.abs(restarted).max() <= math.sqrt(3)
-    assert optimizer._amplitude[1] == math.sqrt(3)
+    assert inside(optimizer, "a")[1] == math.sqrt(3)
     assert sizes == [6, 2, 5]
     optimizer.tell([7, 1, 1, 8, 8])
-    assert optimizer._loss[1] == 7
+    assert inside(optimizer, "loss")[1] == 7
 
 
 def test_no_restart_when_one_generation_is_left():

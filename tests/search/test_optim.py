@@ -176,7 +176,7 @@ def test_a_generation_costs_what_it_says(make):
     optimizer = build(make)
     cost = len(run(optimizer, turns=optimizer.asks))
     # fireworks, whose losses nobody told, are measured as well
-    assert cost in (optimizer.population, optimizer.population + getattr(optimizer, "_mu", 0))
+    assert cost in (optimizer.population, optimizer.population + make.keywords.get("fireworks", 0))
 
 
 @pytest.mark.parametrize("option", sorted(FACTORIES.keys() - {"random"}))
@@ -220,7 +220,7 @@ def test_cma_is_pycma_driven_by_a_private_generator():
         losses = ellipsoid(np.array(population))
         theirs.tell(population, losses.tolist())
         ours.tell(losses)
-    np.testing.assert_array_equal(ours.center, theirs.mean)
+    np.testing.assert_array_equal(ours.center, theirs.mean)  # no option tells them apart
     assert ours.step_size == theirs.sigma < 0.5
 
 
@@ -281,6 +281,32 @@ def test_failed_evaluations_pass_pycmas_penalty_of_bounds():
     optimizer = Cma(DIM, 0, np.random.default_rng(0), options=options)
     run(optimizer, lambda z: np.where(z[:, 0] > 0, ellipsoid(z), np.nan), turns=30)
     assert np.isfinite(optimizer.center).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({"bounds": [-2, 0.5]}, lambda z: (z >= -2) & (z <= 0.5)),
+        (
+            {"bounds": [-2, 0.5], "BoundaryHandler": cma.BoundPenalty},
+            lambda z: (z >= -2) & (z <= 0.5),
+        ),
+        ({"fixed_variables": {1: 1.5}}, lambda z: z[..., 1] == 1.5),
+        ({"integer_variables": [0, 1]}, lambda z: z[..., :2] == np.round(z[..., :2])),
+        ({"scaling_of_variables": [1, 2, 3, 4, 5, 6]}, lambda z: np.abs(z - 1) < 0.2),
+        ({"typical_x": DIM * [3]}, lambda z: np.abs(z - 1) < 0.2),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, dict) else "allowed",
+)
+@pytest.mark.filterwarnings("ignore:(?s).*transformations induced by")  # pycma would rather not
+def test_the_center_is_a_point_that_could_have_been_asked(options, allowed):
+    """The mean of pycma is in coordinates of its own, which such options tell from the caller's."""
+    optimizer = Cma(DIM, 0, np.random.default_rng(0), options=options)
+    asked = run(optimizer, turns=60)
+    assert optimizer.center.shape == asked[-1].shape == optimizer.best.z.shape
+    assert allowed(asked[-20:]).all()
+    assert allowed(optimizer.center).all()
+    assert allowed(optimizer.best.z).all()
 
 
 @pytest.mark.parametrize("name", ["CMA", "DE", "NGOpt", "PSO", "TBPSA", "QODE", "EDA"])

@@ -1,4 +1,4 @@
-"""Derivative-free optimizers behind one contract, `Optimizer`: vectors and losses, no model."""
+"""Derivative-free optimizers with one interface, `Optimizer`: vectors and losses, no model."""
 
 from dfolora.search.optim.cma import Cma
 from dfolora.search.optim.fwa import Lotfwa
@@ -9,6 +9,8 @@ from dfolora.search.optim.optimizer import (
     OptimizerFactory,
     Point,
     Population,
+    Turn,
+    Turns,
     Vector,
 )
 from dfolora.search.optim.random_search import RandomSearch
@@ -23,5 +25,7 @@ __all__ = [
     "Point",
     "Population",
     "RandomSearch",
+    "Turn",
+    "Turns",
     "Vector",
 ]

@@ -3,8 +3,8 @@
 Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772, 2016.
 """
 
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from typing import Any, Literal, final
@@ -12,16 +12,15 @@ from typing import Any, Literal, final
 import cma
 import numpy as np
 from cma.sigma_adaptation import CMAAdaptSigmaCSA, CMAAdaptSigmaTPA
-from numpy.typing import ArrayLike
 
 from dfolora.errors import UserError, explained
 from dfolora.resources import check_room
 from dfolora.search.optim.optimizer import (
-    Ledger,
-    Point,
-    Population,
+    Optimizer,
     PrivateRandomness,
-    Vector,
+    Turn,
+    Turns,
+    finite,
     require_positive,
     require_room,
 )
@@ -46,7 +45,7 @@ _LEARNERS = ThreadPoolExecutor(max_workers=8, thread_name_prefix="cma")
 
 
 @final
-class Cma:
+class Cma(Optimizer):
     """CMA-ES from mean 0, on a private random stream.
 
     pycma's termination criteria are not read: the caller's budget ends the search. What is told is
@@ -54,7 +53,7 @@ class Cma:
     process-wide generators); reading waits for it.
 
     Args:
-        dim: Search dimension d.
+        dim: Turns dimension d.
         budget: Ignored: CMA-ES has no horizon.
         rng: Private generator.
         population: Candidates a generation, P.
@@ -96,84 +95,48 @@ class Cma:
                 f"The covariance of dim={dim} numbers",
                 "take a smaller dim, or covariance=diagonal (optimizer=cma_diagonal)",
             )
-        self._ledger = Ledger()
-        self._randomness = PrivateRandomness(rng)
-        with self._randomness.lent(), _explained(options):
-            self._strategy = cma.CMAEvolutionStrategy(
-                dim * [0.0],
-                sigma,
-                {
-                    "verbose": -9,
-                    # The objective is even about the start, so mirrored samples are duplicates.
-                    "CMA_mirrors": 0,
-                    # pycma would look for this file in the working directory and obey it.
-                    "signals_filename": "",
-                    **options,
-                    "popsize": population,
-                    "AdaptSigma": STEP_SIZE_RULES[step_size_rule],
-                    "CMA_diagonal": COVARIANCES[covariance],
-                    "randn": lambda *shape: rng.standard_normal(shape),
-                    "seed": np.nan,  # pycma's word for: leave the global generator alone
-                },
-            )
+        randomness = PrivateRandomness(rng)
+        with _explained(options):
+            with randomness.lent():
+                strategy = cma.CMAEvolutionStrategy(
+                    dim * [0.0],
+                    sigma,
+                    {
+                        "verbose": -9,
+                        # The objective is even about the start, so mirrored samples are duplicates.
+                        "CMA_mirrors": 0,
+                        # pycma would look for this file in the working directory and obey it.
+                        "signals_filename": "",
+                        **options,
+                        "popsize": population,
+                        "AdaptSigma": STEP_SIZE_RULES[step_size_rule],
+                        "CMA_diagonal": COVARIANCES[covariance],
+                        "randn": lambda *shape: rng.standard_normal(shape),
+                        "seed": np.nan,  # pycma's word for: leave the global generator alone
+                    },
+                )
+            # A check in pycma's own code of TPA draws from the process-wide generators.
+            own = step_size_rule == "csa"
+            turns = finite(_turns(strategy, nullcontext if own else randomness.lent))
+            super().__init__(turns, population=strategy.popsize, learner=_LEARNERS if own else None)
+
+
+def _turns(
+    strategy: cma.CMAEvolutionStrategy, inside: Callable[[], AbstractContextManager[None]]
+) -> Turns:
+    """The loop of ask and tell, what pycma does in it ``inside`` a context."""
+    while True:
+        with inside():
+            solutions = strategy.ask()
+        losses = yield Turn(
+            candidates=np.array(solutions, dtype=np.float64),
+            # Its mean knows neither bounds nor fixed variables nor whole numbers.
+            center=np.array(strategy.to_phenotype(strategy.mean), dtype=np.float64),
+            step_size=float(strategy.sigma),
+        )
+        with inside():
             # pycma recognises its own solutions by identity of content; TPA by their order too.
-            self._solutions: list[Vector] = self._strategy.ask()
-        self._learning: Future[None] | None = None
-        self._draws_globally = step_size_rule == "tpa"  # in a check of its own code
-
-    @property
-    def population(self) -> int:
-        """P."""
-        return int(self._strategy.popsize)
-
-    @property
-    def asks(self) -> int:
-        """1."""
-        return 1
-
-    @property
-    def step_size(self) -> float:
-        """Sigma."""
-        self._wait()
-        return float(self._strategy.sigma)
-
-    @property
-    def best(self) -> Point | None:
-        """The lowest loss ever told."""
-        return self._ledger.best
-
-    @property
-    def center(self) -> Vector:
-        """``(d,)``: the mean of the search distribution."""
-        self._wait()
-        return np.array(self._strategy.mean, dtype=np.float64)
-
-    def ask(self, incumbent: Point | None = None) -> Population:
-        """A sample of the search distribution, ``(P, d)``; ``incumbent`` does not matter."""
-        return self._ledger.ask(self._sample)
-
-    def tell(self, losses: ArrayLike) -> None:
-        """Adapt mean, covariance and step size to the ranks of ``losses``, ``(P,)``."""
-        _, told = self._ledger.tell(losses)
-        finite = self._ledger.finite(told).tolist()  # pycma's penalties of bounds compute with them
-        if self._draws_globally:
-            with self._randomness.lent():
-                self._learn(finite)
-        else:
-            self._learning = _LEARNERS.submit(self._learn, finite)
-
-    def _learn(self, losses: list[float]) -> None:
-        self._strategy.tell(self._solutions, losses)
-        self._solutions = self._strategy.ask()
-
-    def _wait(self) -> None:
-        if self._learning is not None:
-            learning, self._learning = self._learning, None
-            learning.result()
-
-    def _sample(self) -> Population:
-        self._wait()
-        return np.array(self._solutions, dtype=np.float64)
+            strategy.tell(solutions, losses.tolist())
 
 
 def _explained(options: Mapping[str, Any]) -> AbstractContextManager[None]:

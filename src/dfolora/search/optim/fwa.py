@@ -17,14 +17,15 @@ from collections.abc import Sequence
 from typing import Literal, final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from dfolora.errors import UserError
 from dfolora.search.optim.optimizer import (
-    Ledger,
     Losses,
-    Point,
+    Optimizer,
     Population,
+    Turn,
+    Turns,
     Vector,
     require_positive,
     require_room,
@@ -33,11 +34,11 @@ from dfolora.validation import MOST_POSITIVE, choice, not_negative
 
 
 @final
-class Lotfwa:
+class Lotfwa(Optimizer):
     """LoTFWA with options for a search without a box, in a context that changes.
 
     Args:
-        dim: Search dimension d.
+        dim: Turns dimension d.
         budget: Calls this optimizer may expect; the loser-out rule looks ahead to their end.
         rng: Private generator.
         fireworks: mu.
@@ -100,139 +101,68 @@ class Lotfwa:
         choice(start, "start", ("zero", "uniform"))
         choice(firework_loss, "firework_loss", ("current", "stored"))
         _check_bounds(bounds)
-        self._initial_amplitude = math.sqrt(3) * sigma  # U(-A, A) has standard deviation A/sqrt(3)
-        box = (-self._initial_amplitude, self._initial_amplitude) if bounds is None else bounds
-        self._lower, self._upper = box
-        if start == "zero" and not self._lower <= 0 <= self._upper:
+        amplitude = math.sqrt(3) * sigma  # U(-A, A) has standard deviation A / sqrt(3)
+        lower, upper = (-amplitude, amplitude) if bounds is None else bounds
+        if start == "zero" and not lower <= 0 <= upper:
             raise UserError(f"start is zero, which lies outside bounds {bounds}; use uniform.")
-        self._mu, self._lambda, self._budget, self._rng = fireworks, sparks, budget, rng
-        self._alpha, self._guide, self._tolerance = alpha, guide, tolerance
-        self._amplification, self._reduction = amplification, reduction
-        self._bounded = bounds is not None
-        self._remeasure = firework_loss == "current"
-        self._x = rng.uniform(self._lower, self._upper, (fireworks, dim))  # X_i
-        if start == "zero":
-            self._x[0] = 0.0
-        self._loss = np.full(fireworks, np.nan)  # F_i; nan: not measured yet
-        self._amplitude = np.full(fireworks, self._initial_amplitude)  # A_i
-        self._ledger = Ledger()
-        self._restarts = 0
-        self._measured = np.arange(0)  # the fireworks that head the last explosion
-        self._counts = np.arange(0)  # lambda_i of the last explosion
-        self._sparks: list[tuple[Population, Losses]] = []  # per firework, once their losses are in
-        self._guiding: Population | None = None  # G_i, while their losses are awaited
 
-    @property
-    def population(self) -> int:
-        """Lambda + mu, beside which fireworks may have to be measured."""
-        return self._lambda + self._mu
+        def turns() -> Turns:
+            x = rng.uniform(lower, upper, (fireworks, dim))  # X_i
+            if start == "zero":
+                x[0] = 0.0
+            loss = np.full(fireworks, np.nan)  # F(X_i), nan where not measured yet
+            a = np.full(fireworks, amplitude)  # A_i
 
-    @property
-    def asks(self) -> int:
-        """2: the explosions, then the guiding sparks."""
-        return 2
+            def mapped(points: Population) -> Population:
+                """Each coordinate out of bounds is drawn anew from the whole range."""
+                if bounds is not None:
+                    outside = (points < lower) | (points > upper)
+                    points[outside] = rng.uniform(lower, upper, int(outside.sum()))
+                return points
 
-    @property
-    def step_size(self) -> float:
-        """Amplitude of the best firework."""
-        return float(self._amplitude[self._leader])
+            def turn(points: Population, revisited: int = 0) -> Turn:
+                leader = np.argmin(np.where(np.isnan(loss), np.inf, loss))
+                return Turn(
+                    candidates=points,
+                    center=x[leader].copy(),
+                    step_size=float(a[leader]),
+                    revisited=revisited,
+                )
 
-    @property
-    def best(self) -> Point | None:
-        """The lowest loss ever told."""
-        return self._ledger.best
+            while True:
+                # Sparks s_ij explode from X_i to X_i + A_i U(-1, 1)^d.
+                counts = spark_counts(loss, sparks, alpha)
+                owner = np.repeat(np.arange(fireworks), counts)
+                s = mapped(x[owner] + a[owner, None] * rng.uniform(-1.0, 1.0, (len(owner), dim)))
+                measured = np.isnan(loss) | (firework_loss == "current")
+                revisited = int(measured.sum())
+                told = yield turn(np.concatenate([x[measured], s]), revisited)
+                loss[measured], of_s = told[:revisited], told[revisited:]
+                # The guiding spark G_i is X_i + Delta_i.
+                each = [owner == i for i in range(fireworks)]
+                delta = [guiding_vector(s[mine], of_s[mine], guide) for mine in each]
+                g = mapped(x + np.stack(delta))
+                of_g = yield turn(g)
+                # X_i becomes the best of itself, its sparks and G_i; it stays if none is better.
+                before = loss.copy()
+                for i, mine in enumerate(each):
+                    points = np.concatenate([x[i : i + 1], s[mine], g[i : i + 1]])
+                    losses = np.concatenate([before[i : i + 1], of_s[mine], of_g[i : i + 1]])
+                    x[i], loss[i] = points[losses.argmin()], losses.min()
+                # A_i becomes C_a A_i where the firework improved, else C_r A_i.
+                improved = loss < before - tolerance
+                a *= np.where(improved, amplification, reduction)
+                # In the tournament those who cannot catch up in g_max - g generations start afresh.
+                left = max(0, budget - self.evaluations) // self.population
+                if left > 1:  # one is too short for a newcomer
+                    out = losers(before, loss, improved, left)
+                    x[out] = rng.uniform(lower, upper, (int(out.sum()), dim))
+                    a[out], loss[out] = amplitude, np.nan
+                    self.restarts += int(out.sum())
 
-    @property
-    def center(self) -> Vector:
-        """``(d,)``: the best firework."""
-        center: Vector = self._x[self._leader].copy()
-        return center
-
-    @property
-    def restarts(self) -> int:
+        self.restarts = 0
         """How often the tournament threw a firework out."""
-        return self._restarts
-
-    @property
-    def _leader(self) -> int:
-        return int(np.argmin(np.where(np.isnan(self._loss), np.inf, self._loss)))
-
-    def ask(self, incumbent: Point | None = None) -> Population:
-        """The explosion, or the guiding sparks, of the generation: ``(P, d)``.
-
-        Args:
-            incumbent: Spares the call for the firework that it equals; matters to explosions only.
-        """
-        guiding = self._guiding
-        return self._ledger.ask(lambda: self._explode(incumbent) if guiding is None else guiding)
-
-    def tell(self, losses: ArrayLike) -> None:
-        """Place the guiding sparks, or end the generation, by ``losses``, ``(P,)``."""
-        population, told = self._ledger.tell(losses)
-        if self._guiding is None:
-            self._place_guiding_sparks(population, told)
-        else:
-            self._end_generation(population, told)
-
-    def _explode(self, incumbent: Point | None) -> Population:
-        """Fireworks to be measured, then all sparks, firework by firework."""
-        # Ranks first: they rest on the losses of the last context where the new are still awaited.
-        self._counts = spark_counts(self._loss, self._lambda, self._alpha)
-        unknown = np.full(self._mu, True) if self._remeasure else np.isnan(self._loss)
-        if incumbent is not None:
-            free = unknown & (self._x == incumbent.z).all(axis=1)
-            self._loss[free] = incumbent.loss if math.isfinite(incumbent.loss) else np.inf
-            unknown &= ~free
-        self._measured = np.flatnonzero(unknown)
-        owner = np.repeat(np.arange(self._mu), self._counts)
-        u = self._rng.uniform(-1.0, 1.0, (len(owner), self._x.shape[1]))
-        sparks = self._x[owner] + self._amplitude[owner, None] * u  # s_ij ~ X_i + A_i U(-1, 1)^d
-        return np.concatenate([self._x[self._measured], self._mapped(sparks)])
-
-    def _place_guiding_sparks(self, population: Population, losses: Losses) -> None:
-        """Take in the explosion, ``(P, d)`` and ``(P,)``; G_i = X_i + Delta_i."""
-        ends = len(self._measured) + np.cumsum(self._counts)[:-1]
-        fireworks, *groups = np.split(losses, [len(self._measured), *ends])
-        self._loss[self._measured] = fireworks
-        places = np.split(population, [len(self._measured), *ends])[1:]
-        self._sparks = list(zip(places, groups, strict=True))
-        delta = [guiding_vector(sparks, told, self._guide) for sparks, told in self._sparks]
-        self._guiding = self._mapped(self._x + np.stack(delta))
-
-    def _end_generation(self, guiding: Population, losses: Losses) -> None:
-        """Selection, amplitudes and tournament, with the guiding sparks' ``losses``, ``(mu,)``."""
-        before = self._loss.copy()
-        for i, (sparks, told) in enumerate(self._sparks):
-            # X_i <- the best of X_i, its sparks and G_i; X_i itself if none is better.
-            contest = np.concatenate([before[i : i + 1], told, losses[i : i + 1]])
-            winner = int(np.argmin(contest))
-            self._loss[i] = contest[winner]
-            if winner > 0:
-                self._x[i] = sparks[winner - 1] if winner <= len(sparks) else guiding[i]
-        improved = self._loss < before - self._tolerance
-        # A_i <- C_a A_i if the firework improved, else C_r A_i
-        self._amplitude *= np.where(improved, self._amplification, self._reduction)
-        # g_max - g, from what is left to spend
-        generations = max(0, self._budget - self._ledger.asked) // self.population
-        if generations > 1:  # a single one is too short for a newcomer
-            self._restart(losers(before, self._loss, improved, generations))
-        self._guiding = None
-
-    def _restart(self, out: NDArray[np.bool_]) -> None:
-        """Throw the fireworks of the mask ``out``, ``(mu,)``, somewhere else."""
-        self._x[out] = self._rng.uniform(
-            self._lower, self._upper, (int(out.sum()), self._x.shape[1])
-        )
-        self._amplitude[out] = self._initial_amplitude
-        self._loss[out] = np.nan  # measured, and charged, with the next explosion
-        self._restarts += int(out.sum())
-
-    def _mapped(self, points: Population) -> Population:
-        """``points`` with each coordinate out of bounds drawn anew from the whole range."""
-        if self._bounded:
-            outside = (points < self._lower) | (points > self._upper)
-            points[outside] = self._rng.uniform(self._lower, self._upper, int(outside.sum()))
-        return points
+        super().__init__(turns(), population=sparks + fireworks, asks=2)
 
 
 def _check_bounds(bounds: object) -> None:

@@ -5,21 +5,21 @@ https://github.com/facebookresearch/nevergrad, 2018.
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from dfolora.errors import UserError, explained
 from dfolora.search.optim.optimizer import (
-    Ledger,
-    Point,
-    Population,
+    Optimizer,
     PrivateRandomness,
-    Vector,
+    Turn,
+    Turns,
+    finite,
     require_positive,
     require_room,
 )
@@ -27,13 +27,13 @@ from dfolora.validation import text
 
 
 @final
-class Nevergrad:
+class Nevergrad(Optimizer):
     """A nevergrad optimizer from 0, asked for whole populations, on a private random stream.
 
     nevergrad is imported when the first of these is built: its import takes seconds.
 
     Args:
-        dim: Search dimension d.
+        dim: Turns dimension d.
         budget: Calls this optimizer may expect; nevergrad tunes some of its algorithms by it.
         rng: Private generator.
         name: A name in nevergrad's registry, such as "TBPSA" or "OnePlusOne".
@@ -72,76 +72,44 @@ class Nevergrad:
                 f"nevergrad's {name} takes one candidate at a time; got population {population}, "
                 "set it to 1."
             )
-        self._name, self._population = name, population
-        self._warning = ng.errors.NevergradWarning
-        self._ledger = Ledger()
-        # It seeds itself from numpy's global generator, and some algorithms draw on from there.
-        self._randomness = PrivateRandomness(rng)
-        space = ng.p.Array(init=np.zeros(dim)).set_mutation(sigma=sigma)
-        with self._inside():
-            self._optimizer = build(space, budget=budget, num_workers=population)
-        self._candidates: list[Any] = []
-        # Only when they are asked do some miss a library that they need.
-        self._first = self._drawn()
-        self._center: Vector = np.zeros(dim)
-
-    @property
-    def population(self) -> int:
-        """P."""
-        return self._population
-
-    @property
-    def asks(self) -> int:
-        """1."""
-        return 1
-
-    @property
-    def step_size(self) -> float:
-        """Nan: nevergrad's algorithms share no such notion."""
-        return np.nan
-
-    @property
-    def best(self) -> Point | None:
-        """The lowest loss ever told."""
-        return self._ledger.best
-
-    @property
-    def center(self) -> Vector:
-        """``(d,)``: nevergrad's recommendation; 0 before anything was told."""
-        return self._center.copy()
-
-    def ask(self, incumbent: Point | None = None) -> Population:
-        """The next P candidates, ``(P, d)``; ``incumbent`` does not matter."""
-        return self._ledger.ask(self._sample)
-
-    def tell(self, losses: ArrayLike) -> None:
-        """Tell nevergrad ``losses``, ``(P,)``, one by one in the order asked."""
-        _, told = self._ledger.tell(losses)
-        with self._inside():
-            for candidate, loss in zip(self._candidates, self._ledger.finite(told), strict=True):
-                self._optimizer.tell(candidate, float(loss))
-            # Now, not when read: a recommendation may draw, and looking must not change the run.
-            self._center = np.array(self._optimizer.provide_recommendation().value)
-
-    def _sample(self) -> Population:
-        self._candidates, self._first = self._first or self._drawn(), []
-        return np.array([candidate.value for candidate in self._candidates], dtype=np.float64)
-
-    def _drawn(self) -> list[Any]:
-        with self._inside():
-            return [self._optimizer.ask() for _ in range(self._population)]
-
-    @contextmanager
-    def _inside(self) -> Iterator[None]:
-        """Around every call of nevergrad: its draws are private, its advice is not ours to give."""
-        with self._randomness.lent(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", self._warning)
-            with explained(self._failed):
-                yield
-
-    def _failed(self, error: Exception) -> str:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return (
-            f"nevergrad's {self._name} fails with population {self._population} ({reason}); "
-            f"install what it lacks, or choose another name or population."
+        inside = partial(
+            _inside,
+            # It seeds itself from numpy's global generator, and some algorithms draw on from there.
+            PrivateRandomness(rng),
+            ng.errors.NevergradWarning,
+            f"nevergrad's {name} fails with population {population}",
         )
+        space = ng.p.Array(init=np.zeros(dim)).set_mutation(sigma=sigma)
+        with inside():
+            optimizer = build(space, budget=budget, num_workers=population)
+        # Only when they are asked do some miss a library that they need.
+        super().__init__(finite(_turns(optimizer, dim, population, inside)), population=population)
+
+
+def _turns(
+    optimizer: Any, dim: int, population: int, inside: Callable[[], AbstractContextManager[None]]
+) -> Turns:
+    center = np.zeros(dim)
+    while True:
+        with inside():
+            asked = [optimizer.ask() for _ in range(population)]
+        candidates = np.array([each.value for each in asked], dtype=np.float64)
+        losses = yield Turn(candidates=candidates, center=center)
+        with inside():
+            for candidate, loss in zip(asked, losses, strict=True):
+                optimizer.tell(candidate, float(loss))
+            # Now, not when read: a recommendation may draw, and looking must not change the run.
+            center = np.array(optimizer.provide_recommendation().value)
+
+
+@contextmanager
+def _inside(randomness: PrivateRandomness, warning: type[Warning], failure: str) -> Iterator[None]:
+    """Around every call of nevergrad: its draws are private, its advice is not ours to give."""
+
+    def say(error: Exception) -> str:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"{failure} ({reason}); install what it lacks, or choose another name or population."
+
+    with randomness.lent(), warnings.catch_warnings(), explained(say):
+        warnings.simplefilter("ignore", warning)
+        yield

@@ -1,7 +1,9 @@
 """What a derivative-free optimizer is here: vectors and numbers, asked and told.
 
 An optimizer searches one block. It knows nothing of models or data, draws from a private generator
-only, and is a function of that generator and of the losses it was told. The loop is the caller's:
+only, and is a function of that generator and of the losses it was told. An algorithm is a Python
+generator, ``losses = yield Turn(...)``; ``Optimizer`` makes ask and tell of it, as the loop is the
+caller's:
 
     while budget lasts:
         for _ in range(optimizer.asks):
@@ -10,8 +12,10 @@ only, and is a function of that generator and of the losses it was told. The loo
 Letters: P candidates, d search dimension.
 """
 
+import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, final
@@ -36,7 +40,7 @@ COUNTS = ("dim", "budget", "population", "fireworks", "sparks")
 """Parameters of optimizers that are whole numbers."""
 
 
-# Arrays have no single truth value, so points compare by identity.
+# Arrays have no single truth value, so points and turns compare by identity.
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Point:
     """A point and what it costs."""
@@ -47,33 +51,58 @@ class Point:
     """Its loss in the context in which it was measured."""
 
 
-class Optimizer(Protocol):
-    """Proposes candidates and learns from their losses."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Turn:
+    """What an algorithm yields: candidates to be evaluated, and where it stands before they are."""
 
-    @property
-    def population(self) -> int:
-        """Evaluations that one generation nominally costs."""
-        ...
+    candidates: Population
+    """``(P, d)``."""
+    center: Vector
+    """``(d,)``: the point it would recommend."""
+    step_size: float = math.nan
+    """Its scale."""
+    revisited: int = 0
+    """So many candidates, the first ones, were asked before. Where the caller's incumbent is one of
+    them, it is not asked again: its loss is known."""
 
-    @property
-    def asks(self) -> int:
-        """How often a generation asks and tells: mostly once, fireworks twice."""
-        ...
+
+Turns: TypeAlias = Generator[Turn, Losses, None]
+"""An algorithm: ``losses = yield turn``. Failed evaluations have a loss of inf."""
+
+
+class Optimizer:
+    """Proposes candidates and learns from their losses, as an algorithm does in its turns.
+
+    Args:
+        turns: The algorithm, which draws its first candidates here.
+        population: Evaluations that one generation nominally costs.
+        asks: Turns that make a generation: mostly one, fireworks two.
+        learner: Where the algorithm learns while the caller does something else; None for at once.
+    """
+
+    def __init__(
+        self, turns: Turns, *, population: int, asks: int = 1, learner: Executor | None = None
+    ) -> None:
+        self.population = population
+        self.asks = asks
+        self.best: Point | None = None
+        """The lowest loss ever told, as measured then; None before a finite loss was told."""
+        self.evaluations = 0
+        """Candidates asked so far."""
+        self._turns = turns
+        self._learner = learner
+        self._turn: Turn | Future[Turn] = next(turns)
+        self._known: Losses | None = None  # of the candidates that wait, nan where asked
 
     @property
     def step_size(self) -> float:
-        """Current scale of the search, for curves; nan where the optimizer has none."""
-        ...
-
-    @property
-    def best(self) -> Point | None:
-        """The lowest loss ever told, as measured then; None before a finite loss was told."""
-        ...
+        """Current scale of the search, for curves; nan where the algorithm has none."""
+        return self._reached().step_size
 
     @property
     def center(self) -> Vector:
-        """``(d,)``: the point the optimizer would recommend, sampled or not."""
-        ...
+        """``(d,)``: the point the algorithm would recommend, sampled or not."""
+        return self._reached().center.copy()
 
     def ask(self, incumbent: Point | None = None) -> Population:
         """The next candidates, ``(P, d)``; P may vary from call to call.
@@ -81,15 +110,28 @@ class Optimizer(Protocol):
         Args:
             incumbent: What this block contributes to the whole solution at present, with the
                 loss of that whole solution now, in the current context of the other blocks.
-                None when unknown.
+                None when unknown. An algorithm that would measure it anew is told that loss.
 
         Raises:
-            ValueError: The last population still waits for its losses.
+            ValueError: The last candidates still wait for their losses.
         """
-        ...
+        turn = self._reached()
+        if self._known is not None:
+            raise ValueError(
+                f"ask() was called while {np.isnan(self._known).sum()} candidates wait for their "
+                "losses; call tell() with them first."
+            )
+        self._known = np.full(len(turn.candidates), np.nan)
+        if incumbent is not None:
+            same = (turn.candidates[: turn.revisited] == incumbent.z).all(axis=1)
+            loss = incumbent.loss if math.isfinite(incumbent.loss) else np.inf
+            self._known[: turn.revisited][same] = loss
+        asked = turn.candidates[np.isnan(self._known)]
+        self.evaluations += len(asked)
+        return asked
 
     def tell(self, losses: ArrayLike) -> None:
-        """Learn from the losses of the last population.
+        """Learn from the losses of the last candidates.
 
         Args:
             losses: ``(P,)``, in the order asked; nan and infinities of either sign rank worst.
@@ -98,7 +140,30 @@ class Optimizer(Protocol):
         Raises:
             ValueError: Nothing was asked, or the number of losses is not that of candidates.
         """
-        ...
+        if self._known is None:
+            raise ValueError("tell() was called with nothing to tell of; call ask() first.")
+        told, asked = np.asarray(losses, dtype=np.float64), np.isnan(self._known)
+        if told.shape != (asked.sum(),):
+            raise ValueError(
+                f"tell() got losses of shape {told.shape}; it needs {(int(asked.sum()),)}, "
+                "one for each candidate of the last ask(), in its order."
+            )
+        told = np.where(np.isfinite(told), told, np.inf)
+        lowest = int(np.argmin(told))
+        if told[lowest] < (np.inf if self.best is None else self.best.loss):
+            z = self._reached().candidates[asked][lowest]
+            self.best = Point(z=z, loss=float(told[lowest]))
+        self._known[asked] = told
+        known, self._known = self._known, None
+        if self._learner is None:
+            self._turn = self._turns.send(known)
+        else:
+            self._turn = self._learner.submit(self._turns.send, known)
+
+    def _reached(self) -> Turn:
+        if isinstance(self._turn, Future):
+            self._turn = self._turn.result()
+        return self._turn
 
 
 class OptimizerFactory(Protocol):
@@ -115,60 +180,14 @@ class OptimizerFactory(Protocol):
         ...
 
 
-@final
-class Ledger:
-    """The bookkeeping of one optimizer: what waits for its losses, and what has been learned."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        """Candidates handed out so far."""
-        self.best: Point | None = None
-        """The point of the lowest loss told so far."""
-        self._worst = 0.0  # or a higher loss, once told
-        self._pending: Population | None = None
-
-    def ask(self, draw: Callable[[], Population]) -> Population:
-        """Hand out what ``draw`` returns, ``(P, d)``; nothing is drawn if a population waits."""
-        if self._pending is not None:
-            raise ValueError(
-                f"ask() was called while {len(self._pending)} candidates wait for their losses; "
-                "call tell() with them first."
-            )
-        self._pending = draw()
-        self.asked += len(self._pending)
-        return self._pending.copy()
-
-    def tell(self, losses: ArrayLike) -> tuple[Population, Losses]:
-        """Take the losses of the waiting population.
-
-        Args:
-            losses: ``(P,)``, any numbers.
-
-        Returns:
-            That population, ``(P, d)``, and its losses, ``(P,)``, a new array in which whatever
-            was not finite is plus infinity.
-        """
-        if self._pending is None:
-            raise ValueError("tell() was called with nothing to tell of; call ask() first.")
-        told = np.asarray(losses, dtype=np.float64)
-        if told.shape != (len(self._pending),):
-            raise ValueError(
-                f"tell() got losses of shape {told.shape}; it needs {(len(self._pending),)}, "
-                "one for each candidate of the last ask(), in its order."
-            )
-        finite = np.isfinite(told)
-        told = np.where(finite, told, np.inf)
-        population, self._pending = self._pending, None
-        if finite.any():
-            lowest = int(np.argmin(told))
-            if self.best is None or told[lowest] < self.best.loss:
-                self.best = Point(z=population[lowest].copy(), loss=float(told[lowest]))
-            self._worst = max(self._worst, float(told[finite].max()))
-        return population, told
-
-    def finite(self, losses: Losses) -> Losses:
-        """``losses`` with infinities made finite, yet worse than all told so far: ``(P,)``."""
-        return np.where(np.isfinite(losses), losses, np.nextafter(self._worst, np.inf))
+def finite(turns: Turns) -> Turns:
+    """The same algorithm, told finite losses: what failed is worse than all told so far."""
+    turn, worst = next(turns), 0.0  # or a higher loss, once told
+    while True:
+        losses = yield turn
+        succeeded = np.isfinite(losses)
+        worst = max(worst, losses[succeeded].max(initial=0.0))
+        turn = turns.send(np.where(succeeded, losses, np.nextafter(worst, np.inf)))
 
 
 @final
