@@ -4,8 +4,15 @@ from importlib.metadata import PackageNotFoundError, version
 
 from dfolora.data import Task
 from dfolora.errors import UserError
-from dfolora.fewshot import Problem, ProblemSpec, TaskRows, fit
-from dfolora.methods import LayerwiseSearch, ManualPrompt
+from dfolora.fewshot import (
+    FewShotClassifier,
+    NotFittedError,
+    Problem,
+    ProblemSpec,
+    TaskRows,
+    fit,
+)
+from dfolora.methods import Bbt, Bbtv2, CLora, FLora, LayerwiseSearch, ManualPrompt
 from dfolora.model import Backbone
 from dfolora.search.subspace import LoraSubspaceSpec
 
@@ -15,9 +22,15 @@ except PackageNotFoundError:  # the source folder alone, on a machine where noth
     __version__ = "unknown"
 __all__ = [
     "Backbone",
+    "Bbt",
+    "Bbtv2",
+    "CLora",
+    "FLora",
+    "FewShotClassifier",
     "LayerwiseSearch",
     "LoraSubspaceSpec",
     "ManualPrompt",
+    "NotFittedError",
     "Problem",
     "ProblemSpec",
     "Task",

@@ -16,9 +16,19 @@ from dfolora.data.encode import (
     fits,
 )
 from dfolora.data.metric import METRICS, accuracy, constant_score, majority_score
-from dfolora.data.rows import Part, Rows, fingerprint, load_rows
+from dfolora.data.rows import Part, Rows, fingerprint, load_rows, rows_of
 from dfolora.data.split import FewShotSplit, eligible_rows, sample_few_shot
-from dfolora.data.task import FILLER, HOLE, MASK, Kind, LabelWordStyle, Prompt, Task, label_word_ids
+from dfolora.data.task import (
+    FILLER,
+    HOLE,
+    MASK,
+    Dataset,
+    Kind,
+    LabelWordStyle,
+    Prompt,
+    Task,
+    label_word_ids,
+)
 from dfolora.data.text import TextEncoder
 
 __all__ = [
@@ -28,6 +38,7 @@ __all__ = [
     "MASK",
     "METRICS",
     "Batch",
+    "Dataset",
     "Encode",
     "Encoder",
     "FewShotSplit",
@@ -51,5 +62,6 @@ __all__ = [
     "majority_score",
     "part",
     "pieces",
+    "rows_of",
     "sample_few_shot",
 ]

@@ -74,7 +74,7 @@ def load_rows(task: Task, part: Part, *, root: str | Path | None = None) -> Rows
         columns, source = _from_mini_world(task, part), f"mini world, {task.name} {part}"
     else:
         columns, source = _from_hub(task, part)
-    return _rows(task, columns, source)
+    return rows_of(task, columns, source)
 
 
 def fingerprint(rows: Rows) -> str:
@@ -89,8 +89,17 @@ def fingerprint(rows: Rows) -> str:
     return digest.hexdigest()
 
 
-def _rows(task: Task, columns: Columns, source: str) -> Rows:
-    """Rows from raw columns, checked and cleaned."""
+def rows_of(task: Task, columns: Columns, source: str) -> Rows:
+    """Rows from raw columns, checked and cleaned as the task says.
+
+    Args:
+        task: Whose rows.
+        columns: Values by column name, each ``(N,)``: the task's fields and its label.
+        source: Where they are from, for messages.
+
+    Raises:
+        UserError: They do not fit the task.
+    """
     needed = [*task.fields, task.label]
     if not columns:
         raise UserError(f"{source} holds no rows; it needs some, with the columns {needed}.")

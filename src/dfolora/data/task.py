@@ -281,16 +281,16 @@ def label_word_ids(
         if not ids or ids[0] == tokenizer.unk_token_id:
             raise UserError(
                 f"Label word {word!r} is not in the vocabulary of {tokenizer.name_or_path} "
-                f"(ids {ids}); edit the word in the task's file."
+                f"(ids {ids}); choose another word."
             )
     first = [ids[0] for ids in encoded]
     if clashing := [n for n, token in enumerate(first) if first.count(token) > 1]:
         pieces = [tokenizer.convert_ids_to_tokens(encoded[n]) for n in clashing]
-        advice = "edit" if space else "set label_words=natural or edit"
+        advice = "choose" if space else "set label_words=natural or choose"
         raise UserError(
             f"Label words {[words[n] for n in clashing]} start with the same token for "
             f"{tokenizer.name_or_path} (pieces {pieces}), so their classes cannot be told apart; "
-            f"{advice} the words in the task's file."
+            f"{advice} other words."
         )
     return tuple(first)
 

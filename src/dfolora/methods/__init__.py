@@ -2,7 +2,7 @@
 
 from dfolora.methods.gap3 import Gap3
 from dfolora.methods.gradient import GradientTuning, TrainingSpec
-from dfolora.methods.in_context import InContext
+from dfolora.methods.in_context import Demonstrated, InContext
 from dfolora.methods.layerwise import LayerwiseSearch
 from dfolora.methods.manual_prompt import ManualPrompt
 from dfolora.methods.method import (
@@ -15,9 +15,16 @@ from dfolora.methods.method import (
     Resumable,
     Step,
 )
+from dfolora.methods.named import METHODS, Bbt, Bbtv2, CLora, FLora, method_of
 from dfolora.methods.random_lora import RandomLora
 
 __all__ = [
+    "METHODS",
+    "Bbt",
+    "Bbtv2",
+    "CLora",
+    "Demonstrated",
+    "FLora",
     "FewShotData",
     "Fit",
     "Gap3",
@@ -33,4 +40,5 @@ __all__ = [
     "Resumable",
     "Step",
     "TrainingSpec",
+    "method_of",
 ]

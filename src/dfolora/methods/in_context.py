@@ -49,8 +49,7 @@ class InContext:
         shown = _by_turns(train.labels, seed)[: self.demonstrations]
         filled = (_demonstration(plain, train.texts[n], train.labels[n]) for n in shown)
         texts = tuple(accumulate(filled, initial=""))
-        pattern = f"{{{BEFORE}}}{plain.prompt.pattern}"
-        encoder = replace(plain, prompt=replace(plain.prompt, pattern=pattern))
+        encoder = _with_room_before(plain)
         # What each number of demonstrations adds to a row, by the example of the shortest.
         lengths = plain.token_counts(train)
         shortest = train.select([lengths.index(min(lengths))] * len(texts))
@@ -63,7 +62,7 @@ class InContext:
                 f"method.demonstrations=0 to show none."
             )
         added = tuple(count - counts[0] for count in counts)
-        return Demonstrated(plain=plain, encoder=encoder, texts=texts, added=added)
+        return Demonstrated.of(plain, texts, added)
 
     def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> NoFit:
         """Nothing to fit; ``found`` counts the demonstrations of the rows last predicted."""
@@ -97,6 +96,12 @@ class Demonstrated:
     added: tuple[int, ...]
     """How many tokens these are."""
 
+    @classmethod
+    def of(cls, plain: Encoder, texts: Sequence[str], added: Sequence[int]) -> "Demonstrated":
+        """With the prompt alone, and what was found to stand before it."""
+        before = _with_room_before(plain)
+        return cls(plain=plain, encoder=before, texts=tuple(texts), added=tuple(added))
+
     def __call__(self, rows: Rows, group: int | None = None) -> Batch:
         """See `encode`."""
         return self.encoder(self._shown(rows, self._fitting(rows)), group)
@@ -123,6 +128,11 @@ class Demonstrated:
 
     def _shown(self, rows: Rows, counts: Sequence[int]) -> Rows:
         return _preceded(rows, [self.texts[count] for count in counts])
+
+
+def _with_room_before(plain: Encoder) -> Encoder:
+    pattern = f"{{{BEFORE}}}{plain.prompt.pattern}"
+    return replace(plain, prompt=replace(plain.prompt, pattern=pattern))
 
 
 def _by_turns(labels: Sequence[int], seed: int) -> list[int]:

@@ -11,7 +11,7 @@ from dfolora.model.factors import LoraFactors
 from dfolora.model.intervention import Intervention, LayerLora, SoftPrompt
 from dfolora.model.limits import Limits
 from dfolora.model.packing import Pack, Sequences
-from dfolora.model.peft_export import save_adapter
+from dfolora.model.peft_export import load_adapter, save_adapter
 
 __all__ = [
     "FAMILIES",
@@ -25,5 +25,6 @@ __all__ = [
     "Pack",
     "Sequences",
     "SoftPrompt",
+    "load_adapter",
     "save_adapter",
 ]

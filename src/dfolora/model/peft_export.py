@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dfolora.model.backbone import Backbone
@@ -58,6 +58,36 @@ def save_adapter(folder: Path, backbone: Backbone, layers: Iterable[LayerLora]) 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def load_adapter(folder: Path, backbone: Backbone) -> dict[int, LayerLora]:
+    """The factors of a LoRA adapter folder by layer, for the engine: one candidate's (P = 1).
+
+    Args:
+        folder: Written by ``save_adapter``, or by PEFT for a LoRA on attention maps.
+        backbone: The model that they adapt.
+    """
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    layers = {}
+    for index, layer in enumerate(backbone.layers):
+        factors = {}
+        for name, linear in layer.maps.items():
+            key = f"{PEFT_PREFIX}{linear.path}.lora_%s.weight"
+            if key % "A" not in tensors:
+                continue
+            rank = config["rank_pattern"].get(linear.path, config["r"])
+            alpha = config["alpha_pattern"].get(linear.path, config["lora_alpha"])
+            up = tensors[key % "B"][linear.columns] * (alpha / rank)
+            used = up.any(0)  # a fused module has ranks of its other maps, which are 0 here
+            if used.any():
+                factors[name] = LoraFactors(
+                    down=tensors[key % "A"][used].T[None].contiguous().to(backbone.device),
+                    up=up[:, used].T[None].contiguous().to(backbone.device),
+                )
+        if factors:
+            layers[index] = LayerLora(layer=index, factors=factors)
+    return layers
 
 
 def _fused(parts: list[tuple[LinearMap, LoraFactors]]) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from dfolora.methods.gradient.features import FeatureHead
 from dfolora.methods.gradient.lora import Lora
 from dfolora.methods.gradient.prompts import PrefixTuning, PromptTuning
 from dfolora.methods.gradient.trainable import Attached, Reader, Trainable
-from dfolora.methods.gradient.training import TrainingSpec
+from dfolora.methods.gradient.training import TrainingSpec, all_logits, readers
 from dfolora.methods.gradient.tuning import GradientTuning
 from dfolora.methods.gradient.weights import BitFit, ModelTuning
 
@@ -25,4 +25,6 @@ __all__ = [
     "Reader",
     "Trainable",
     "TrainingSpec",
+    "all_logits",
+    "readers",
 ]

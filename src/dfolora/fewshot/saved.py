@@ -1,0 +1,236 @@
+"""A fitted classifier as a folder: what was fitted, and `classifier.json` beside it."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dfolora.data import Batch, Encode, Encoder, Prompt
+from dfolora.engine import Engine, Interventions, Limits
+from dfolora.errors import UserError
+from dfolora.methods import (
+    Demonstrated,
+    Gap3,
+    GradientTuning,
+    InContext,
+    LayerwiseSearch,
+    ManualPrompt,
+    Method,
+    RandomLora,
+    gradient,
+)
+from dfolora.model import Backbone, SoftPrompt, load_adapter
+from dfolora.search.subspace import PromptSubspaceSpec
+from dfolora.validation import check_keys, mapping
+
+RECORD = "classifier.json"
+FORMAT = 1
+KEYS = (
+    *("format", "versions", "model", "tokenizer", "weights"),
+    *("prompt", "classes", "words", "fitted", "settings"),
+)
+PACKAGES = ("dfolora", "torch", "transformers", "peft")
+SAMPLE = 64
+"""Numbers of each parameter that tell a model."""
+
+Logits = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What a folder gives back, in place of a fit."""
+
+    encode: Encode
+    """How rows are put to the model."""
+    logits: Logits
+    """Label-word logits ``(N, C)`` of an encoded batch."""
+
+
+def versions() -> Mapping[str, str | None]:
+    """Of the packages that predictions depend on."""
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def weights_digest(model: Any) -> str:
+    """SHA-256 of some numbers of each parameter, the same in float32 as in bfloat16."""
+    digest = sha256()
+    for name, weight in model.named_parameters():
+        if type(weight) is nn.Parameter:  # an 8-bit weight is of a type of torchao's
+            flat = weight.detach().flatten()
+            some = flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE].to("cpu", torch.bfloat16)
+            digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+            digest.update(some.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fitted_of(method: Method, encode: Encode) -> Mapping[str, Any]:
+    """What a record says of a fit, beside the files that its predictor writes.
+
+    Raises:
+        UserError: No such fit can be restored.
+    """
+    match method:
+        case ManualPrompt():
+            return {"kind": "manual_prompt"}
+        case InContext() if isinstance(encode, Demonstrated):
+            return {"kind": "in_context", "texts": encode.texts, "added": encode.added}
+        case Gap3():
+            return {"kind": "prompt"}
+        case LayerwiseSearch(subspace=PromptSubspaceSpec()):
+            return {"kind": "soft_prompts"}
+        case LayerwiseSearch() | RandomLora() | GradientTuning(trained=gradient.Lora()):
+            return {"kind": "lora"}
+        case GradientTuning(trained=trained) if type(trained) in TRAINABLES.values():
+            name = type(trained).__name__
+            return {"kind": "trained", "trained": name, "options": asdict(trained)}  # type: ignore[call-overload]
+    raise UserError(f"A classifier of {method!r} cannot be saved; use one of the methods by name.")
+
+
+TRAINABLES = {
+    kind.__name__: kind
+    for kind in (
+        gradient.Adapter,
+        gradient.BitFit,
+        gradient.FeatureHead,
+        gradient.ModelTuning,
+        gradient.PrefixTuning,
+        gradient.PromptTuning,
+    )
+}
+
+
+def read_record(folder: Path) -> Mapping[str, Any]:
+    """The record of a folder.
+
+    Raises:
+        UserError: There is none, or none that this version reads.
+    """
+    path = folder / RECORD
+    try:
+        record = mapping(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except OSError as error:
+        raise UserError(
+            f"{folder} holds no classifier: {path} cannot be read ({error.strerror}); give a "
+            f"folder that FewShotClassifier.save wrote."
+        ) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error}); save the classifier again.") from error
+    check_keys(record, str(path), required=KEYS)
+    if record["format"] != FORMAT:
+        raise UserError(
+            f"{path} has format {record['format']!r}, this version of dfolora reads {FORMAT}; it "
+            f"was written by dfolora {record['versions'].get('dfolora')}: install that."
+        )
+    return record
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write it beside what was fitted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=2, ensure_ascii=False)
+    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+
+
+def restore(
+    folder: Path,
+    fitted: Mapping[str, Any],
+    backbone: Backbone,
+    plain: Encoder,
+    label_ids: Tensor,
+) -> Restored:
+    """What was fitted, on the model again.
+
+    Args:
+        folder: With the predictor's files.
+        fitted: See ``fitted_of``.
+        backbone: The model that it was fitted to.
+        plain: The prompt.
+        label_ids: ``(C,)``.
+
+    Raises:
+        UserError: A file is missing or broken.
+    """
+
+    def on_engine(encode: Encode, interventions: Interventions) -> Restored:
+        def logits(batch: Batch) -> Tensor:
+            return Engine(backbone, batch, label_ids, Limits(), carry=False)(interventions)[0]
+
+        return Restored(encode=encode, logits=logits)
+
+    try:
+        match fitted["kind"]:
+            case "manual_prompt":
+                return on_engine(plain, {})
+            case "in_context":
+                texts, added = tuple(fitted["texts"]), tuple(fitted["added"])
+                return on_engine(Demonstrated.of(plain, texts, added), {})
+            case "prompt":
+                found = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
+                prompt = Prompt(
+                    kind=found["kind"],
+                    pattern=found["pattern"],
+                    label_words=tuple(found["label_words"]),
+                )
+                return on_engine(replace(plain, prompt=prompt), {})
+            case "soft_prompts":
+                return on_engine(*_soft_prompts(folder, backbone, plain))
+            case "lora":
+                return on_engine(plain, load_adapter(folder, backbone))
+            case "trained":
+                trained = TRAINABLES[fitted["trained"]](**fitted["options"])
+                return _trained(folder, trained, backbone, plain, label_ids)
+    except UserError:
+        raise
+    except Exception as error:  # of whatever file is not what was written
+        raise UserError(
+            f"{folder} holds no whole classifier ({type(error).__name__}: {error}); copy it again."
+        ) from error
+    raise UserError(f"{folder / RECORD} is of an unknown kind, {fitted['kind']!r}.")
+
+
+def _soft_prompts(
+    folder: Path, backbone: Backbone, plain: Encoder
+) -> tuple[Encoder, Interventions]:
+    tensors = load_file(folder / "soft_prompts.safetensors")
+    start = 0 if backbone.architecture.family.kind == "causal" else 1
+    prompts = {
+        layer: SoftPrompt(
+            layer=layer, start=start, vectors=tensors[f"layer.{layer}"][None].to(backbone.device)
+        )
+        for layer in range(len(tensors))
+    }
+    return PromptSubspaceSpec(positions=prompts[0].vectors.shape[1]).encoder(plain), prompts
+
+
+def _trained(
+    folder: Path,
+    trained: gradient.Trainable,
+    backbone: Backbone,
+    plain: Encoder,
+    label_ids: Tensor,
+) -> Restored:
+    own = folder / "trained.safetensors"
+    tensors = load_file(own if own.exists() else folder / "adapter_model.safetensors")
+
+    def logits(batch: Batch) -> Tensor:
+        with trained.attached(backbone, label_ids, 0) as attached, torch.no_grad():
+            for name, parameter in attached.parameters.items():
+                # PEFT's prompts are one tensor, which it saves by another name.
+                (tensor,) = tensors.values() if len(tensors) == 1 else (tensors[name],)
+                parameter.copy_(tensor)
+            return gradient.all_logits(gradient.readers(attached, batch, 2048))
+
+    return Restored(encode=trained.encoder(plain), logits=logits)
