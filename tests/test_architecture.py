@@ -40,18 +40,21 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "matplotlib": {"record.curve", "report.figures"},
     "mlflow": {"record.failures", "record.runlog", "record.store"},
     "nevergrad": {"search.optim.nevergrad"},
-    "numpy": {"data.metric", "engine", "methods", "mini", "record", "search", "seeding"},
+    "numpy": {"data.metric", "engine", "fewshot", "methods", "mini", "record", "search", "seeding"},
     "pandas": {"data.rows", "record.store", "report"},
     "peft": {"methods.gradient"},
     "psutil": {"record.memory"},
     "pynvml": {"record.memory"},
     "scipy": {"report.significance"},
     "safetensors": {
-        "methods.gradient", "model.peft_export", "model.preflight", "search.subspace.prompt",
+        "fewshot.saved", "methods.gradient", "model.peft_export", "model.preflight",
+        "search.subspace.prompt",
     },
+    "sklearn": {"fewshot.classifier"},
     "sqlalchemy": {"record.failures"},
     "torch": {"data", "engine", "fewshot", "methods", "model", "record.memory", "search"},
     "torchao": {"model.quantize"},
+    "tqdm": {"fewshot.classifier"},
     "transformers": {
         "data", "fewshot", "model.checkpoint", "model.preflight", "model.quantize",
     },
@@ -59,7 +62,7 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
 }  # fmt: skip
 LAZY = {
     "datasets", "jinja2", "matplotlib", "mlflow", "nevergrad", "peft", "pynvml", "scipy",
-    "sqlalchemy", "torchao",
+    "sklearn", "sqlalchemy", "torchao",
 }  # fmt: skip
 """Slow to import or not needed by all: only inside of functions."""
 

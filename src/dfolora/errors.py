@@ -60,6 +60,21 @@ def explained(say: Callable[[Exception], str]) -> Iterator[None]:
         raise UserError(say(error)) from error
 
 
+@contextmanager
+def installed(extra: str) -> Iterator[None]:
+    """Around imports of packages that come with one of this package's extras.
+
+    Raises:
+        UserError: One is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(
+            f"{error.name} is not installed, which this needs: pip install 'dfolora[{extra}]'."
+        ) from error
+
+
 def first_line(error: Exception) -> str:
     """The first line of what a library says; some say nothing."""
     return str(error).strip().partition("\n")[0] or repr(error)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dfolora.data.task import Task
-from dfolora.errors import UserError, explained
+from dfolora.errors import UserError, explained, installed
 from dfolora.mini import world
 from dfolora.validation import shown
 
@@ -173,7 +173,8 @@ def _from_mini_world(task: Task, part: Part) -> Columns:
 
 
 def _from_hub(task: Task, part: Part) -> tuple[Columns, str]:
-    import datasets  # a second of import time and an optional part of the installation
+    with installed("pipelines"):
+        import datasets  # a second of import time and an optional part of the installation
 
     wanted = task.dataset
     split = getattr(wanted, part)
@@ -279,7 +280,8 @@ def _read_tsv(path: Path) -> Columns:
 
 
 def _read_table(path: Path, **layout: Any) -> Columns:
-    import pandas as pd
+    with installed("pipelines"):
+        import pandas as pd
 
     with warnings.catch_warnings():
         # Of rows that are longer than the header, which would lose what is beyond it.
@@ -292,7 +294,8 @@ def _read_table(path: Path, **layout: Any) -> Columns:
 
 
 def _read_parquet(path: Path) -> Columns:
-    import pandas as pd
+    with installed("pipelines"):
+        import pandas as pd
 
     frame = pd.read_parquet(path)
     return {name: frame[name].tolist() for name in frame.columns}

@@ -1,5 +1,6 @@
 """A task as data: where its rows are, its prompts and its label words."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,9 @@ MASK, FILLER = "mask", "filler"
 """Placeholders of a pattern that are not fields of the row."""
 HOLE = "hole"
 """A placeholder for a mask that does not answer; the genetic search fills it with a word."""
+
+OWN = Path(__file__).parents[1] / "tasks"
+"""The task files that come with this package: those of ``conf/task``."""
 
 REQUIRED = ("name", "title", "dataset", "fields", "label", "classes", "metric", "prompts")
 """Required keys of a task."""
@@ -216,18 +220,15 @@ class Task:
         """A task from a YAML file such as ``conf/task/sst2.yaml``.
 
         Args:
-            path: The file; Hydra's ``defaults`` lists are not followed.
+            path: The file, or the name of one of this package's own: ``sst2``, ``mini/sst2``, ...
+                Of Hydra's ``defaults`` it may have ``/task/NAME@_here_``, a task file in its own
+                or the enclosing folder that it changes, and ``_self_``.
 
         Raises:
             UserError: If the file is missing, is not YAML, or does not hold a task.
         """
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"Task file {path} cannot be read: {error.strerror}.") from error
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"Task file {path} is not UTF-8 YAML: {error}") from error
-        return cls.from_mapping(mapping(data, f"task file {path}"))
+        own = OWN / f"{path}.yaml"
+        return cls.from_mapping(_read(own if own.is_file() else Path(path)))
 
     def _check_prompt(self, prompt: Prompt, where: str) -> None:
         """Raise UserError if the prompt does not fit the task's fields and classes."""
@@ -293,6 +294,48 @@ def label_word_ids(
             f"{advice} other words."
         )
     return tuple(first)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """A task file, with those that it changes."""
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        files = OWN.rglob("*.yaml")
+        names = ", ".join(sorted(str(file.relative_to(OWN).with_suffix("")) for file in files))
+        raise UserError(
+            f"Task file {path} cannot be read: {error.strerror}; give a file, or one of {names}."
+        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"Task file {path} is not UTF-8 YAML: {error}") from error
+    data = dict(mapping(given, f"task file {path}"))
+    base: Mapping[str, Any] = {}
+    for default in data.pop("defaults", ()):
+        if default != "_self_":
+            base = _merged(base, _read(_default(default, path)))
+    return _merged(base, data)
+
+
+def _default(default: object, path: Path) -> Path:
+    name = re.fullmatch(r"/task/([\w/]+)@_here_", str(default))
+    files = [folder / f"{name[1]}.yaml" for folder in path.absolute().parents[:2]] if name else []
+    for file in files:
+        if file.is_file() and not file.samefile(path):
+            return file
+    raise UserError(
+        f"Task file {path} has the default {default!r}; it may have /task/NAME@_here_, with "
+        f"NAME.yaml in its own or the enclosing folder. Compose others with Hydra for from_mapping."
+    )
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The base with changes, where both have a mapping within it."""
+    nested = {
+        key: _merged(base[key], value)
+        for key, value in changes.items()
+        if isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+    }
+    return {**base, **changes, **nested}
 
 
 def _dataset(value: object, where: str) -> Dataset:

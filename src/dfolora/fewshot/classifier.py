@@ -304,11 +304,12 @@ class FewShotClassifier:
         return self
 
     def __repr__(self) -> str:
-        defaults = inspect.signature(type(self).__init__).parameters
+        parameters = inspect.signature(type(self).__init__).parameters
+        defaults = {name: parameter.default for name, parameter in parameters.items()}
         changed = [
             f"{name}={_shown(value)}"
             for name, value in self.get_params().items()
-            if value is not defaults[name].default
+            if type(value) is not type(defaults[name]) or value != defaults[name]
         ]
         return f"{type(self).__name__}({', '.join(changed)})"
 

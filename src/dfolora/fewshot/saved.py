@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dfolora.data import Batch, Encode, Encoder, Prompt
 from dfolora.engine import Engine, Interventions, Limits
-from dfolora.errors import UserError
+from dfolora.errors import UserError, explained, first_line
 from dfolora.methods import (
     Demonstrated,
     Gap3,
@@ -119,15 +119,12 @@ def read_record(folder: Path) -> Mapping[str, Any]:
         UserError: There is none, or none that this version reads.
     """
     path = folder / RECORD
-    try:
+
+    def unread(error: Exception) -> str:
+        return f"{folder} holds no classifier: {first_line(error)}. Give a folder that save wrote."
+
+    with explained(unread):
         record = mapping(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except OSError as error:
-        raise UserError(
-            f"{folder} holds no classifier: {path} cannot be read ({error.strerror}); give a "
-            f"folder that FewShotClassifier.save wrote."
-        ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}); save the classifier again.") from error
     check_keys(record, str(path), required=KEYS)
     if record["format"] != FORMAT:
         raise UserError(
@@ -170,7 +167,10 @@ def restore(
 
         return Restored(encode=encode, logits=logits)
 
-    try:
+    def broken(error: Exception) -> str:
+        return f"{folder} holds no whole classifier ({first_line(error)}); copy it again."
+
+    with explained(broken):
         match fitted["kind"]:
             case "manual_prompt":
                 return on_engine(plain, {})
@@ -192,12 +192,6 @@ def restore(
             case "trained":
                 trained = TRAINABLES[fitted["trained"]](**fitted["options"])
                 return _trained(folder, trained, backbone, plain, label_ids)
-    except UserError:
-        raise
-    except Exception as error:  # of whatever file is not what was written
-        raise UserError(
-            f"{folder} holds no whole classifier ({type(error).__name__}: {error}); copy it again."
-        ) from error
     raise UserError(f"{folder / RECORD} is of an unknown kind, {fitted['kind']!r}.")
 
 

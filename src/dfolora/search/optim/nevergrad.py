@@ -13,7 +13,7 @@ from typing import Any, final
 
 import numpy as np
 
-from dfolora.errors import UserError, explained
+from dfolora.errors import UserError, explained, installed
 from dfolora.search.optim.optimizer import (
     Optimizer,
     PrivateRandomness,
@@ -55,7 +55,8 @@ class Nevergrad(Optimizer):
         population: int = 20,
         sigma: float = 1.0,
     ) -> None:
-        import nevergrad as ng
+        with installed("pipelines"):
+            import nevergrad as ng
 
         require_positive(dim=dim, budget=budget, population=population, sigma=sigma)
         require_room(population, dim)
