@@ -230,6 +230,15 @@ predictor = dfolora.fit(
     problem=dfolora.ProblemSpec(k=2),
 )
 predictor.save(pathlib.Path("adapter"))
+
+classifier = dfolora.FewShotClassifier(
+    "mini-roberta", prompt="{text} It was {mask}.", words=["bad", "great"],
+    method=dfolora.FLora(dim=8, budget=21), verbose=True,
+).fit(["it is dull", "it is fine"] * 4, ["no", "yes"] * 4)
+classifier.save("classifier")
+texts = ["it is fine"]
+loaded = dfolora.FewShotClassifier.load("classifier")
+assert (loaded.predict(texts) == classifier.predict(texts)).all()
 print(predictor.searched, predictor.dev.calls <= 21)
 """
 
@@ -245,4 +254,5 @@ def test_core_works_with_torch_transformers_numpy_and_cma_alone(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["8", "True"]
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    for folder in ("adapter", "classifier"):
+        assert (tmp_path / folder / "adapter_model.safetensors").exists()

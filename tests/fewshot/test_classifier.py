@@ -394,6 +394,16 @@ def test_folder_is_a_peft_adapter_too(tmp_path):
     assert record["versions"]["torch"] == metadata.version("torch")
 
 
+def test_a_loaded_one_is_saved_again(tmp_path):
+    fitted, folder = saved(tmp_path)
+    loaded = FewShotClassifier.load(folder)
+    loaded.save(folder)
+    loaded.save(tmp_path / "copy")
+    again = FewShotClassifier.load(tmp_path / "copy")
+    texts, _ = rows()
+    assert np.allclose(again.predict_proba(texts), fitted.predict_proba(texts), atol=1e-5)
+
+
 def test_another_base_model_is_refused(tmp_path):
     _, folder = saved(tmp_path)
     model, tokenizer = mini()

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ from dfolora.fewshot.inputs import (
 )
 from dfolora.fewshot.saved import (
     FORMAT,
-    Logits,
+    copy_folder,
     fitted_of,
     read_record,
     restore,
@@ -79,8 +80,8 @@ class FewShotClassifier:
 
     Attributes:
         classes_: The classes, sorted, ``(C,)``.
-        predictor_: What ``fit`` chose, with the look at dev that chose it (``predictor_.dev``);
-            not after ``load``.
+        predictor_: What ``fit`` chose, with the look at dev that chose it (``predictor_.dev``; None
+            after ``load``).
     """
 
     classes_: NDArray[Any]
@@ -158,11 +159,10 @@ class FewShotClassifier:
         predictor = self._followed(method.begin(backbone, data, seed), method.budget)
         self.classes_, self.predictor_ = classes, predictor
         self._fitted = _Fitted(
-            method=method,
+            describe=lambda: fitted_of(method, encode),
             backbone=backbone,
             task=task,
             encode=encode,
-            logits=predictor.logits,
             words=words,
         )
         return self
@@ -179,7 +179,7 @@ class FewShotClassifier:
         """
         fitted = self._known()
         batch = fitted.encode(read_rows(X, fitted.task, "X"))
-        return fitted.logits(batch).double().softmax(-1).cpu().numpy()
+        return self.predictor_.logits(batch).double().softmax(-1).cpu().numpy()
 
     def classes_of(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
         """The most probable class of each row: ``(N, C) -> (N,)``."""
@@ -205,9 +205,7 @@ class FewShotClassifier:
             folder: New, or of an earlier ``save``, whose files are replaced.
         """
         fitted, folder = self._known(), Path(folder)
-        if fitted.method is None:
-            raise UserError("This classifier was loaded from a folder; copy that folder.")
-        described = fitted_of(fitted.method, fitted.encode)
+        described = fitted.describe()
         self.predictor_.save(folder)
         model = self.model if isinstance(self.model, str | Path) else self.model.name_or_path
         settings = {
@@ -276,14 +274,16 @@ class FewShotClassifier:
                 f"precision={classifier.precision}."
             )
         label_ids = classifier._label_ids(plain)
-        restored = restore(folder, record["fitted"], backbone, plain, label_ids)
+        fitted = record["fitted"]
+        encode, logits = restore(folder, fitted, backbone, plain, label_ids)
         classifier.classes_ = classes
+        write = partial(copy_folder, folder)
+        classifier.predictor_ = Predictor(logits=logits, write=write)
         classifier._fitted = _Fitted(
-            method=None,
+            describe=lambda: fitted,
             backbone=backbone,
             task=task,
-            encode=restored.encode,
-            logits=restored.logits,
+            encode=encode,
             words=tuple(record["words"]),
         )
         return classifier
@@ -435,12 +435,11 @@ class FewShotClassifier:
 class _Fitted:
     """What ``fit`` or ``load`` leaves for predicting."""
 
-    method: Method | None
-    """None after ``load``."""
+    describe: Callable[[], Mapping[str, Any]]
+    """See ``fitted_of``."""
     backbone: Backbone
     task: Task
     encode: Encode
-    logits: Logits
     words: tuple[str, ...]
 
 

@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dfolora.data import Batch, Encode, Encoder, Prompt
-from dfolora.engine import Engine, Interventions, Limits
+from dfolora.data import Batch, Encode, Encoder
+from dfolora.engine import Interventions, classify
 from dfolora.errors import UserError, explained, first_line
 from dfolora.methods import (
     Demonstrated,
@@ -41,16 +42,10 @@ SAMPLE = 64
 """Numbers of each parameter that tell a model."""
 
 Logits = Callable[[Batch], Tensor]
+"""Label-word logits ``(N, C)`` of an encoded batch."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Restored:
-    """What a folder gives back, in place of a fit."""
-
-    encode: Encode
-    """How rows are put to the model."""
-    logits: Logits
-    """Label-word logits ``(N, C)`` of an encoded batch."""
+Restored = tuple[Encode, Logits]
+"""What a folder gives back: how rows are put to the model, and what predicts."""
 
 
 def versions() -> Mapping[str, str | None]:
@@ -141,6 +136,12 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     (folder / RECORD).write_text(text + "\n", encoding="utf-8")
 
 
+def copy_folder(folder: Path, target: Path) -> None:
+    """What ``save`` means for a classifier that was loaded."""
+    if target.resolve() != folder.resolve():
+        copytree(folder, target, dirs_exist_ok=True)
+
+
 def restore(
     folder: Path,
     fitted: Mapping[str, Any],
@@ -161,11 +162,8 @@ def restore(
         UserError: A file is missing or broken.
     """
 
-    def on_engine(encode: Encode, interventions: Interventions) -> Restored:
-        def logits(batch: Batch) -> Tensor:
-            return Engine(backbone, batch, label_ids, Limits(), carry=False)(interventions)[0]
-
-        return Restored(encode=encode, logits=logits)
+    def adapted(encode: Encode, interventions: Interventions) -> Restored:
+        return encode, lambda batch: classify(backbone, label_ids, batch, interventions)
 
     def broken(error: Exception) -> str:
         return f"{folder} holds no whole classifier ({first_line(error)}); copy it again."
@@ -173,26 +171,22 @@ def restore(
     with explained(broken):
         match fitted["kind"]:
             case "manual_prompt":
-                return on_engine(plain, {})
+                return adapted(plain, {})
             case "in_context":
-                texts, added = tuple(fitted["texts"]), tuple(fitted["added"])
-                return on_engine(Demonstrated.of(plain, texts, added), {})
+                return adapted(Demonstrated.of(plain, fitted["texts"], fitted["added"]), {})
             case "prompt":
                 found = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
-                prompt = Prompt(
-                    kind=found["kind"],
-                    pattern=found["pattern"],
-                    label_words=tuple(found["label_words"]),
-                )
-                return on_engine(replace(plain, prompt=prompt), {})
+                prompt = replace(plain.prompt, pattern=found["pattern"])
+                return adapted(replace(plain, prompt=prompt), {})
             case "soft_prompts":
-                return on_engine(*_soft_prompts(folder, backbone, plain))
+                return adapted(*_soft_prompts(folder, backbone, plain))
             case "lora":
-                return on_engine(plain, load_adapter(folder, backbone))
+                return adapted(plain, load_adapter(folder, backbone))
             case "trained":
                 trained = TRAINABLES[fitted["trained"]](**fitted["options"])
-                return _trained(folder, trained, backbone, plain, label_ids)
-    raise UserError(f"{folder / RECORD} is of an unknown kind, {fitted['kind']!r}.")
+                return trained.encoder(plain), _trained(folder, trained, backbone, label_ids)
+            case kind:
+                raise ValueError(f"{kind!r} was fitted, which nothing here fits")
 
 
 def _soft_prompts(
@@ -210,12 +204,8 @@ def _soft_prompts(
 
 
 def _trained(
-    folder: Path,
-    trained: gradient.Trainable,
-    backbone: Backbone,
-    plain: Encoder,
-    label_ids: Tensor,
-) -> Restored:
+    folder: Path, trained: gradient.Trainable, backbone: Backbone, label_ids: Tensor
+) -> Logits:
     own = folder / "trained.safetensors"
     tensors = load_file(own if own.exists() else folder / "adapter_model.safetensors")
 
@@ -225,6 +215,6 @@ def _trained(
                 # PEFT's prompts are one tensor, which it saves by another name.
                 (tensor,) = tensors.values() if len(tensors) == 1 else (tensors[name],)
                 parameter.copy_(tensor)
-            return gradient.all_logits(gradient.readers(attached, batch, 2048))
+            return gradient.all_logits(gradient.readers(attached, batch, backbone.tokens))
 
-    return Restored(encode=trained.encoder(plain), logits=logits)
+    return logits
