@@ -2,8 +2,10 @@
 
 import ast
 import errno
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from dfolora.errors import ResourceError, UserError, explained, is_shortage
 from dfolora.mini import BUNDLED
 from dfolora.model import Checkpoint
 from dfolora.record import Store
+from dfolora.search.optim import Nevergrad
 from tests.fewshot.test_problem import TASK, Task
 
 SRC = Path(__file__).parents[1] / "src" / "dfolora"
@@ -113,3 +116,19 @@ def test_nobody_else_puts_every_error_down_to_one_cause():
         and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
     }
     assert broad == {"errors.py"}
+
+
+@pytest.mark.parametrize(
+    ("package", "use"),
+    [
+        ("datasets", lambda folder: load_rows(Task.from_mapping(TASK), "train")),
+        ("pandas", lambda folder: load_rows(Task.from_mapping(TASK), "train", root=folder)),
+        ("nevergrad", lambda _: Nevergrad(4, 9, np.random.default_rng(0), name="OnePlusOne")),
+    ],
+)
+def test_what_an_extra_lacks_is_told_with_its_name(package, use, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "colors").mkdir()
+    (tmp_path / "colors" / "train.csv").write_text("text,label\nx,0\n")
+    with pytest.raises(UserError, match=rf"{package} is not installed, .*'dfolora\[pipelines\]'"):
+        use(tmp_path)

@@ -1,4 +1,5 @@
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,24 @@ def test_label_words_are_their_first_tokens():
 def test_label_words_that_cannot_answer(words, style, message):
     with pytest.raises(UserError, match=message):
         label_word_ids(prompt_with(*words), Letters(), style)
+
+
+@pytest.mark.parametrize("file", REAL + MINI, ids=lambda file: file.stem)
+def test_own_tasks_are_known_by_name_and_are_what_hydra_composes(file):
+    name = file.relative_to(CONF / "task").with_suffix("").as_posix()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("run", [f"task={name}"]).task
+    expected = Task.from_mapping(OmegaConf.to_container(composed, resolve=True))
+    assert Task.from_file(file) == Task.from_file(name) == expected
+
+
+def test_defaults_that_only_hydra_follows_are_told(tmp_path):
+    file = tmp_path / "mine.yaml"
+    for default in ("/task/mine@_here_", "/task/none@_here_", "other", {"override /task": "sst2"}):
+        file.write_text(f"defaults: {json.dumps([default, '_self_'])}\n")
+        with pytest.raises(UserError, match=r"mine\.yaml has the default .*may have /task/NAME@"):
+            Task.from_file(file)
+    with pytest.raises(
+        UserError, match=r"No such file or directory; give a file, or one of agnews"
+    ):
+        Task.from_file("sst3")
