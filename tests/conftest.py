@@ -42,6 +42,14 @@ MASKED = transformers.AutoModelForMaskedLM
 LOADERS = {"roberta": MASKED, "bert": MASKED, "gpt2": transformers.AutoModelForCausalLM}
 
 
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    """A working folder with a store of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return tmp_path
+
+
 @lru_cache
 def mini_tokenizer(kind: str):
     """The bundled tokenizer of a masked or a causal model."""

@@ -24,8 +24,8 @@ from dfolora.model import Backbone, Limits
 from dfolora.record import Store
 from dfolora.search.selection import by_score
 from pipelines.execute import execute
+from tests.commands import command, composed
 from tests.conftest import mini_tokenizer, tiny_model
-from tests.pipelines.test_end_to_end import command, composed, in_folder  # noqa: F401
 from tests.reference import token_scores
 from tests.shared import real_tokenizer
 
@@ -694,6 +694,7 @@ def test_mini_profile_pays_for_eight_generations():
     assert (config.method.population, config.method.budget) == (64, 6000)
 
 
+@pytest.mark.slow
 def test_commands_as_users_type_them(tmp_path):
     ran = command(
         tmp_path, "run", "-m", "method=gap3", "task=mini/mrpc", "model=mini_roberta,mini_gpt2",
@@ -708,7 +709,7 @@ def test_commands_as_users_type_them(tmp_path):
     assert (runs["metrics.params/searched"] == runs["metrics.fitted/gene_tokens"]).all()
 
 
-def test_run_as_in_its_own_code_leaves_journal_and_prompt(in_folder):  # noqa: F811
+def test_run_as_in_its_own_code_leaves_journal_and_prompt(in_folder):
     config, choices = composed(
         "row=gap3_released", "task=mini/dbpedia", "data.k=2", "individuals=4", "budget=30"
     )

@@ -16,8 +16,8 @@ from dfolora.model.backbone import Backbone
 from dfolora.model.checkpoint import Checkpoint
 from dfolora.record import Store
 from pipelines.execute import execute
+from tests.commands import composed
 from tests.conftest import random_batch, tiny_model
-from tests.pipelines.test_end_to_end import composed, in_folder  # noqa: F401
 
 SPEC = TrainingSpec(learning_rates=[0.01, 0.001], epochs=3, dev_every=1)
 
@@ -137,7 +137,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_told_before_any_weight_is_loaded(name, in_folder, monkeypatch):  # noqa: F811
+def test_mistakes_are_told_before_any_weight_is_loaded(name, in_folder, monkeypatch):
     overrides, message = MISTAKES[name]
     monkeypatch.setattr(Checkpoint, "load_backbone", lambda _checkpoint: 1 / 0)
     config, choices = composed(*overrides)
@@ -145,7 +145,7 @@ def test_mistakes_are_told_before_any_weight_is_loaded(name, in_folder, monkeypa
         execute(config, choices, sweep_id="s")
 
 
-def test_run_is_recorded_with_its_rate_and_curves(in_folder):  # noqa: F811
+def test_run_is_recorded_with_its_rate_and_curves(in_folder):
     config, choices = composed("method=lora", "method.training.epochs=4", "data.k=8")
     outcome = execute(config, choices, sweep_id="s")
     client = Store(f"sqlite:///{in_folder}/mlflow.db")._client

@@ -15,8 +15,8 @@ from dfolora.methods.in_context import BEFORE
 from dfolora.model import Backbone, Limits
 from dfolora.record import Store
 from pipelines.execute import execute
+from tests.commands import composed
 from tests.conftest import mini_tokenizer, tiny_model
-from tests.pipelines.test_end_to_end import composed, in_folder  # noqa: F401
 from tests.reference import in_context_texts
 from tests.reference.one_candidate import answer_logits
 from tests.shared import real_tokenizer
@@ -234,7 +234,7 @@ def test_batches_of_another_encoder_are_refused(backbone, batch, label_ids):
         InContext().begin(backbone, data, 0)
 
 
-def test_run_records_how_many_were_shown(in_folder):  # noqa: F811
+def test_run_records_how_many_were_shown(in_folder):
     for task, model in (("mrpc", "mini_roberta"), ("dbpedia", "mini_gpt2")):
         config, choices = composed(
             "row=in_context", f"task=mini/{task}", f"model={model}", "method.demonstrations=3"

@@ -60,6 +60,7 @@ def test_wrong_recipes_are_told(value, message):
         Recipe(**{"documents": 10} | value).check()
 
 
+@pytest.mark.slow
 def test_command_writes_a_model_that_loads(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-m", "pipelines.pretrain", "recipe.documents=600", "looks=2",
@@ -96,6 +97,7 @@ def unigram_entropy(family) -> float:
     return float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
 
 
+@pytest.mark.slow
 def test_a_far_smaller_model_learns_more_than_how_common_words_are(family):
     small = training(family, documents=20_000)
     losses = list(small)
@@ -104,6 +106,7 @@ def test_a_far_smaller_model_learns_more_than_how_common_words_are(family):
     assert small.held_out_loss() < unigram_entropy(family) - 1.0
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_weights(family):
     first, again = training(family), training(family)
     state = torch.random.get_rng_state()

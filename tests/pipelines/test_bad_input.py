@@ -30,7 +30,7 @@ from dfolora.mini import BUNDLED
 from pipelines import execute as pipeline
 from pipelines import run as _run  # registers the resolvers of conf/
 from pipelines.report import report
-from tests.pipelines.test_end_to_end import PROJECT, command
+from tests.commands import PROJECT, command
 
 assert _run
 CONF = PROJECT / "conf"
@@ -524,6 +524,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_tells_a_mistake_with_status_2_and_leaves_nothing(name, tmp_path):
     module, arguments, message = COMMANDS[name]
@@ -535,6 +536,7 @@ def test_command_tells_a_mistake_with_status_2_and_leaves_nothing(name, tmp_path
     assert not left
 
 
+@pytest.mark.slow
 def test_traceback_is_shown_where_it_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     ended = command(tmp_path, "report", "folder=README.md")
@@ -584,6 +586,7 @@ def few_rows(tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", BASES, ids=" ".join)
 @settings(
     deadline=None, max_examples=EXAMPLES or 20, derandomize=not EXAMPLES, phases=[Phase.generate],
@@ -602,6 +605,7 @@ def test_any_value_is_told_or_taken(base, folder, few_rows, data):
         ready(config, choices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "parquet"])
 @settings(
     deadline=None, max_examples=EXAMPLES or 40, derandomize=not EXAMPLES, phases=[Phase.generate]

@@ -1,15 +1,12 @@
 """The user's commands, from configuration to store and table; and what they say to mistakes."""
 
 import itertools
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from peft import PeftModel
 
 from dfolora.data import load_rows
@@ -18,38 +15,11 @@ from dfolora.fewshot import problem
 from dfolora.model.checkpoint import Checkpoint
 from dfolora.record import Store
 from pipelines import execute as pipeline
-from pipelines import run as _run  # registers the resolvers of conf/
 from pipelines.execute import execute
-
-PROJECT = Path(__file__).parents[2]
-assert _run
+from tests.commands import PROJECT, command, composed
 
 
-def command(folder, module, *arguments):
-    """Run a pipeline as a user does, with a store of its own."""
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-    return subprocess.run(
-        [sys.executable, "-m", f"pipelines.{module}", *arguments],
-        cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-
-
-def composed(*overrides):
-    """The configuration and choices of one job, as Hydra would hand them over."""
-    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-        config = compose("run", list(overrides), return_hydra_config=True)
-    choices = {k: v for k, v in config.hydra.runtime.choices.items() if v is not None}
-    del config.hydra
-    return config, choices
-
-
-@pytest.fixture
-def in_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    return tmp_path
-
-
+@pytest.mark.slow
 def test_sweep_command_runs_each_job_once_and_repeats_none(tmp_path):
     arguments = ["-m", "optimizer=cma,fwa", "rank=2,4", "budget=45", "dim=40"]
     first = command(tmp_path, "run", *arguments)
@@ -69,6 +39,7 @@ def test_sweep_command_runs_each_job_once_and_repeats_none(tmp_path):
     assert len(Store(f"sqlite:///{tmp_path}/mlflow.db").runs()) == 4
 
 
+@pytest.mark.slow
 def test_experiment_then_report_fill_the_table(tmp_path):
     sweep = ["sweep.seeds=[8,13]", "profile=mini"]
     small = ["sweep.tasks=[mini/sst2,mini/rte]", "row=manual_prompt,c_lora,f_lora"]
@@ -226,6 +197,7 @@ def test_masked_prompt_needs_a_tokenizer_with_a_mask(in_folder, monkeypatch):
         execute(config, choices, sweep_id="s")
 
 
+@pytest.mark.slow
 def test_mistake_ends_in_one_line_and_status_2_and_the_sweep_goes_on(tmp_path):
     ended = command(tmp_path, "run", "-m", "dim=42,40", "budget=25")
     assert ended.returncode == 2

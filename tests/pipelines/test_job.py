@@ -10,10 +10,13 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import psutil
+import pytest
 
 from dfolora.record import Store
 from pipelines.job import DEFECT, THREADS, Ended, alone, result
-from tests.pipelines.test_end_to_end import PROJECT, command
+from tests.commands import PROJECT, command
+
+pytestmark = pytest.mark.slow
 
 SWEEP = ["-m", "row=manual_prompt,c_lora,f_lora", "seed=8,13", "budget=25", "dim=40"]
 

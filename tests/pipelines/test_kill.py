@@ -17,7 +17,9 @@ import pytest
 
 import pipelines.execute
 from dfolora.record import Store, runlog
-from tests.pipelines.test_end_to_end import composed
+from tests.commands import composed
+
+pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("DFOLORA_KILLS", "20"))
 KILLS_A_RUN = 5

@@ -135,6 +135,8 @@ def test_server_is_for_this_machine_alone_and_starts_no_jobs():
 SHOWN = """
 import sys
 from mlflow.cli import server
+
+pytestmark = pytest.mark.slow
 given = server.make_context("server", sys.argv[2:]).params
 print(sys.argv[1], given["host"], given["backend_store_uri"], sep="\\n")
 """

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from dfolora.record import Store
 from pipelines import execute as pipeline
 from pipelines.job import DEFECT, MISTAKE, work
-from tests.pipelines.test_end_to_end import PROJECT, composed
+from tests.commands import PROJECT, composed
 from tests.pipelines.test_kill import CURVES
 from tests.racing import raced
 
@@ -290,6 +290,8 @@ def test_two_commands_at_once_share_the_jobs_of_one_store(tmp_path):
 WRITER = """
 import sys
 from dfolora.record import Store
+
+pytestmark = pytest.mark.slow
 store = Store(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

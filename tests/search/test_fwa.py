@@ -271,6 +271,7 @@ def test_bad_values_are_named(arguments, message):
 CEC_2013_OPTIMA = {4: -1100.0, 11: -400.0, 17: 300.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "errors", "restarts"),
     [(4, (1e3, 3e3), (0, 100)), (11, (50, 80), (40, 60)), (17, (58, 77), (0, 100))],
