@@ -497,7 +497,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("X", "y", "changes", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_makes_no_sense_is_told_before_weights_are_loaded(X, y, changes, message, monkeypatch):  # noqa: N803
-    monkeypatch.setattr(Checkpoint, "load_backbone", lambda _: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(Checkpoint, "load_backbone", lambda *_: pytest.fail("weights were loaded"))
     with pytest.raises(UserError, match=message):
         classifier(**changes).fit(X, y)
 

@@ -139,7 +139,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_are_told_before_any_weight_is_loaded(name, in_folder, monkeypatch):
     overrides, message = MISTAKES[name]
-    monkeypatch.setattr(Checkpoint, "load_backbone", lambda _checkpoint: 1 / 0)
+    monkeypatch.setattr(Checkpoint, "load_backbone", lambda *_: 1 / 0)
     config, choices = composed(*overrides)
     with pytest.raises(UserError, match=message):
         execute(config, choices, sweep_id="s")

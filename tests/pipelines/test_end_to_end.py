@@ -244,7 +244,7 @@ def test_run_in_the_store_is_found_before_anything_is_tokenized(in_folder, monke
 
 
 def test_rows_are_read_once_for_jobs_that_share_them_and_kept_of_one_task(in_folder, monkeypatch):
-    monkeypatch.setattr(Checkpoint, "load_backbone", lambda _checkpoint: 1 / 0)
+    monkeypatch.setattr(Checkpoint, "load_backbone", lambda *_: 1 / 0)
     pipeline._task_rows.cache_clear()
     read = []
 
