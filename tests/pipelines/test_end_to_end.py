@@ -178,7 +178,7 @@ MISTAKES = {
 def test_mistakes_are_told_before_any_weight_is_loaded(name, in_folder, monkeypatch):
     overrides, message = MISTAKES[name]
 
-    def refuse(_checkpoint):
+    def refuse(*_):
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(Checkpoint, "load_backbone", refuse)
@@ -232,7 +232,7 @@ def test_run_in_the_store_is_found_before_anything_is_tokenized(in_folder, monke
     config, choices = composed("budget=25", "dim=40")
     first = execute(config, choices, sweep_id="s")
 
-    def refuse(_checkpoint):
+    def refuse(*_):
         raise AssertionError("a tokenizer was loaded")
 
     monkeypatch.setattr(Checkpoint, "load_tokenizer", refuse)
