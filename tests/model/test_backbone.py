@@ -169,3 +169,10 @@ def test_unknown_model_type_names_the_known_ones():
 def test_unknown_or_repeated_maps_are_refused(backbone, targets):
     with pytest.raises(UserError, match="choose a non-empty subset of q, k, v, o"):
         backbone.architecture.check_targets(targets)
+
+
+def test_model_on_a_device_without_float64_is_refused(monkeypatch):
+    model = tiny_model("roberta")
+    monkeypatch.setattr(type(model), "device", torch.device("mps"))
+    with pytest.raises(UserError, match=r"on mps; dfolora runs on cpu or cuda\. Move it with"):
+        Backbone(model)

@@ -23,7 +23,7 @@ from dfolora.data import Batch
 from dfolora.errors import UserError, is_shortage
 from dfolora.model import Backbone, Intervention, Pack, Sequences
 
-COARSE = {"cpu": False, "cuda": True, "mps": True}
+COARSE = {"cpu": False, "cuda": True}
 """Whether lengths are grouped coarsely for attention."""
 SHARE_OF_FREE = 0.8
 """Of a GPU's free memory, where ``Limits.memory`` is None."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dfolora.errors import UserError
 from dfolora.model.architecture import Architecture
 from dfolora.model.factors import LinearMap
 from dfolora.model.layer import Layer
@@ -21,9 +22,18 @@ class Backbone:
             its parameters are frozen, for good; their values are never written. It must not move to
             another device or type afterwards.
         limits: How much goes through it at once; None for the defaults of its device.
+
+    Raises:
+        UserError: The model is of an unknown family, or neither on a CPU nor on a CUDA device.
     """
 
     def __init__(self, model: Any, limits: Limits | None = None) -> None:
+        # Losses need float64, which MPS lacks. A model on "meta" only has its parameters counted.
+        if model.device.type not in (*TOKENS, "meta"):
+            raise UserError(
+                f"The model is on {model.device}; dfolora runs on {' or '.join(TOKENS)}. Move it "
+                f'with model.to("cpu").'
+            )
         self.limits = limits or Limits()
         self.model = model.eval().requires_grad_(False)
         # An 8-bit weight is of a type of torchao's; all others are plain parameters.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from dfolora.errors import UserError
 from dfolora.validation import whole
 
-TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 16384}
+TOKENS = {"cpu": 2048, "cuda": 16384}
 """Default tokens per pass, by device: fewer leave it idle, and more are no faster."""
 
 
