@@ -6,6 +6,7 @@ import pickle
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ from dfolora.methods.gradient import Lora, TrainingSpec
 from dfolora.mini import BUNDLED, world
 from dfolora.model import Checkpoint
 
+README = (Path(__file__).parents[2] / "README.md").read_text()
 PROMPT = "{text} It was {mask}."
 WORDS = {"bad": "bad", "good": "great"}
 SMALL = CLora(budget=45, dim=8, alpha=2.0, dev_interval=20)
@@ -175,6 +177,20 @@ def test_rows_of_several_fields_come_as_mappings_or_a_frame():
     changes["prompt"] = "{one} {other} It was {mask}."
     for given in (pairs, pd.DataFrame(pairs)):
         assert (classifier(**changes).fit(given, labels).predict_proba(given) == usual).all()
+
+
+def test_example_of_the_readme_runs(tmp_path, monkeypatch):
+    """With the model that comes along, and a budget of seconds."""
+    example = README.split("```python\n")[2].split("```")[0]
+    for given, small in (("distilroberta-base", "mini-roberta"), ("budget=1000", "budget=21")):
+        assert given in example
+        example = example.replace(given, small)
+    texts, labels = rows()
+    names = {"bad": "negative", "good": "positive"}
+    variables = {"texts": texts, "labels": [names[label] for label in labels], "new_texts": texts}
+    monkeypatch.chdir(tmp_path)
+    exec(example, variables)
+    assert variables["clf"].classes_.tolist() == ["negative", "positive"]
 
 
 # Train and dev.
