@@ -318,6 +318,7 @@ def test_a_fit_that_fails_leaves_nothing_fitted():
         fitted.fit(["one", "two"], ["good", "bad"])
     with pytest.raises(NotFittedError):
         fitted.predict(["one"])
+    assert not hasattr(fitted, "classes_")
 
 
 def test_callback_and_bar_follow_the_search(capsys):
@@ -408,6 +409,15 @@ def test_folder_is_a_peft_adapter_too(tmp_path):
     assert record["classes"] == ["bad", "good"]
     assert record["words"] == ["bad", "great"]
     assert record["versions"]["torch"] == metadata.version("torch")
+
+
+def test_what_is_saved_is_what_was_fitted_whatever_is_set_since(tmp_path):
+    fitted = classifier().fit(*rows())
+    fitted.set_params(prompt="Is it {mask}? {text}", words=["great", "bad"], max_length=40)
+    fitted.save(tmp_path)
+    loaded, (texts, _) = FewShotClassifier.load(tmp_path), rows()
+    assert np.allclose(loaded.predict_proba(texts), fitted.predict_proba(texts), atol=1e-5)
+    assert loaded.get_params()["prompt"] == PROMPT
 
 
 def test_a_loaded_one_is_saved_again(tmp_path):

@@ -135,7 +135,8 @@ class FewShotClassifier:
             UserError: Parameters, rows and model do not fit together; all but what only the
                 weights can show is told before these are loaded.
         """
-        vars(self).pop("_fitted", None)
+        for name in ("_fitted", "classes_", "predictor_"):
+            vars(self).pop(name, None)
         method = method_of(self.method)
         seed = whole(self.random_state, "random_state", least=0)
         labels = read_labels(y, "y")
@@ -163,13 +164,14 @@ class FewShotClassifier:
             backbone=backbone,
             task=task,
             encode=encode,
-            words=words,
+            record=self._record(classes, words),
         )
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
         """The classes of rows as ``fit`` takes them: ``(N,)``."""
-        return self.classes_of(self.predict_proba(X))
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(-1)]
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
         """Probabilities ``(N, C)``, in the order of ``classes_``.
@@ -180,10 +182,6 @@ class FewShotClassifier:
         fitted = self._known()
         batch = fitted.encode(read_rows(X, fitted.task, "X"))
         return self.predictor_.logits(batch).double().softmax(-1).cpu().numpy()
-
-    def classes_of(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
-        """The most probable class of each row: ``(N, C) -> (N,)``."""
-        return self.classes_[probabilities.argmax(-1)]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
         """Accuracy of ``predict(X)``: the share, or weighted share, of rows that are right."""
@@ -207,27 +205,8 @@ class FewShotClassifier:
         fitted, folder = self._known(), Path(folder)
         described = fitted.describe()
         self.predictor_.save(folder)
-        model = self.model if isinstance(self.model, str | Path) else self.model.name_or_path
-        settings = {
-            "max_length": self.max_length,
-            "precision": self.precision,
-            "revision": self.revision,
-            "method": self.method if isinstance(self.method, str) else repr(self.method),
-            "random_state": self.random_state,
-        }
-        record = {
-            "format": FORMAT,
-            "model": str(Path(model).resolve() if Path(model).is_dir() else model),
-            "tokenizer": str(self.tokenizer) if isinstance(self.tokenizer, str | Path) else None,
-            "weights": weights_digest(fitted.backbone.model),
-            "prompt": self.prompt,
-            "classes": self.classes_.tolist(),
-            "words": list(fitted.words),
-            "fitted": described,
-            "settings": settings,
-            "versions": versions(),
-        }
-        write_record(folder, record)
+        weights = weights_digest(fitted.backbone.model)
+        write_record(folder, {**fitted.record, "weights": weights, "fitted": described})
 
     @classmethod
     def load(
@@ -284,7 +263,7 @@ class FewShotClassifier:
             backbone=backbone,
             task=task,
             encode=encode,
-            words=tuple(record["words"]),
+            record=record,
         )
         return classifier
 
@@ -344,6 +323,26 @@ class FewShotClassifier:
                 f"{type(self).__name__}.load(folder)."
             )
         return self._fitted
+
+    def _record(self, classes: NDArray[Any], words: Sequence[str]) -> Mapping[str, Any]:
+        """The parameters that a fit was made with, which may be set anew before it is saved."""
+        model = self.model if isinstance(self.model, str | Path) else self.model.name_or_path
+        return {
+            "format": FORMAT,
+            "versions": versions(),
+            "model": str(Path(model).resolve() if Path(model).is_dir() else model),
+            "tokenizer": str(self.tokenizer) if isinstance(self.tokenizer, str | Path) else None,
+            "prompt": self.prompt,
+            "classes": classes.tolist(),
+            "words": list(words),
+            "settings": {
+                "max_length": self.max_length,
+                "precision": self.precision,
+                "revision": self.revision,
+                "method": self.method if isinstance(self.method, str) else repr(self.method),
+                "random_state": self.random_state,
+            },
+        }
 
     def _base(self) -> "_Base":
         model, tokenizer = self.model, self.tokenizer
@@ -440,7 +439,8 @@ class _Fitted:
     backbone: Backbone
     task: Task
     encode: Encode
-    words: tuple[str, ...]
+    record: Mapping[str, Any]
+    """What ``save`` writes beside that."""
 
 
 @dataclass(frozen=True, kw_only=True)
