@@ -44,7 +44,7 @@ def given(**changes):
 
 def composed(name):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(compose(overrides=[f"+task={name}"]), resolve=True)["task"]
+        return OmegaConf.to_container(compose(overrides=[f"+task={name}"]).task, resolve=True)
 
 
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)

@@ -228,7 +228,7 @@ def test_no_memory_for_one_candidate_on_one_example(batch, label_ids, error):
         pytest.warns(UserWarning, match="going on with"),
         pytest.raises(UserError, match="Out of memory with one candidate on one example") as told,
     ):
-        logits_of(engine, subspace, *some_solution()[:1], 1, some_solution()[1])
+        logits_of(engine, subspace, some_solution()[0], 1, some_solution()[1])
     assert str(error)[:60] in str(told.value)
 
 

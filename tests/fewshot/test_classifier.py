@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -359,13 +360,14 @@ def shrunk(name, model):
     """A method at a size for this test."""
     method = method_of(name)
     if isinstance(method, LayerwiseSearch):
-        subspace = replace(method.subspace, dim=8, alpha=2.0)
+        subspace: Any = method.subspace
+        subspace = replace(subspace, dim=8, alpha=2.0)
         if hasattr(subspace, "positions"):
             subspace = replace(subspace, positions=5)
         return replace(method, budget=45, subspace=subspace)
     if isinstance(method, GradientTuning):
         training = replace(method.training, epochs=2, dev_every=1, learning_rates=[0.01])
-        trained = method.trained
+        trained: Any = method.trained
         if hasattr(trained, "tokens"):
             trained = replace(trained, tokens=5)
         if model == "mini-gpt2" and isinstance(trained, Lora):

@@ -1,6 +1,7 @@
 """What every method of conf/method keeps to, on the mini world and its masked model."""
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_backbone_is_as_it_was(name):
 def test_backbone_is_as_it_was_when_a_fit_is_broken_off(name):
     problem, backbone = posed(name)
     before = state(backbone)
-    steps = iter(configured(name).begin(backbone, problem.data, 13))
+    steps: Any = iter(configured(name).begin(backbone, problem.data, 13))
     next(steps)
     steps.close()
     assert_same(before, state(backbone))

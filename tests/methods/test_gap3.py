@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,13 +162,13 @@ def test_individual_is_what_its_prompt_gives(family):
     genome = (ids_of(tokenizer, "so"), ())
     individual = passes.evaluate(genome)
     mask = f" {tokenizer.mask_token}" if KINDS[family] == "masked" else ""
-    chances, likelihood = [], 0.0
+    rows, likelihood = [], 0.0
     for row, label in zip(ROWS.texts, ROWS.labels, strict=True):
         ids, found = token_scores.log_probabilities(model, tokenizer, f"so {row['x']}{mask}")
         answer = ids.index(tokenizer.mask_token_id) if mask else -1
-        chances.append(found[answer, label_ids].softmax(0))
+        rows.append(found[answer, label_ids].softmax(0))
         likelihood += float(found[answer, label_ids[label]])
-    chances, labels = torch.stack(chances), torch.tensor(ROWS.labels)
+    chances, labels = torch.stack(rows), torch.tensor(ROWS.labels)
     gold = chances[torch.arange(4), labels]
     assert individual.genome == genome
     assert individual.score == float((chances.argmax(1) == labels).double().mean())
@@ -391,7 +392,7 @@ def test_learns_and_pays_for_every_pass_and_for_nothing_else():
     passes, embed = [], backbone.embed
     backbone.embed = lambda pack: passes.append(len(pack.rows)) or embed(pack)
     fit = method.begin(backbone, problem.data, 42)
-    steps = [progress.step for progress in fit]
+    steps: list[Any] = [progress.step for progress in fit]
     assert passes == [16] * steps[-1].calls  # no dev row, and no pass uncounted
     assert 147 < steps[-1].calls <= 150
     assert steps[0].calls == 24
@@ -614,7 +615,7 @@ def test_real_vocabularies_fill_holes(name):
     method = Gap3(population=6, budget=40, room=20)
     train = Rows(texts=({"sentence": "a dull film"}, {"sentence": "fun"}), labels=(0, 1))
     plain = Encoder(prompt=prompt, tokenizer=tokenizer, max_length=64)
-    encode = method.encoder(plain, train, 0)
+    encode: Any = method.encoder(plain, train, 0)
     data = FewShotData(
         train=encode(train), dev=encode(train), label_ids=torch.tensor([1000, 1001]),
         metric="accuracy", encode=encode,

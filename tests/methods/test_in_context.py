@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def shown_rows(encode, train):
 @pytest.mark.parametrize("name", ["sst2", "agnews", "mrpc"])
 def test_rows_are_what_string_operations_and_trying_give(name, kind, limit):
     plain, train, tests = posed(name, kind, limit=limit)
-    encode = InContext(demonstrations=9).encoder(plain, train, 3)
+    encode: Any = InContext(demonstrations=9).encoder(plain, train, 3)
     batch, counts = encode(tests), []
     order = shown_rows(encode, train)
     demonstrations = [(train.texts[n], train.labels[n]) for n in order]
@@ -85,7 +86,7 @@ def test_as_many_as_fit_by_real_vocabularies(name, limit):
     tokenizer = real_tokenizer(name)
     kind = "causal" if name == "gpt2" else "masked"
     plain, train, tests = posed("yelpp", kind, limit=limit, tokenizer=tokenizer, tests=40)
-    encode = InContext().encoder(plain, train, 0)
+    encode: Any = InContext().encoder(plain, train, 0)
     batch = encode(tests)
     counts = encode.counts(batch)
     assert batch.attention_mask.sum(1).max() <= limit
@@ -120,7 +121,7 @@ def test_none_is_the_manual_prompt(kind):
     ))  # fmt: skip
     logits = []
     for method in (InContext(demonstrations=0), ManualPrompt()):
-        encode = method.encoder(plain, train, 0)
+        encode: Any = method.encoder(plain, train, 0)
         batch = encode(tests)
         data = FewShotData(
             train=encode(train), dev=encode(train), label_ids=torch.tensor([5, 6]),
@@ -137,7 +138,7 @@ def test_prediction_is_the_models_own_and_tells_how_many_were_shown(kind, tmp_pa
     plain, train, tests = posed("sst2", kind, limit=64)
     model = tiny_model({"masked": "roberta", "causal": "gpt2"}[kind], vocab_size=1800)
     method = InContext()
-    encode = method.encoder(plain, train, 0)
+    encode: Any = method.encoder(plain, train, 0)
     label_ids = torch.tensor([5, 6])
     data = FewShotData(
         train=encode(train), dev=encode(train), label_ids=label_ids,
@@ -164,7 +165,7 @@ def test_prediction_is_the_models_own_and_tells_how_many_were_shown(kind, tmp_pa
 def test_rows_too_long_by_themselves_have_none_and_are_cut_and_counted():
     plain, train, tests = posed("sst2", "masked", limit=40)
     long = Rows(texts=({"sentence": "the film " * 50}, tests.texts[0]), labels=(0, 1))
-    encode = InContext().encoder(plain, train, 0)
+    encode: Any = InContext().encoder(plain, train, 0)
     batch = encode(long)
     counts = encode.counts(batch)
     assert counts[0] == 0 < counts[1]
@@ -182,7 +183,7 @@ def test_texts_stay_text(kind):
     prompt = Prompt(kind=kind, pattern=pattern, label_words=("bad", "great"))
     plain = Encoder(prompt=prompt, tokenizer=tokenizer, max_length=256)
     train = Rows(texts=({"x": f"a {special} {{x}} {{mask}}"}, {"x": "{"}), labels=(0, 1))
-    encode = InContext().encoder(plain, train, 0)
+    encode: Any = InContext().encoder(plain, train, 0)
     batch = encode(Rows(texts=({"x": f"}} {special}"},), labels=(0,)))
     assert encode.counts(batch) == [2]
     ids = batch.input_ids[0].tolist()
@@ -204,7 +205,7 @@ def test_filler_words_stand_in_every_demonstration():
 
 def test_released_readout_pads_groups_together():
     plain, train, tests = posed("sst2", "causal", limit=60)
-    encode = InContext().encoder(replace(plain, readout="released"), train, 0)
+    encode: Any = InContext().encoder(replace(plain, readout="released"), train, 0)
     batch = encode(tests, 16)
     lengths = batch.attention_mask.sum(1)
     assert batch.answer[:16].tolist() == [int(lengths[:16].max()) - 1] * 16

@@ -1,8 +1,9 @@
 """Methods by name: the same as conf/ has by the rows of tables."""
 
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -49,8 +50,9 @@ def test_constructors_bind_what_they_are_given():
     assert (one.budget, one.patience) == (7, 9)
     assert one.subspace == dfolora.LoraSubspaceSpec(dim=4, rank=1, targets=("v",), alpha=0.5)
     assert dfolora.FLora(optimizer=RandomSearch, dim=4).optimizer is RandomSearch
-    assert dfolora.Bbt(positions=5).subspace.every_layer is False
-    assert dfolora.Bbtv2(positions=5).subspace.positions == 5
+    prompt: Any = dfolora.Bbt(positions=5).subspace
+    assert (prompt.every_layer, prompt.positions) == (False, 5)
+    assert dfolora.Bbtv2(positions=5).subspace == replace(prompt, every_layer=True)
 
 
 def test_unknown_names_are_told():

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from tests.reference.one_candidate import answer_logits
 CLOSE = {"rtol": 0, "atol": 2e-5}  # float32, other summation order
 LAYERS = {"roberta": "roberta.encoder.layer", "bert": "bert.encoder.layer", "gpt2": "transformer.h"}
 QKV = ["q", "k", "v"]
-PROMPTED = {
+PROMPTED: dict[str, Any] = {
     "model_tuning": ModelTuning(),
     "adapter": Adapter(bottleneck=5),
     "adapter_of_one_layer": Adapter(bottleneck=3, layers=[1], after=["ffn"]),
@@ -43,7 +44,7 @@ HEADED = {
     "feature_mlp": FeatureHead(head="mlp"),
     "feature_bilstm": FeatureHead(head="bilstm"),
 }
-ALL = PROMPTED | HEADED
+ALL: dict[str, Any] = {**PROMPTED, **HEADED}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import copy
 import inspect
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def architecture_of(family, **changes):
     return replace(Architecture.of(tiny_model(family).config), **changes)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Any, str]] = {
     "an unknown layer": (
         Adapter(layers=[0, 3]),
         r"layers=\[0, 3\]; choose a non-empty subset of 0 to 2",

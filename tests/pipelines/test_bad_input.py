@@ -13,6 +13,7 @@ from contextlib import suppress
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -445,7 +446,7 @@ def test_wrong_model_is_told(name, folder):
     assert re.search(message, told(["dim=40"], **{"model.path": str(model)}))
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, tuple[dict[str, Any], str]] = {
     "of no type": ({"model_type": None}, r"model\.architecture describes no model"),
     "of an unknown type": ({"model_type": "perceptron"}, r"describes no model: .*perceptron"),
     "without a width": ({"hidden_size": None}, r"hidden_size"),
@@ -475,7 +476,7 @@ class NoRuns:
         return pd.DataFrame()
 
 
-REPORTS = {
+REPORTS: dict[str, tuple[dict[str, Any], str]] = {
     "no run": ({}, r"holds no run of table1 with profile=mini; make some: python -m pipelines.run"),
     "a file for a folder": ({"folder": "{file}"}, r"folder=.*file cannot be used: .* not a folder"),
     "a folder in a file": ({"folder": "{file}/reports"}, r"folder=.*reports cannot be used"),

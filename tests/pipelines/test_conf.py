@@ -5,6 +5,7 @@ import inspect
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ def test_table_shows_what_exists(table, profile):
 
 def reported_spec(table, profile):
     config = composed(f"table={table}", f"profile={profile}", config="report")
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     sweep = plain["sweep"]
     return TableSpec.from_mapping(
         plain["table"], profile=profile, seeds=sweep["seeds"], note=sweep["note"],
@@ -179,7 +180,7 @@ def swept(experiment, profile):
     """What the experiment's sweep gives every parameter."""
     config = composed(f"experiment={experiment}", f"profile={profile}", hydra=True)
     assert config.hydra.mode.name == "MULTIRUN"
-    parameters = OmegaConf.to_container(config.hydra.sweeper.params, resolve=True)
+    parameters: Any = OmegaConf.to_container(config.hydra.sweeper.params, resolve=True)
     given = [f"{name}={values}" for name, values in parameters.items()]
     return {
         override.key_or_group: list(override.sweep_string_iterator())
@@ -339,9 +340,10 @@ def _nested(value):
 
 
 def test_nested_defaults_are_the_default_options():
-    given = node("method", "dfo_lora")
-    assert get_class(given["optimizer"]["_target_"]) is LayerwiseSearch().optimizer
-    assert get_class(given["subspace"]["_target_"]) is type(LayerwiseSearch().subspace)
+    given: Any = node("method", "dfo_lora")
+    default: Any = LayerwiseSearch()
+    assert get_class(given["optimizer"]["_target_"]) is default.optimizer
+    assert get_class(given["subspace"]["_target_"]) is type(default.subspace)
     assert given["subspace"] == node("subspace", "paper")
     assert given["optimizer"] == node("optimizer", "cma")
 

@@ -121,7 +121,8 @@ def test_same_seed_gives_the_same_run_and_chunks_do_not_matter(in_folder):
         run_id = execute(config, choices, sweep_id="s").run_id
         client = Store(config.tracking.uri)._client
         curves.append([p.value for p in client.get_metric_history(run_id, "train/loss")])
-    np.testing.assert_allclose(*curves, rtol=0, atol=1e-5)  # float32, other padding
+    first, second = curves
+    np.testing.assert_allclose(first, second, rtol=0, atol=1e-5)  # float32, other padding
 
 
 def test_budget_0_is_the_manual_prompt(in_folder):

@@ -1,6 +1,7 @@
 """Our sweeper, held to Hydra's basic one."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import initialize_config_dir
@@ -42,7 +43,7 @@ def composed(monkeypatch):
 
 def seen(multirun, *overrides):
     """What each job is given."""
-    jobs = []
+    jobs: list[Any] = []
 
     def task(config):
         hydra = HydraConfig.get()
@@ -79,7 +80,9 @@ def test_each_job_is_composed_once(multirun, composed):
 
 def test_each_job_knows_how_many_there_are(multirun):
     totals = []
-    multirun(lambda _config: totals.append(HydraConfig.get().job.total), *SWEEP)
+    multirun(
+        lambda _config: totals.append(OmegaConf.select(HydraConfig.get(), "job.total")), *SWEEP
+    )
     assert totals == [6] * 6
 
 

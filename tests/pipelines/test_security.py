@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,7 @@ def dangers(source):
     """What a module may not do, with its lines."""
     tree = ast.parse(source)
     names = full_names(tree)
+    node: Any
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             used = {alias.name for alias in node.names}

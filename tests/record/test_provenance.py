@@ -1,6 +1,7 @@
 """What identifies a run, and where it came from."""
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,12 @@ from hypothesis import strategies as st
 
 from dfolora.record.provenance import RECORDED_PACKAGES, commit, digest, flat, provenance
 
-IDENTITY = {"task": {"name": "sst2", "words": ["bad", "great"]}, "seed": 8, "sigma": 1.0, "p": None}
+IDENTITY: dict[str, Any] = {
+    "task": {"name": "sst2", "words": ["bad", "great"]},
+    "seed": 8,
+    "sigma": 1.0,
+    "p": None,
+}
 
 
 def test_digest_ignores_the_order_of_keys():

@@ -1,5 +1,7 @@
 """What a reader who knows the words makes of the mini world's rows: their labels without noise."""
 
+from collections.abc import Callable
+
 from dfolora.mini import articles, events, news, reviews
 
 VALUES = {
@@ -74,7 +76,7 @@ def entailment(first: str, second: str) -> int:
     return int(not claimed.items() <= about.items())
 
 
-READERS = {
+READERS: dict[str, Callable[..., int]] = {
     "sst2": sentence,
     "yelpp": review,
     "agnews": story,

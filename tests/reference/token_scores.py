@@ -1,5 +1,7 @@
 """What tokens would do in a hole, row by row: one text, one forward, all logits."""
 
+from typing import Any
+
 import torch
 
 
@@ -23,7 +25,8 @@ def masked(model, tokenizer, rows, label_words, label_ids, write):
         write: ``(text, hole, answer) -> str``; the hole stands before the answer or after it as the
             returned text has it, and both may be the mask token.
     """
-    mask, gains, likelihood = tokenizer.mask_token, 0.0, 0.0
+    gains: Any = 0.0
+    mask, likelihood = tokenizer.mask_token, 0.0
     for text, label in rows:
         ids, given = log_probabilities(model, tokenizer, write(text, mask, label_words[label]))
         (hole,) = [n for n, token in enumerate(ids) if token == tokenizer.mask_token_id]
@@ -49,7 +52,8 @@ def causal(model, tokenizer, rows, label_words, label_ids, write):
         label_ids: By class.
         write: ``text -> str``, without a hole.
     """
-    gains, likelihood = 0.0, 0.0
+    gains: Any = 0.0
+    likelihood = 0.0
     for text, label in rows:
         _, given = log_probabilities(model, tokenizer, f"{write(text)} {label_words[label]}")
         _, free = log_probabilities(model, tokenizer, write(text))

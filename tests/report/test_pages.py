@@ -102,7 +102,8 @@ def everywhere(text):
 def test_no_text_changes_what_a_page_is_made_of(tmp_path, text):
     built = {}
     for name, told in (("tame", "harmless"), ("hostile", text)):
-        write_item(tmp_path / name, *everywhere(told), Archive())
+        shown, published = everywhere(told)
+        write_item(tmp_path / name, shown, published, Archive())
         files = sorted((tmp_path / name).rglob("*.html"))
         built[name] = [Seen(file.read_text()) for file in files]
     assert len(built["tame"]) == len(built["hostile"]) == 5
