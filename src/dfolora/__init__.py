@@ -1,5 +1,13 @@
 """dfolora: the bench for tuning language models without gradients."""
 
+import os
+
+# Before torch and numpy are imported: elsewhere only what the user set counts. Threads that spin
+# while they wait are many times slower beside CMA-ES's learners and on a shared machine, and with
+# more than one thread of OpenBLAS those learners are slower too, and their bits others.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from importlib.metadata import PackageNotFoundError, version
 
 from dfolora.data import Task

@@ -1,5 +1,6 @@
 """The optimizer contract, over every optimizer in conf/, and what holds for some of them."""
 
+import os
 import random
 import subprocess
 import sys
@@ -346,3 +347,22 @@ def test_random_search_draws_from_a_normal_of_the_given_sigma():
 def test_nevergrad_is_imported_only_when_asked_for():
     code = "import sys, dfolora.search.optim; sys.exit('nevergrad' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_library_sets_how_threads_wait_but_not_over_the_user():
+    code = (
+        "import dfolora, os, threadpoolctl;"
+        "threads = {each['num_threads'] for each in threadpoolctl.threadpool_info()"
+        " if each['internal_api'] == 'openblas'};"
+        "print(os.environ['OMP_WAIT_POLICY'], *threads)"
+    )
+    for given, expected in [({}, "PASSIVE 1"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE 1")]:
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "OPENBLAS_"))}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=env | given,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == expected
