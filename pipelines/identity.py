@@ -110,7 +110,7 @@ def labels_of(
     subspace = plain["method"].get("subspace", {})
     if subspace == plain["subspace"]:
         labels["subspace"] = choices["subspace"]
-    for key in ("dim", "rank"):
+    for key in ("dim", "rank", "alpha"):
         if key in subspace:
             labels[key] = str(subspace[key])
     if "targets" in subspace:

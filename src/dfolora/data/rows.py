@@ -167,7 +167,13 @@ def _label(value: object, classes: Sequence[str]) -> int | None:
 
 
 def _from_mini_world(task: Task, part: Part) -> Columns:
-    mini = world.rows(task.name, part)
+    number = task.dataset.name or "0"
+    if not (number.isascii() and number.isdigit()):
+        raise UserError(
+            f"{task.name}.dataset.name={shown(number)} must be the number of a mini world, such as "
+            f"'1', or null for world 0."
+        )
+    mini = world.rows(task.name, part, int(number))
     fields = {field: [text[field] for text in mini.texts] for field in mini.texts[0]}
     return {**fields, task.label: mini.labels}
 

@@ -51,7 +51,7 @@ class Dataset:
     path: str
     """Repository on the hub, or ``mini`` for the embedded mini world."""
     name: str | None = None
-    """The repository's configuration, such as ``sst2`` of GLUE."""
+    """The repository's configuration, such as ``sst2`` of GLUE; of ``mini`` the world's number."""
     revision: str | None = None
     """Commit, tag or branch on the hub."""
     train: str = "train"

@@ -112,12 +112,14 @@ _TASKS: Mapping[str, tuple[int, Callable[[Writer, int], Text]]] = {
 
 
 @lru_cache
-def rows(task: str, part: str) -> Part:
+def rows(task: str, part: str, world: int = 0) -> Part:
     """The rows of a part, the same on every call; no text occurs twice in a part.
 
     Args:
         task: The name of one of the seven tasks.
         part: ``train`` or ``test``.
+        world: 0 is what the tables report; others have other rows of the same kind, to choose
+            settings on.
 
     Raises:
         UserError: If the mini world has no such task.
@@ -125,7 +127,7 @@ def rows(task: str, part: str) -> Part:
     if task not in _TASKS:
         raise UserError(f"The mini world has no task {task!r}; it has {', '.join(_TASKS)}.")
     classes, write = _TASKS[task]
-    writer = Writer(f"{task}/{part}", held_out=part == "test")
+    writer = Writer(f"{task}/{part}", held_out=part == "test", world=world)
     texts: dict[tuple[str, ...], Text] = {}
     readings = []
     while len(texts) < ROWS[part]:

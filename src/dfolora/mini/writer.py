@@ -31,10 +31,11 @@ class Writer:
     Args:
         name: The stream's name; the same name draws the same.
         held_out: Whether pairings are drawn from those held out, or from all others.
+        world: Another number draws everything anew.
     """
 
-    def __init__(self, name: str, *, held_out: bool = False) -> None:
-        self._uniform = _uniform(stream(0, f"mini/{name}"))
+    def __init__(self, name: str, *, held_out: bool = False, world: int = 0) -> None:
+        self._uniform = _uniform(stream(world, f"mini/{name}"))
         self._held_out = held_out
 
     def number(self, stop: int) -> int:
