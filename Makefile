@@ -7,12 +7,13 @@ PORT ?= 5000
 MODELS ?=
 DATA ?=
 # Processes that share a sweep's jobs: a GPU is one job's.
-WORKERS ?= $(if $(filter mini,$(PROFILE)),2,1)
+WORKERS ?= $(if $(filter mini%,$(PROFILE)),2,1)
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 ITEMS := table1 table2 table3 table4 table6 figure1 figure3 figure4 curves
+APART := quickstart mini_settings
 # A file's tests stay together, for they share what they made.
 PARALLEL := --numprocesses auto --dist loadfile
 LOCAL := $(if $(MODELS),model.root=$(MODELS)) $(if $(DATA),data.root=$(DATA))
@@ -29,6 +30,10 @@ $(READY): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet $(PIP_OPTIONS) --editable '.[dev]'
 	touch $@
 
+quickstart: reproduce-quickstart ## The prompt alone, C-LoRA and F-LoRA on one embedded task, in a minute: a table and curves
+	@echo "The curves are in reports/quickstart.png. Next: make reproduce-table1, or a run of your own:"
+	@echo "  $(RUN) -m pipelines.run task=mini/agnews optimizer=fwa rank=4"
+
 # Its times are told, so nothing may run beside it.
 reproduce-table3: WORKERS := 1
 reproduce-all: $(ITEMS:%=reproduce-%) ## All that follows, one after another (PROFILE=mini or paper)
@@ -42,7 +47,7 @@ reproduce-figure1: ## Averages of Table 1; a figure also as .png and .svg
 reproduce-figure3: ## The search dimension
 reproduce-figure4: ## The rank
 reproduce-curves: ## Losses and dev scores of one task as methods go on
-$(ITEMS:%=reproduce-%): reproduce-%: $(READY)
+$(ITEMS:%=reproduce-%) $(APART:%=reproduce-%): reproduce-%: $(READY)
 	@# The report is written also when a run failed, with a hole in its place.
 	@$(RUN) -m pipelines.run experiment=$* profile=$(PROFILE) workers=$(WORKERS) $(LOCAL); status=$$?; \
 	$(RUN) -m pipelines.report table=$* profile=$(PROFILE) && exit $$status
@@ -70,4 +75,7 @@ mlflow-ui: $(READY) ## Compare runs in the browser, on this machine only
 clean: ## Remove the environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
+<<<<<<< HEAD
 .PHONY: help setup benchmark test test-all check mlflow-ui clean reproduce-all $(ITEMS:%=reproduce-%)
+=======
+.PHONY: help setup quickstart benchmark test check mlflow-ui clean reproduce-all $(ITEMS:%=reproduce-%) $(APART:%=reproduce-%)

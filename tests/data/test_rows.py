@@ -189,6 +189,17 @@ def test_unreachable_hub_names_the_local_way(monkeypatch):
         load_rows(TASK, "train")
 
 
+def test_mini_world_has_others_by_number():
+    def of(name):
+        dataset = Dataset(path="mini", name=name)
+        task = {"name": "sst2", "fields": ("sentence",), "prompts": {}, "dataset": dataset}
+        return load_rows(Task(**{**vars(TASK), **task}), "train")
+
+    assert of("0") == of(None) != of("1")
+    with pytest.raises(UserError, match=r"dataset\.name=other must be the number of a mini world"):
+        of("other")
+
+
 def test_mini_world_knows_its_tasks():
     task = Task(**{**vars(TASK), "dataset": Dataset(path="mini")})
     with pytest.raises(UserError, match=r"mini world has no task 'toy'; it has sst2, yelpp"):

@@ -286,8 +286,9 @@ def tags_of(*overrides):
 
 
 def test_every_item_of_the_makefile_is_an_experiment_and_a_table():
-    items = re.search(r"^ITEMS := (.+)$", (CONF.parent / "Makefile").read_text(), re.MULTILINE)
-    assert sorted(items[1].split()) == options("experiment") == options("table")
+    makefile = (CONF.parent / "Makefile").read_text()
+    items = re.findall(r"^(?:ITEMS|APART) := (.+)$", makefile, re.MULTILINE)
+    assert sorted(" ".join(items).split()) == options("experiment") == options("table")
 
 
 @pytest.mark.parametrize("profile", options("profile"))

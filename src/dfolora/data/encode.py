@@ -269,7 +269,8 @@ def _fitted(text: Mapping[str, str], render: _Renderer, max_length: int) -> list
 def _mask_position(
     ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase", row: int, expected: Sequence[str]
 ) -> int:
-    masks = [position for position, token in enumerate(ids) if token == tokenizer.mask_token_id]
+    mask = tokenizer.mask_token_id  # looked up once: it costs more than the whole comparison
+    masks = [position for position, token in enumerate(ids) if token == mask]
     if len(masks) != len(expected):
         raise UserError(
             f"Mask lost: row {row} has {len(masks)} mask tokens instead of {len(expected)} after "
