@@ -75,7 +75,5 @@ mlflow-ui: $(READY) ## Compare runs in the browser, on this machine only
 clean: ## Remove the environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-<<<<<<< HEAD
-.PHONY: help setup benchmark test test-all check mlflow-ui clean reproduce-all $(ITEMS:%=reproduce-%)
-=======
-.PHONY: help setup quickstart benchmark test check mlflow-ui clean reproduce-all $(ITEMS:%=reproduce-%) $(APART:%=reproduce-%)
+.PHONY: help setup quickstart benchmark test test-all check mlflow-ui clean reproduce-all \
+	$(ITEMS:%=reproduce-%) $(APART:%=reproduce-%)
