@@ -144,6 +144,13 @@ def test_method_gets_the_optimizer_with_its_values(option):
     assert method.optimizer.keywords["sigma"] == 0.5
 
 
+@pytest.mark.parametrize("row", ["bbt", "bbtv2", "c_lora", "f_lora"])
+def test_all_searches_have_the_one_alpha_which_no_profile_chooses(row):
+    for profile in options("profile"):
+        assert composed(f"row={row}", f"profile={profile}").method.subspace.alpha == 1.0
+    assert composed(f"row={row}", "alpha=0.3").method.subspace.alpha == 0.3
+
+
 @pytest.mark.parametrize("profile", options("profile"))
 @pytest.mark.parametrize("table", options("table"))
 def test_table_shows_what_exists(table, profile):

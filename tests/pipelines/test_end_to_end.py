@@ -272,7 +272,7 @@ def test_one_number_spelled_twice_is_one_run_and_another_class_another(in_folder
     ("method", "recorded", "unrecorded"),
     [
         ("dfo_lora", {"dim", "rank", "optimizer.population"}, {"prompt_tokens"}),
-        ("bbt", {"prompt_tokens", "optimizer.population"}, {"rank", "subspace.alpha"}),
+        ("bbt", {"prompt_tokens", "optimizer.population", "alpha"}, {"rank"}),
         ("manual_prompt", set(), {"dim", "rank", "budget", "optimizer.population"}),
     ],
 )
