@@ -196,7 +196,7 @@ def test_mini_world_has_others_by_number():
         return load_rows(Task(**{**vars(TASK), **task}), "train")
 
     assert of("0") == of(None) != of("1")
-    with pytest.raises(UserError, match=r"dataset\.name='other' must be the number of a mini world"):
+    with pytest.raises(UserError, match=r"name='other' must be the number of a mini"):
         of("other")
 
 
