@@ -190,14 +190,14 @@ def test_unreachable_hub_names_the_local_way(monkeypatch):
 
 
 def test_mini_world_has_others_by_number():
-    def of(name):
-        dataset = Dataset(path="mini", name=name)
+    def of(path):
+        dataset = Dataset(path=path)
         task = {"name": "sst2", "fields": ("sentence",), "prompts": {}, "dataset": dataset}
         return load_rows(Task(**{**vars(TASK), **task}), "train")
 
-    assert of("0") == of(None) != of("1")
-    with pytest.raises(UserError, match=r"name='other' must be the number of a mini"):
-        of("other")
+    assert of("mini:0") == of("mini") != of("mini:1")
+    with pytest.raises(UserError, match=r"mini:other must name a mini world by its number"):
+        of("mini:other")
 
 
 def test_mini_world_knows_its_tasks():

@@ -70,7 +70,7 @@ def load_rows(task: Task, part: Part, *, root: str | Path | None = None) -> Rows
     """
     if root is not None:
         columns, source = _from_files(task, part, Path(root))
-    elif task.dataset.path == "mini":
+    elif task.dataset.path.partition(":")[0] == "mini":
         columns, source = _from_mini_world(task, part), f"mini world, {task.name} {part}"
     else:
         columns, source = _from_hub(task, part)
@@ -167,11 +167,11 @@ def _label(value: object, classes: Sequence[str]) -> int | None:
 
 
 def _from_mini_world(task: Task, part: Part) -> Columns:
-    number = task.dataset.name or "0"
+    number = task.dataset.path.partition(":")[2] or "0"
     if not (number.isascii() and number.isdigit()):
         raise UserError(
-            f"{task.name}.dataset.name={shown(number)} must be the number of a mini world, such as "
-            f"'1', or null for world 0."
+            f"{task.name}.dataset.path={task.dataset.path} must name a mini world by its number: "
+            f"mini:1 for world 1, mini alone for world 0."
         )
     mini = world.rows(task.name, part, int(number))
     fields = {field: [text[field] for text in mini.texts] for field in mini.texts[0]}

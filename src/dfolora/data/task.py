@@ -49,9 +49,9 @@ class Dataset:
     """Where a task's rows come from."""
 
     path: str
-    """Repository on the hub, or ``mini`` for the embedded mini world."""
+    """Repository on the hub, or ``mini`` for the embedded mini world, ``mini:1`` for another."""
     name: str | None = None
-    """The repository's configuration, such as ``sst2`` of GLUE; of ``mini`` the world's number."""
+    """The repository's configuration, such as ``sst2`` of GLUE."""
     revision: str | None = None
     """Commit, tag or branch on the hub."""
     train: str = "train"
