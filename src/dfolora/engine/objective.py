@@ -1,4 +1,4 @@
-"""What a search minimises: named functions of the label-word logits.
+"""The objectives that a search minimises, as functions of the label-word logits.
 
 Letters: P candidates, N examples, C classes. All arithmetic is float64, so that the loss of an
 example does not depend on how the population was chunked.

@@ -1,4 +1,4 @@
-"""A task made ready for one model and seed: split, batches, label words. No weights needed."""
+"""Prepares a task for one model and seed: split, batches, label words; needs no weights."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RELEASED_TEST_BATCH = 16
-"""The released code pads test examples in batches of so many."""
+"""The released code pads test examples in batches of this size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,12 @@ class TaskRows:
 
     task: Task
     train: Rows
-    """What few-shot train and dev rows are drawn from."""
+    """The rows that few-shot train and dev rows are drawn from."""
     test: Rows
 
     @classmethod
     def load(cls, task: Task, root: str | None = None) -> "TaskRows":
-        """Read and clean the rows.
+        """Read and clean a task's rows.
 
         Args:
             task: Whose rows.
@@ -66,20 +66,20 @@ class TaskRows:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of every text and label."""
+        """A digest of every text and label."""
         return f"{fingerprint(self.train)}:{fingerprint(self.test)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemSpec:
-    """How few-shot problems are drawn from tasks and put to models."""
+    """How few-shot problems are drawn from tasks and encoded for models."""
 
     k: int = 16
     """Rows per class in train, and as many in dev."""
     root: str | None = None
     """A folder of local files; None for the task's own source."""
     prompt: str = "released"
-    """The prompt's variant: ``released``, ``published``, or, where a task has them, ``bbt`` (of
+    """The prompt's variant: ``released``, ``published``, or, where a task has them, ``bbt`` (from
     BBT's code, causal) and ``gap3`` (GAP3's fields and label words)."""
     label_words: LabelWordStyle = "released"
     """``released`` (the bare word) or ``natural`` (with a space before it)."""
@@ -198,11 +198,11 @@ class Problem:
     dropped_tests: int
     """Test rows left out for their length; 0 unless ``overlong`` is ``released``."""
     repeated: int
-    """Train and dev rows whose texts another one of them has; the real datasets have some."""
+    """Train and dev rows whose text occurs more than once; the real datasets have some."""
     seen_tests: int
-    """Test rows whose texts a train or dev row has."""
+    """Test rows whose text is also a train or dev row's."""
 
 
 def _key(text: Mapping[str, str]) -> tuple[str, ...]:
-    """What makes two rows' texts the same."""
+    """Equal for rows with equal texts."""
     return tuple(text.values())

@@ -1,4 +1,4 @@
-"""Test scores, and the constant predictors that they must be read beside."""
+"""Scores a test set, beside what constant predictors score."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from dfolora.fewshot.problem import Problem
 
 
 def score_test(logits: Tensor, problem: Problem) -> Mapping[str, float]:
-    """Scores in [0, 1] of one predictor on the test set, by name.
+    """One predictor's scores on the test set by name, each in [0, 1].
 
     Args:
         logits: ``(N, C)``, of the label words on ``problem.test``.

@@ -1,4 +1,4 @@
-"""Where a model and its tokenizer come from: the hub, a local folder, or random weights."""
+"""Loads a model and its tokenizer from the hub, a local folder, or with random weights."""
 
 import hashlib
 import json
@@ -30,24 +30,24 @@ PRECISIONS = {
     "fp16": torch.float16,
     "int8": torch.bfloat16,
 }
-"""What hidden states are made of; int8 is about the layers' weights alone."""
+"""The type of hidden states; int8 concerns the layers' weights alone."""
 RANDOM_WEIGHTS_SEED = 0
 WEIGHTS = "model.safetensors"
-"""Where a folder's or repository's weights are; or in the files that an index beside it names."""
+"""The file with the weights, unless an index beside it names several."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model to load, in steps from cheap to dear: configuration, tokenizer, weights."""
+    """A model to load, cheapest part first: configuration, tokenizer, weights."""
 
     path: str
     """A local folder, a hub name, or a bundled model: ``mini-roberta``, ``mini-gpt2``."""
     revision: str
     """The hub's revision; unused for folders."""
     tokenizer: str | None
-    """A folder or hub name, where it is not the model's own."""
+    """A folder or hub name; None for the model's own."""
     weights: str
-    """``pretrained``, or ``random`` for a model of the right shape that knows nothing."""
+    """``pretrained``, or ``random`` for an untrained model of the same shape."""
     architecture: Mapping[str, Any] | None
     """The ``transformers`` configuration, with its ``model_type``, for random weights."""
     device: str
@@ -55,7 +55,7 @@ class Checkpoint:
     precision: str
     """``auto`` (bf16 on a GPU, fp32 elsewhere) or a name in ``PRECISIONS``."""
     root: str | None = None
-    """A folder with the hub's models, each in a folder of the last part of its name."""
+    """A folder with models of the hub, each in a folder named by the last part of its name."""
 
     @property
     def label(self) -> str:
@@ -66,7 +66,7 @@ class Checkpoint:
         """The model's configuration, checked once; no weight is touched.
 
         Raises:
-            UserError: It could not be loaded.
+            UserError: The configuration could not be loaded.
         """
         return self._config
 
@@ -97,7 +97,7 @@ class Checkpoint:
         """The tokenizer.
 
         Raises:
-            UserError: It could not be loaded, or holds more tokens than the model.
+            UserError: The tokenizer could not be loaded, or holds more tokens than the model.
         """
         config = self.config()
         source = str(self.tokenizer or self._source)
@@ -156,14 +156,14 @@ class Checkpoint:
             missing = ", ".join(sorted(info["missing_keys"])[:3])
             raise UserError(
                 f"The weights of {self.path} lack {len(info['missing_keys'])} tensors ({missing}, "
-                f"...): it is no {loader.__name__} checkpoint. Give one with its vocabulary head."
+                f"...): it is not a {loader.__name__} checkpoint. Use one with its vocabulary head."
             )
         return model
 
     def _check_weights(self, config: Any) -> None:
-        """Raise UserError where transformers would read what ``use_safetensors`` is not about.
+        """Raise UserError if transformers would read files that ``use_safetensors`` does not cover.
 
-        An adapter beside the weights and files that are named elsewhere may be pickles.
+        An adapter beside the weights and files that the configuration names may be pickles.
         """
         if named := getattr(config, "transformers_weights", None):
             raise UserError(
@@ -184,7 +184,7 @@ class Checkpoint:
             )
 
     def _file(self, name: str) -> Path | None:
-        """A file of the folder or the hub's repository; None where there is none."""
+        """A file of the folder or the hub's repository; None if it does not exist."""
         path = cached_file(
             self._source,
             name,
@@ -196,7 +196,7 @@ class Checkpoint:
         return None if path is None else Path(path)
 
     def identity(self) -> Mapping[str, Any]:
-        """What makes it this model and no other: contents for folders, names for the hub."""
+        """What identifies the model: contents for folders, name and commit for the hub."""
         if self._random:
             model: Any = {"architecture": self.architecture}
         elif Path(self._source).is_dir():
@@ -262,13 +262,13 @@ class Checkpoint:
 
 
 def _check_folder(source: str, key: str) -> None:
-    """A path that is no folder can only be a hub name, ``name`` or ``owner/name``."""
+    """Raise UserError unless a source is a folder or a hub name, ``name`` or ``owner/name``."""
     if not Path(source).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
         raise UserError(f"{key}={source} is not a folder; give a folder or a hub name.")
 
 
 def _explained(what: str, key: str) -> AbstractContextManager[None]:
-    """For the loaders' many errors."""
+    """Turn the loaders' many errors into one that says what to do."""
     return explained(
         lambda error: (
             f"Cannot load {what}: {first_line(error)} Without network, set {key} to a "
@@ -285,7 +285,7 @@ def _folder_digest(folder: Path) -> str:
 
 @lru_cache
 def _files_digest(stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """SHA-256 of the files' names and contents; size and time only tell when to look again."""
+    """SHA-256 of the files' names and contents; size and time only make the cache expire."""
     digest = hashlib.sha256()
     for path, size, _time in stamps:
         digest.update(f"{Path(path).name}\0{size}\0".encode())

@@ -1,4 +1,4 @@
-"""What can be told of a model's weights before they are loaded: from sizes and files' headers."""
+"""Checks a model's weights before they are loaded, from sizes and file headers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 
 def loader_of(config: Any) -> Any:
-    """The class of ``transformers`` that makes the model of a configuration, with its head."""
+    """The ``transformers`` class that builds a configuration's model, with its vocabulary head."""
     loaders: Mapping[Kind, Any] = {
         "masked": transformers.AutoModelForMaskedLM,
         "causal": transformers.AutoModelForCausalLM,
@@ -26,13 +26,13 @@ def loader_of(config: Any) -> Any:
 
 
 def described(architecture: Mapping[str, Any]) -> Any:
-    """The configuration that ``model.architecture`` is.
+    """Build the configuration that ``model.architecture`` describes.
 
     Args:
         architecture: Its values, with a ``model_type``.
 
     Raises:
-        UserError: It is none of ``transformers``'.
+        UserError: ``transformers`` knows no such model.
     """
     with explained(
         lambda error: f"model.architecture describes no model: {first_line(error)} See conf/model/."
@@ -41,14 +41,14 @@ def described(architecture: Mapping[str, Any]) -> Any:
 
 
 def expected_shapes(config: Any, where: str) -> Mapping[str, Shape]:
-    """Every tensor of a model that is not made: name to shape.
+    """The name and shape of every tensor of a model, without allocating it.
 
     Args:
         config: The model's ``transformers`` configuration.
-        where: Whose configuration it is.
+        where: The configuration's origin, for messages.
 
     Raises:
-        UserError: No such model can be made, or not on this machine.
+        UserError: No such model can be built, or it needs more memory than the machine has.
     """
     architecture = Architecture.of(config)
     layer = 4 * architecture.width**2 + 2 * architecture.width * architecture.ffn_width
@@ -58,7 +58,7 @@ def expected_shapes(config: Any, where: str) -> Mapping[str, Shape]:
         explained(lambda error: f"No model can be made of {where}: {error}; correct it."),
         torch.device("meta"),
     ):
-        # As it is loaded: config.json may name a kernel of the hub, which is code.
+        # As when it is loaded: config.json may name a kernel on the hub, which is code.
         model = loader_of(config).from_config(
             config, attn_implementation="sdpa", trust_remote_code=False
         )
@@ -68,12 +68,12 @@ def expected_shapes(config: Any, where: str) -> Mapping[str, Shape]:
 def check_files(folder: Path, expected: Mapping[str, Shape], body: str) -> None:
     """Raise UserError unless a folder's weights can be read and have the model's shapes.
 
-    What a checkpoint lacks, or has beyond the model, is the loader's to judge.
+    Missing and superfluous tensors are the loader's to report.
 
     Args:
-        folder: With ``config.json``.
-        expected: See ``expected_shapes``.
-        body: The model's part that checkpoints without a head, such as GPT-2's, hold alone.
+        folder: The model's folder, with ``config.json``.
+        expected: From ``expected_shapes``.
+        body: The prefix that checkpoints without a head, such as GPT-2's, leave out of names.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -1,4 +1,4 @@
-"""Weights in 8 bits, by torchao: a quarter of float32's memory, for a frozen model's layers."""
+"""Rounds a frozen model's layers to 8-bit weights with torchao: a quarter of float32's memory."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from dfolora.model.architecture import FAMILIES
 
 
 def check_torchao() -> None:
-    """Raise UserError unless it is installed."""
+    """Raise UserError unless torchao is installed."""
     try:
         import torchao.quantization  # noqa: F401
     except ImportError as error:
@@ -18,12 +18,12 @@ def check_torchao() -> None:
 
 
 def quantize_layers(model: Any) -> None:
-    """Round the layers' linear maps to int8, in place, a scale a row; the rest stays as it is.
+    """Round the layers' linear maps to int8 in place, with one scale a row; the rest is unchanged.
 
-    GPT-2's ``Conv1D`` become ``nn.Linear``, which is what torchao knows.
+    GPT-2's ``Conv1D`` become ``nn.Linear``, the only kind that torchao quantizes.
 
     Args:
-        model: A ``transformers`` model that belongs to nobody else.
+        model: A ``transformers`` model that nobody else uses.
 
     Raises:
         UserError: torchao is not installed.

@@ -1,4 +1,4 @@
-"""Reports: from the store's runs to tables, figures and pages. Knows no model and no torch."""
+"""Reports: from the store's runs to tables, figures and pages; needs no model and no torch."""
 
 from dfolora.report.cells import Cell
 from dfolora.report.grid import Grid

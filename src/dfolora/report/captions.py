@@ -1,4 +1,4 @@
-"""What stands below a table."""
+"""Writes the paragraphs below a table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ FACTS = {
     "Device": "params.used.device",
     "Commit": "tags.commit",
 }
-"""What a caption tells of the runs, and where they have it."""
+"""Facts about the runs in a caption, and the columns that hold them."""
 CONSTANTS = {
     "majority": "always gives the test set's most frequent class (of equals the first)",
     "constant_yes": "always gives the label word Yes",
@@ -30,12 +30,12 @@ CONSTANTS = {
 
 
 def caption(runs: pd.DataFrame, spec: TableSpec, verdicts: Sequence[Verdict]) -> Sequence[str]:
-    """Paragraphs: what the numbers are, how to read them, their test, what the runs have in common.
+    """Paragraphs: what the numbers are, how to read them, their test, the runs' settings.
 
     Args:
         runs: All that the table counts.
         spec: What it shows.
-        verdicts: Of its tests.
+        verdicts: The results of its tests.
     """
     said: dict[str, Any] = {"Profile": spec.profile, "Seeds": ", ".join(map(str, spec.seeds))}
     said |= {name: _values(runs, column) for name, column in FACTS.items()}

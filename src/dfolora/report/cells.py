@@ -1,7 +1,7 @@
-"""From runs to cells: which runs count, and what is wrong with a cell that shows no number.
+"""Selects the runs of each cell, and says why a cell shows no number.
 
 A cell has a number only when it has one finished run for every seed, all of one configuration, of
-the same data and of the same commit. Anything else is shown as a hole with its reasons.
+the same data and of the same commit. Any other cell is a hole, with its reasons.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,22 +23,22 @@ class Cell:
     """One method on one task, by seed."""
 
     scores: Mapping[str, float]
-    """In the column's unit, by the run's seed."""
+    """Scores in the column's unit, by seed."""
     digits: int = 2
     missing: Sequence[str] = ()
     """Seeds without a finished run."""
     commits: Sequence[str] = ()
-    """Of the runs."""
+    """The runs' commits."""
     runs: Mapping[str, str] | None = None
-    """Run ids by seed, those of unfinished and failed runs too."""
+    """Run ids by seed, including unfinished and failed runs."""
     notes: Sequence[str] = ()
-    """What is wrong."""
+    """Why there is no number."""
     applies: bool = True
     """Whether the method can have a number here at all."""
 
     @property
     def mixed(self) -> bool:
-        """Whether its runs are of several commits, so that they have no mean."""
+        """Whether its runs are of several commits and so are not averaged."""
         return len(self.commits) > 1
 
     @property
@@ -48,12 +48,12 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Mean over seeds; nan for a hole."""
+        """Mean over seeds; NaN for a hole."""
         return float("nan") if self.hole else float(pd.Series(self.scores).mean())
 
     @property
     def std(self) -> float:
-        """Sample standard deviation (ddof 1); nan for a hole or a single run."""
+        """Sample standard deviation (ddof 1); NaN for a hole or a single run."""
         return float("nan") if self.hole else float(pd.Series(self.scores).std(ddof=1))
 
     def __str__(self) -> str:
@@ -75,13 +75,13 @@ class RowRuns:
     """A row's runs."""
 
     counted: pd.DataFrame
-    """Finished, of one configuration in all, on the same data within a task."""
+    """Finished runs of one configuration, on the same data within a task."""
     rest: pd.DataFrame
-    """Of the row too: unfinished or failed, or of another configuration or other data."""
+    """The row's other runs: unfinished, failed, of another configuration or other data."""
 
     @property
     def seeds(self) -> set[str]:
-        """Of all, whatever became of them."""
+        """The seeds of all its runs."""
         return set(self.counted["tags.seed"]) | set(self.rest["tags.seed"])
 
 
@@ -101,7 +101,7 @@ def item_runs(runs: pd.DataFrame, spec: TableSpec) -> pd.DataFrame:
 
 
 def row_runs(runs: pd.DataFrame, row: Row) -> RowRuns:
-    """A row's runs, told apart.
+    """Split a row's runs into those that count and the rest.
 
     The row's configuration is that of the run asked for last, whatever became of it; so is a
     task's data. Of finished runs for the same cell and seed the one asked for last counts.
@@ -125,7 +125,7 @@ def row_runs(runs: pd.DataFrame, row: Row) -> RowRuns:
 
 
 def cells(runs: RowRuns, columns: Sequence[Column], seeds: Sequence[int]) -> dict[Column, Cell]:
-    """One row's cells.
+    """Build one row's cells.
 
     Args:
         runs: The row's.
@@ -171,7 +171,7 @@ def _commits(runs: pd.DataFrame) -> str:
 
 
 def _reasons(rest: pd.DataFrame, counted: pd.DataFrame, missing: Sequence[str]) -> Iterator[str]:
-    """Why each missing seed is missing, as far as a run tells."""
+    """Why each missing seed is missing, if a run shows it."""
     unmeasured = dict(zip(counted["tags.seed"], counted["run_id"], strict=True))
     last = rest.drop_duplicates("tags.seed", keep="last").set_index("tags.seed")
     for seed in missing:
@@ -184,9 +184,9 @@ def _reasons(rest: pd.DataFrame, counted: pd.DataFrame, missing: Sequence[str]) 
 
 
 def constant_cell(runs: pd.DataFrame, column: Column, name: str) -> Cell:
-    """What a constant predictor scores, by the runs' own word.
+    """What a constant predictor scores, as the runs recorded it.
 
-    A hole where no run tells, or where the table's rows were not tested on the same data.
+    A hole if no run recorded it, or if the table's rows were tested on different data.
 
     Args:
         runs: All that the table counts.

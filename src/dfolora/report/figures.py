@@ -1,4 +1,4 @@
-"""Pictures of tables and curves, as PNG and SVG. No state of matplotlib's is changed."""
+"""Draws tables and curves as PNG and SVG, without changing matplotlib's global state."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,18 +9,18 @@ import pandas as pd
 from dfolora.report.tables import Line, Table
 
 CURVES = {"train/loss": "lowest train loss so far", "dev/score": "highest dev score so far"}
-"""What is drawn of a run as it goes on."""
+"""The metrics drawn over a run, and their titles."""
 SO_FAR: Mapping[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "train/loss": lambda runs: runs.cummin(),
     "dev/score": lambda runs: runs.cummax(),
 }
-"""From each run's values, down the rows, to its best ones."""
+"""From values, one run a column, to the best so far."""
 PANEL = (5.0, 3.6)
-"""Inches."""
+"""A panel's width and height, in inches."""
 
 
 def draw(table: Table, curves: Mapping[str, pd.DataFrame]) -> Any:
-    """The table's picture.
+    """Draw the table's picture.
 
     Args:
         table: Whose ``spec.picture`` is not None.
@@ -35,7 +35,7 @@ def draw(table: Table, curves: Mapping[str, pd.DataFrame]) -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write ``<path>.png`` and ``<path>.svg``, the same bytes for the same picture.
+    """Write ``<path>.png`` and ``<path>.svg``; the same picture gives the same bytes.
 
     Args:
         figure: From ``draw``.
@@ -51,8 +51,8 @@ def save(figure: Any, path: Path) -> None:
 def _figure(
     table: Table, rows: int, columns: int, *, height: float = PANEL[1]
 ) -> tuple[Any, Sequence[Any]]:
-    """The table's title over so many panels."""
-    # The object interface: pyplot would keep global state and look for a display.
+    """A figure with the table's title above a grid of panels."""
+    # The object interface, for pyplot keeps global state and looks for a display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(PANEL[0] * columns, height * rows), layout="constrained")
@@ -62,7 +62,7 @@ def _figure(
 
 
 def _bars(table: Table, _curves: Mapping[str, pd.DataFrame]) -> Any:
-    """The average of each row; an empty place for a hole, a line for a constant predictor."""
+    """A bar for each row's average, none for a hole; a line for each constant predictor."""
     lines = [line for line in table.lines if not line.constant]
     figure, (axes,) = _figure(table, 1, 1, height=1.2 + 0.3 * len(lines))
     for place, line in enumerate(lines):
@@ -82,7 +82,7 @@ def _bars(table: Table, _curves: Mapping[str, pd.DataFrame]) -> Any:
 
 
 def _lines(table: Table, _curves: Mapping[str, pd.DataFrame]) -> Any:
-    """A panel a column, a curve a row, the groups from left to right; bars are deviations."""
+    """A panel for each column, a curve for each row over the groups; error bars are deviations."""
     picture = table.spec.picture
     assert picture is not None
     figure, panels = _figure(table, 1, len(table.columns))
@@ -110,7 +110,7 @@ def _lines(table: Table, _curves: Mapping[str, pd.DataFrame]) -> Any:
 
 
 def _curves(table: Table, curves: Mapping[str, pd.DataFrame]) -> Any:
-    """Each curve against calls and against seconds: mean and deviation over seeds."""
+    """Each metric against calls and against seconds: mean and deviation over seeds."""
     from matplotlib import colormaps
 
     figure, panels = _figure(table, len(CURVES), 2, height=4.5)
@@ -143,7 +143,7 @@ def _band(
     so_far: Callable[[pd.DataFrame], pd.DataFrame],
     color: Any,
 ) -> None:
-    """Only where all of a line's seeds have begun; a run that has ended stays where it was."""
+    """From where all of a line's seeds have begun; a run that has ended keeps its last value."""
     cell = next(iter(line.cells.values()))
     if points is None or points.empty or cell.hole or cell.runs is None:
         return
@@ -172,6 +172,6 @@ def _legend(axes: Any) -> None:
 
 
 def _as_they_are(legend: Any) -> None:
-    """A dollar sign in a label is no formula."""
+    """Show a dollar sign in a label as it is, not as a formula."""
     for text in legend.get_texts():
         text.set_parse_math(False)

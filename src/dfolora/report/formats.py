@@ -1,4 +1,4 @@
-"""Grids as Markdown and LaTeX; each escapes what comes from data."""
+"""Writes grids as Markdown and LaTeX; each escapes text that comes from data."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dfolora.report.grid import Grid
 
 MARKDOWN = re.compile(r"[\\`\[|~]|\*(?=\S)|(?<![^\W_])_(?=\S)|&(?=#?\w+;)")
-"""What begins markup in Markdown, but for ``<``, whose backslash not every reader knows."""
+"""What begins markup in Markdown, except ``<``, which not every reader lets a backslash escape."""
 LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -24,11 +24,11 @@ LATEX = str.maketrans(
 
 
 def markdown(grid: Grid, level: int = 1) -> str:
-    """A heading, the table, its caption.
+    """Write a heading, the table and its caption.
 
     Args:
         grid: The table.
-        level: Of the heading.
+        level: The heading's level.
     """
     texts = [[plain(text) for text in row] for row in (grid.header, *grid.rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
@@ -42,12 +42,12 @@ def markdown(grid: Grid, level: int = 1) -> str:
 
 
 def plain(text: str) -> str:
-    """For Markdown: one line that shows the text as it is."""
+    """Escape a text for Markdown, on one line."""
     return MARKDOWN.sub(r"\\\g<0>", " ".join(text.splitlines())).replace("<", "&lt;")
 
 
 def latex(grid: Grid, label: str) -> str:
-    """A ``table`` with booktabs rules, as wide as the text, to be input.
+    """Write a ``table`` with booktabs rules, as wide as the text.
 
     The caption's first paragraph is LaTeX's; the others stand below the table.
 
@@ -79,7 +79,7 @@ def latex(grid: Grid, label: str) -> str:
 
 
 def long_latex(grid: Grid) -> str:
-    """A ``longtable``, which breaks over pages.
+    """Write a ``longtable``, which breaks over pages.
 
     Args:
         grid: The table.
@@ -105,7 +105,7 @@ def long_latex(grid: Grid) -> str:
 
 
 def escaped(text: str) -> str:
-    """For LaTeX: one line, its special characters, question marks for what its fonts may lack."""
+    """Escape a text for LaTeX, on one line; a question mark for what its fonts may lack."""
     line = " ".join(text.splitlines())
     known = "".join(
         c if (c.isascii() and c.isprintable()) or ord(c) in LATEX else "?" for c in line
@@ -120,7 +120,7 @@ def _captioned(grid: Grid) -> str:
 
 
 def _notes(grid: Grid) -> Sequence[str]:
-    """The other paragraphs, below."""
+    """The other paragraphs of the caption, below the table."""
     notes = [escaped(paragraph) for paragraph in grid.caption[1:]]
     return [
         rf"\par\medskip\noindent\parbox{{\textwidth}}{{\footnotesize {note}}}" for note in notes
@@ -128,7 +128,7 @@ def _notes(grid: Grid) -> Sequence[str]:
 
 
 def _alignment(grid: Grid) -> str:
-    """Texts to the left, numbers to the right."""
+    """Text is aligned left, numbers right."""
     first = next((i for i, title in enumerate(grid.header) if title == "#Params"), None)
     texts = len(grid.header) if first is None else first
     return "l" * texts + "r" * (len(grid.header) - texts)

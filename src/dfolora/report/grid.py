@@ -1,4 +1,4 @@
-"""A table of texts: what every format starts from."""
+"""A table of texts, which every format is written from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

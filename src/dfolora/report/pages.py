@@ -1,6 +1,6 @@
-"""HTML that opens from disk: a page an item, a page a run, an index.
+"""Writes HTML that opens from disk: a page for each item and each run, and an index.
 
-Pages hold all that they show, so nothing is fetched; the template engine escapes every text.
+Pages are self-contained, so nothing is fetched; the template engine escapes every text.
 """
 
 from base64 import b64encode
@@ -21,11 +21,11 @@ INDEX = ["name", "title", "profile", "filled", "cells", "runs"]
 
 
 def item_page(table: Table, comparison: Grid | None, picture: bytes | None) -> str:
-    """The table, each cell leading to its runs, with whatever belongs to it.
+    """Render an item: its table with links to the runs, its picture, the paper's numbers.
 
     Args:
         table: The item's.
-        comparison: With the paper's numbers.
+        comparison: The paper's numbers beside ours.
         picture: An SVG.
     """
     statuses = dict(zip(table.runs["run_id"], table.runs["status"], strict=True))
@@ -40,13 +40,13 @@ def item_page(table: Table, comparison: Grid | None, picture: bytes | None) -> s
 
 
 def run_page(run: Mapping[str, Any], picture: bytes | None) -> str:
-    """All that the store has of one run.
+    """Render all that the store holds of one run.
 
     Args:
         run: A row of the store's frame.
         picture: A PNG of its curve.
     """
-    # Missing values are None or nan, which is not itself.
+    # Missing values are None or NaN, which does not equal itself.
     known = {name: value for name, value in run.items() if value is not None and value == value}
     parts = {part: _listed(known, f"{part}.") for part in ("metrics", "tags", "params")}
     return _render(
@@ -59,7 +59,7 @@ def run_page(run: Mapping[str, Any], picture: bytes | None) -> str:
 
 
 def _listed(values: Mapping[str, Any], prefix: str) -> str:
-    """Lines of names and values, in columns."""
+    """Names and values in two columns, one pair a line."""
     mine = {
         name.removeprefix(prefix): value
         for name, value in sorted(values.items())
@@ -70,20 +70,20 @@ def _listed(values: Mapping[str, Any], prefix: str) -> str:
 
 
 def index_page(entries: pd.DataFrame) -> str:
-    """Links to all items.
+    """Render the links to all items.
 
     Args:
-        entries: One a row, with the columns of ``INDEX``.
+        entries: One item a row, with the columns of ``INDEX``.
     """
     return _render("index.html", entries=entries.to_dict("records"))
 
 
 def update_index(folder: Path, table: Table) -> pd.DataFrame:
-    """Add the table to ``index.csv``, in place of what it was, and give all that is there.
+    """Add the table to ``index.csv``, replacing its old entry, and return all entries.
 
     Args:
-        folder: Of the reports; an entry whose page is gone goes too.
-        table: The one that has just been written.
+        folder: The reports' folder; entries whose page is gone are dropped.
+        table: The table just written.
     """
     path = folder / "index.csv"
     cells = [cell for line in table.lines for cell in line.cells.values() if cell.applies]
@@ -106,7 +106,7 @@ def update_index(folder: Path, table: Table) -> pd.DataFrame:
 
 
 def run_pages(table: Table, picture_of: Callable[[str], bytes | None]) -> Iterator[tuple[str, str]]:
-    """File name and page of every run that the table leads to.
+    """Yield the file name and page of every run that the table links to.
 
     Args:
         table: Whose runs.
@@ -117,7 +117,7 @@ def run_pages(table: Table, picture_of: Callable[[str], bytes | None]) -> Iterat
 
 
 def _file_name(run_id: str) -> str:
-    """Of a run's page; the store gives the id, so what leads out of the folder is quoted."""
+    """The name of a run's page; ids come from the store, so path separators are quoted."""
     return f"{quote(run_id, safe='')}.html"
 
 

@@ -1,4 +1,4 @@
-"""The paper's numbers beside ours: how far apart, and whether that is more than noise."""
+"""Compares the paper's numbers with ours: the difference, and whether it exceeds noise."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,21 +13,21 @@ from dfolora.report.spec import Column
 from dfolora.report.tables import Line, Table
 
 Key = tuple[str, str, str, str]
-"""Model or other group (empty where there is one), method, task, metric."""
+"""Group, such as the model (empty without groups), method, task, metric."""
 PUBLISHED_RUNS = 3
-"""How many runs a published mean is taken to be of: the paper does not say."""
+"""The number of runs that a published mean is assumed to have; the paper does not say."""
 AVERAGE = "Avg."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """A published one."""
+    """A published number."""
 
     mean: float
     std: float = nan
-    """nan where none is given."""
+    """NaN if none is given."""
     corrected: float = nan
-    """What it should be, where it is known to be wrong."""
+    """The right number, where the printed one is known to be wrong; else NaN."""
     note: str = ""
 
 
@@ -39,11 +39,11 @@ class Published:
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Published":
-        """From ``<name>.csv``; none where there is no such file.
+        """Read ``<name>.csv``; empty if there is no such file.
 
         Args:
-            folder: With a file a table.
-            name: The table's.
+            folder: Has one file for each table.
+            name: The table's name.
         """
         path = folder / f"{name}.csv"
         if not path.exists():
@@ -61,7 +61,7 @@ class Published:
         )
 
     def of(self, line: Line, column: Column) -> Number | None:
-        """A cell's number; of a ratio, that of the two rows' numbers."""
+        """A cell's published number; for a ratio, the ratio of the two rows' numbers."""
         place, measure = (column.task or "", column.measure.metric), column.measure
         own = self.numbers.get((line.group, line.label, *place))
         if measure.ratio_to is None or own is None:
@@ -76,25 +76,25 @@ class Beside:
 
     line: Line
     title: str
-    """Of the column."""
+    """The column's title."""
     mean: float
-    """Ours; nan for a hole."""
+    """Our mean; NaN for a hole."""
     std: float
     digits: int
     runs: int
     published: Number
     constant: float
-    """The best constant predictor's; nan where none applies."""
+    """The best constant predictor's score; NaN where none applies."""
 
     @property
     def difference(self) -> float:
-        """Ours less the paper's, corrected where it is wrong."""
+        """Our mean minus the paper's, or minus the corrected number if there is one."""
         corrected = self.published.corrected
         return self.mean - (self.published.mean if isnan(corrected) else corrected)
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the difference is at most two standard errors; None where it cannot be told."""
+        """Whether the difference is at most two standard errors; None if unknown."""
         if isnan(self.difference) or isnan(self.std) or isnan(self.published.std):
             return None
         error = hypot(self.std / sqrt(self.runs), self.published.std / sqrt(PUBLISHED_RUNS))
@@ -102,7 +102,7 @@ class Beside:
 
     @property
     def verdict(self) -> str:
-        """In words; a constant predictor that does as well is named."""
+        """The comparison in words; it names a constant predictor that does as well."""
         said = {True: "agrees", False: "differs", None: ""}[self.agrees]
         shown = [value for value in (self.mean, self.published.mean) if not isnan(value)]
         if shown and min(shown) <= self.constant:
@@ -111,7 +111,7 @@ class Beside:
 
 
 def beside(table: Table, published: Published) -> Iterator[Beside]:
-    """Every published number of the table, in its order.
+    """Yield every published number of the table beside ours, in the table's order.
 
     Args:
         table: Ours.
@@ -141,7 +141,7 @@ def _or_least(value: float) -> float:
 
 
 def comparison(table: Table, published: Published) -> Grid | None:
-    """All of them as a grid; None where the paper has no number.
+    """All published numbers beside ours as a grid; None if there are none.
 
     Args:
         table: Ours.

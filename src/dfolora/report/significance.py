@@ -1,4 +1,4 @@
-"""Whether a row's average differs from another's by more than chance.
+"""Tests whether a row's average differs from another's by more than chance.
 
 The exact sign-flip permutation test on the per-task means of the differences, seed by seed. Runs of
 one task share its test set, its difficulty and, seed by seed, their splits, so their differences
@@ -24,7 +24,7 @@ class Verdict:
     label: str
     group: str
     difference: float
-    """Of the averages; nan where a cell is missing, and then there is no test."""
+    """Difference of the averages; NaN if a cell is missing, and then there is no test."""
     p: float
     """Two-sided, Holm-corrected."""
 
@@ -50,9 +50,9 @@ def judge(
     """Test each row against one, correcting for their number (Holm 1979).
 
     Args:
-        rows: Mean scores by task, of each row; nan for a missing one.
-        against: Those of the row they are tested against, tasks in the same order.
-        group: What the rows are rows of.
+        rows: Each row's mean scores by task; NaN for a missing one.
+        against: The mean scores of the row they are tested against, tasks in the same order.
+        group: The rows' group.
     """
     differences = {
         label: [score - base for score, base in zip(scores, against, strict=True)]
@@ -75,7 +75,7 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     """Two-sided p of the mean under all 2^n flips of signs.
 
     Args:
-        differences: One a task.
+        differences: One for each task.
     """
     from scipy.stats import permutation_test
 

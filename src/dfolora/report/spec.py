@@ -22,7 +22,7 @@ class Row:
     where: Mapping[str, str]
     """Tags that its runs have."""
     group: str = ""
-    """What it is a row of; empty where nothing is grouped."""
+    """The group's label; empty if the table has no groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Groups:
 
     tag: str
     title: str
-    """Of the column that says which."""
+    """Title of the group column."""
     values: Sequence[str]
 
     def rows(self, rows: Sequence[Row]) -> Sequence[Row]:
@@ -45,12 +45,12 @@ class Groups:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Measure:
-    """A metric of the runs, as columns show it; one is equal to itself alone."""
+    """A metric of the runs, as columns show it; compared by identity."""
 
     metric: str
     """MLflow's name."""
     title: str
-    """Of a column; ``{task}`` is the task's title."""
+    """A column's title; ``{task}`` is the task's title."""
     factor: float = 1.0
     """From the metric's unit to the column's: 100 for percent."""
     digits: int = 2
@@ -66,7 +66,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Column:
-    """A measure of a task, or of whatever task a row is about."""
+    """A measure of one task; of the row's own task where ``task`` is None."""
 
     measure: Measure
     task: str | None
@@ -75,7 +75,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Which rows are tested against which one, named before there is any result."""
+    """Which rows are tested against which one, fixed before there are results."""
 
     against: str
     rows: Sequence[str]
@@ -96,7 +96,7 @@ class TableSpec:
     """What a table shows."""
 
     name: str
-    """Also the item that runs were made for."""
+    """The table's name, and the item that runs are tagged with."""
     title: str
     caption: str
     """What the numbers are."""
@@ -104,27 +104,27 @@ class TableSpec:
     """Task name to title."""
     measures: Sequence[Measure]
     rows: Sequence[Row]
-    """Of one group, where there are groups."""
+    """The rows of one group, if there are groups."""
     profile: str
     seeds: Sequence[int]
     note: str
-    """What the profile has to say."""
+    """The profile's note below the table."""
     suffix: str = ""
-    """Of its files' names, which tells profiles apart."""
+    """Ends its file names, and so keeps profiles apart."""
     constants: Mapping[str, str]
     """Constant predictors, metric name to label."""
     groups: Groups | None = None
-    """What the rows are repeated for."""
+    """The groups that the rows are repeated for."""
     compare: Compare | None = None
     picture: Picture | None = None
 
     @classmethod
     def from_mapping(cls, layout: Mapping[str, Any], **given: Any) -> "TableSpec":
-        """From a file's plain data.
+        """Check a file's plain data and build the table's description.
 
         Args:
             layout: As in ``conf/table/``.
-            given: The fields that the file does not have.
+            given: The fields that are not in the file.
         """
         parts: dict[str, Any] = {
             name: [_made(kind, each, f"table.{name}[{n}]") for n, each in enumerate(listed)]
@@ -153,7 +153,7 @@ class TableSpec:
 
     @property
     def stem(self) -> str:
-        """What its files are called."""
+        """The name of its files, without suffix."""
         return f"{self.name}{self.suffix}"
 
     @property
@@ -184,7 +184,7 @@ class TableSpec:
 
 
 def _made(kind: type[Made], value: object, where: str) -> Made:
-    """A part from plain data, none of its fields missing and none unknown."""
+    """Build a part from plain data; raises UserError for missing or unknown fields."""
     given = mapping(value, where)
     bare = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind)}  # type: ignore[arg-type]
     check_keys(

@@ -1,4 +1,4 @@
-"""Finished runs to tables. Reads the store's data frame alone; knows no model and no torch."""
+"""Builds tables from the store's data frame of runs; needs no model and no torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,18 +28,18 @@ class Line:
 
     label: str
     group: str = ""
-    """What it is a row of; empty where nothing is grouped."""
+    """The group's label; empty if the table has no groups."""
     searched: str
-    """Numbers that the method searched."""
+    """How many numbers the method searched."""
     stored: str
-    """Parameters that it adds to the model."""
+    """How many parameters it adds to the model."""
     cells: Mapping[Column, Cell]
     constant: bool = False
     """Whether it is a constant predictor."""
 
     @property
     def average(self) -> float:
-        """Unweighted mean of the tasks' means; nan if one is missing."""
+        """Unweighted mean of the tasks' means; NaN if one is missing."""
         means = [cell.mean for column, cell in self.cells.items() if column.measure.averaged]
         return float(pd.Series(means, dtype=float).mean(skipna=False))
 
@@ -54,9 +54,9 @@ class Table:
     caption: Sequence[str]
     """Paragraphs."""
     verdicts: Sequence[Verdict]
-    """Of the tests that the table asks for."""
+    """The results of the tests that ``spec.compare`` asks for."""
     runs: pd.DataFrame
-    """All that its cells lead to, unfinished and failed ones too."""
+    """All runs that its cells link to, including unfinished and failed ones."""
 
     @property
     def averages(self) -> bool:
@@ -77,7 +77,7 @@ class Table:
         return f"{line.average:.2f}{verdict.mark if verdict else ''}"
 
     def grid(self) -> Grid:
-        """The table as texts."""
+        """The table as rows of text."""
         grouped = self.spec.groups
         header = [
             *([grouped.title] if grouped else []),
@@ -99,7 +99,7 @@ class Table:
         return Grid(title=self.spec.title, header=header, rows=rows, caption=self.caption)
 
     def holes(self) -> Iterator[str]:
-        """Each cell without a number, and what is wrong there."""
+        """Each cell without a number, and why."""
         for line in self.lines:
             for column, cell in line.cells.items():
                 if cell.notes:
@@ -147,14 +147,14 @@ class Table:
 
 
 def build_table(runs: pd.DataFrame, spec: TableSpec) -> Table:
-    """Put runs into a table.
+    """Build a table from runs.
 
     Args:
         runs: As ``dfolora.record.Store.runs`` gives them.
         spec: What to show.
     """
     runs = item_runs(runs, spec)
-    # Cells are cut from few columns: what else a run has makes each cut slower.
+    # Only the columns that cells need: every other one makes each selection slower.
     told = runs[[name for name in runs if not name.startswith("params.") or name in FACTS.values()]]
     rows = [row_runs(told, row) for row in spec.all_rows]
     counted = pd.concat([row.counted for row in rows])

@@ -1,4 +1,4 @@
-"""All files of an item: the same table in every format."""
+"""Writes all files of an item: the same table in every format."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CURVE = "fitness.png"
-"""A run's own picture."""
+"""The file name of a run's own picture."""
 
 
 class Archive(Protocol):
-    """What a report asks of the store beside its runs; ``dfolora.record.Store`` has it."""
+    """What a report needs of the store beside its runs; ``dfolora.record.Store`` fits."""
 
     def history(self, run_ids: Sequence[str], metric: str) -> "pd.DataFrame":
-        """A metric's points."""
+        """The points of a metric."""
         ...
 
     def artifact(self, folder: str, name: str) -> bytes | None:
-        """A file that a run left, by its ``artifact_uri``."""
+        """A file of a run, whose ``artifact_uri`` is ``folder``; None if there is none."""
         ...
 
 
 def write_item(folder: Path, table: Table, published: Published, archive: Archive) -> str:
-    """Write ``<folder>/<stem>`` as .md, .csv, .tex, .html, a figure also as .png and .svg.
+    """Write ``<folder>/<stem>`` as .md, .csv, .tex and .html; a figure also as .png and .svg.
 
-    Beside them the pages of the runs, in ``runs``, and the index.
+    The runs' pages go to ``<folder>/runs``; the index is updated.
 
     Args:
-        folder: Made if need be.
+        folder: Created if it does not exist.
         table: What to write.
-        published: The paper's numbers; none where they would make no sense.
-        archive: For curves.
+        published: The paper's numbers; empty if they are about other tasks.
+        archive: The store, for curves and pictures.
 
     Returns:
         The Markdown.
