@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from dfolora.data import Task
 from dfolora.errors import UserError
 from dfolora.fewshot import Problem, ProblemSpec, TaskRows
-from dfolora.methods import Method, Resumable
+from dfolora.methods import Method
 from dfolora.model import Architecture, Backbone, Checkpoint, Limits
 from dfolora.record import Store
 from dfolora.record.provenance import commit, digest, flat, provenance
@@ -143,7 +143,7 @@ def execute(
     check_folder(OUTPUTS, "the working folder")
     with telling_warnings(job.name), store.alone(job.digest, OUTPUTS):
         identity = {"digest": job.digest, "code": code(), "commit": commit(), **provenance()}
-        attempt = Attempt(job.name, identity, resumable=isinstance(job.method, Resumable))
+        attempt = Attempt(job.name, identity, resumable=job.method.resumable)
         if (run_id := store.finished_run(job.digest)) is not None:
             # Asked for by another name it is still this run, and a table looks for the name.
             store.tag(run_id, job.labels)

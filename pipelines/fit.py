@@ -1,6 +1,5 @@
 """A fit from its first step to its test scores: watched, measured, written down."""
 
-import time
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -8,7 +7,7 @@ from safetensors import SafetensorError
 
 from dfolora.errors import ResourceError
 from dfolora.fewshot import Problem, score_test
-from dfolora.methods import Fit, Method, Predictor, Progress, Resumable
+from dfolora.methods import Method, Predictor, Progress
 from dfolora.model import Backbone
 from dfolora.record import RunLog
 from dfolora.record.curve import Curve, save_fitness_curve
@@ -19,21 +18,6 @@ from pipelines.progress import RunBar
 
 MOST_STORED = 100_000_000
 """Numbers of a predictor's that are worth a place in the store: a large model's own are not."""
-
-
-class Clock:
-    """Seconds of work on a fit, those of the processes before this one included.
-
-    Args:
-        before: Theirs.
-    """
-
-    def __init__(self, before: float) -> None:
-        self._zero = time.perf_counter() - before
-
-    def __call__(self) -> float:
-        """The seconds up to now."""
-        return time.perf_counter() - self._zero
 
 
 def fit_and_test(
@@ -64,19 +48,19 @@ def fit_and_test(
     """
     memory = PeakMemory(backbone.device)
     with attempt.journal() as journal:
-        clock = Clock(journal.seconds)
-        fit = _begun(method, backbone, problem, seed, journal)
-        curve = follow(fit, journal, clock, memory, log, bar)
-    fitted = clock()
-    predictor = fit.predictor()
-    metrics = dict(score_test(predictor.logits(problem.test), problem))
-    told = _told(metrics["score"], predictor, fitted)
-    tested = clock()
-    metrics = {f"test/{name}": value for name, value in metrics.items()}
+        fit = method.begin(backbone, problem.data, seed, journal)
+        curve = follow(fit, journal, memory, log, bar)
+        # Measured as the fit ends: the test has no part in what a fit takes.
+        fitted = journal.seconds
+        memory.sample()
+        peaks = _peaks(memory, journal)
+        predictor = fit.predictor()
+    scores = score_test(predictor.logits(problem.test), problem)
+    tested = journal.seconds - fitted
+    metrics = {f"test/{name}": value for name, value in scores.items()}
     metrics |= _counts(predictor, problem, curve)
-    metrics |= {"time/fit_s": fitted, "time/test_s": tested - fitted}
-    memory.sample()
-    metrics |= {f"memory/{part}_mb": peak for part, peak in _peaks(memory, journal).items()}
+    metrics |= {"time/fit_s": fitted, "time/test_s": tested}
+    metrics |= {f"memory/{part}_mb": peak for part, peak in peaks.items()}
     if curve.calls:
         metrics["time/calls_per_s"] = curve.calls[-1] / fitted
         save_fitness_curve(attempt.folder / "fitness.png", curve, bar.name)
@@ -85,22 +69,19 @@ def fit_and_test(
             predictor.save(attempt.folder / "adapter")
         except SafetensorError as error:  # what a full disk is to that library
             raise ResourceError(f"{attempt.folder / 'adapter'}: {error}") from error
-    attempt.finish(told=told, seconds=clock(), metrics=metrics)
+    told = _told(scores["score"], predictor, fitted)
+    attempt.finish(told=told, seconds=journal.seconds, metrics=metrics)
 
 
 def follow(
-    fit: Iterable[Progress],
-    journal: Journal,
-    clock: Clock,
-    memory: PeakMemory,
-    log: RunLog,
-    bar: RunBar,
+    fit: Iterable[Progress], journal: Journal, memory: PeakMemory, log: RunLog, bar: RunBar
 ) -> Curve:
     """Let the fit work to its end; journal, curves and progress bar look on."""
     curve = Curve()
     for progress in fit:
         memory.sample()
-        line = journal.take(progress, clock(), _peaks(memory, journal))
+        question = {"points": _points(progress)}
+        line = journal(question, lambda: {"memory_mb": _peaks(memory, journal)})
         log_step(line, log)
         bar.show(progress)
         curve.add(progress, line["seconds"])
@@ -108,33 +89,31 @@ def follow(
 
 
 def log_step(line: Line, log: RunLog) -> None:
-    """Put a journal's line on the curves."""
-    points = {"train/loss": line["loss"], "train/step_size": line["step_size"]}
-    if losses := [loss for loss in line["losses"] if loss is not None]:
-        points["train/best"] = float(np.min(losses))
-        points["train/mean"] = float(np.mean(losses))
-        points["train/spread"] = float(np.std(losses))
-    seconds = line["seconds"]
-    log.metrics(_known(points), step=line["calls"], seconds=seconds)
-    for calls, score, loss in line["looks"]:
-        log.metrics(_known({"dev/score": score, "dev/loss": loss}), step=calls, seconds=seconds)
+    """Put on the curves what a journal's line holds for them: the lines that end steps do."""
+    for calls, values in line.get("points", ()):
+        log.metrics(values, step=calls, seconds=line["seconds"])
 
 
-def _known(points: Mapping[str, float | None]) -> Mapping[str, float]:
-    return {name: value for name, value in points.items() if value is not None}
-
-
-def _begun(
-    method: Method, backbone: Backbone, problem: Problem, seed: int, journal: Journal
-) -> Fit:
-    if isinstance(method, Resumable):
-        return method.resume(backbone, problem.data, seed, journal.past)
-    return method.begin(backbone, problem.data, seed)
+def _points(progress: Progress) -> list[tuple[int, Mapping[str, float]]]:
+    """Calls and values of a step and of its looks at dev; no value where it is not finite."""
+    step, losses = progress.step, progress.step.losses
+    values = {"train/loss": step.loss, "train/step_size": step.step_size}
+    if len(losses := losses[np.isfinite(losses)]):
+        values["train/best"] = float(np.min(losses))
+        values["train/mean"] = float(np.mean(losses))
+        values["train/spread"] = float(np.std(losses))
+    points = [(step.calls, values)]
+    points += [(at.calls, {"dev/score": at.score, "dev/loss": at.loss}) for at in progress.looks]
+    return [
+        (calls, {name: value for name, value in values.items() if np.isfinite(value)})
+        for calls, values in points
+    ]
 
 
 def _peaks(memory: PeakMemory, journal: Journal) -> Mapping[str, float]:
     """Of this process and of those before it."""
-    before = journal.megabytes
+    steps = (line for line in reversed(journal.lines) if "memory_mb" in line)
+    before = next(steps, {"memory_mb": {}})["memory_mb"]
     return {part: max(peak, before.get(part, 0.0)) for part, peak in memory.megabytes().items()}
 
 

@@ -16,7 +16,7 @@ from dfolora.record.journal import Journal
 from dfolora.record.memory import PeakMemory
 from dfolora.search import PopulationEvaluator, tune
 from dfolora.search.subspace import LoraSubspaceSpec
-from pipelines.fit import Clock, follow
+from pipelines.fit import follow
 from pipelines.progress import RunBar
 
 
@@ -61,7 +61,7 @@ def share_outside(backbone: Backbone, data: FewShotData, *, dim: int, generation
             with RunBar("overhead", budget) as bar:
                 started = time.perf_counter()
                 with Journal(folder / "journal.jsonl", key="overhead") as journal:
-                    follow(search(), journal, Clock(0.0), memory, log, bar)
+                    follow(search(), journal, memory, log, bar)
                 log.flush()
                 total = time.perf_counter() - started
     return 1 - engine.seconds / total

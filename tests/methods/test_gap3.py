@@ -123,7 +123,6 @@ def test_tokens_score_as_row_by_row(family, slot, place, write, tokens):
     np.testing.assert_allclose(scores.gains, gains, rtol=0, atol=1e-4)  # float32 forwards
     assert scores.log_likelihood == pytest.approx(likelihood, abs=1e-4)
     assert gains.std() > 0.1
-    assert passes.calls == 2
 
 
 def test_hole_after_the_answer_is_found():
@@ -176,7 +175,6 @@ def test_individual_is_what_its_prompt_gives(family):
     assert individual.loss == pytest.approx(float(-gold.log().mean()), abs=1e-5)
     assert individual.log_likelihood == pytest.approx(likelihood, abs=1e-4)
     assert individual.fitness == (individual.score, individual.confidence)
-    assert passes.calls == 1
 
 
 class Advised(Passes):
@@ -186,7 +184,6 @@ class Advised(Passes):
         self.gains = np.full(tokens, -100.0)
         self.gains[list(gains)] = list(gains.values())
         self.measured = measured
-        self.calls = 0
 
     def token_scores(self, hole):
         return TokenScores(gains=self.gains, log_likelihood=-10.0)
@@ -391,22 +388,28 @@ def test_learns_and_pays_for_every_pass_and_for_nothing_else():
     backbone, problem = posed(method, k=8)
     passes, embed = [], backbone.embed
     backbone.embed = lambda pack: passes.append(len(pack.rows)) or embed(pack)
-    fit = method.begin(backbone, problem.data, 42)
-    steps: list[Any] = [progress.step for progress in fit]
+    answers = []
+
+    def memo(_question, compute):
+        answers.append(compute())
+        return answers[-1]
+
+    fit = method.begin(backbone, problem.data, 42, memo)
+    steps = [progress.step for progress in fit]
     assert passes == [16] * steps[-1].calls  # no dev row, and no pass uncounted
     assert 147 < steps[-1].calls <= 150
     assert steps[0].calls == 24
     assert steps[0].losses.shape == (8,)
     assert all(len(step.losses) <= 6 for step in steps[1:])  # two of eight survive
-    scores = [[child.score for child in step.children if child] for step in steps]
-    first, best = max(scores[0]), max(map(max, scores))
-    assert best > first + 0.1
+    scores = [answer["individual"]["score"] for answer in answers if answer["individual"]]
+    assert len(scores) == sum(len(step.losses) for step in steps)
+    assert max(scores) > max(scores[:8]) + 0.1
     assert steps[-1].loss < steps[0].losses.min()
     predictor = fit.predictor()
     assert predictor.dev is None
     logits = predictor.logits(problem.data.train)
     hits = (logits.argmax(-1) == problem.data.train.labels).double().mean()
-    assert float(hits) == pytest.approx(best)
+    assert float(hits) == pytest.approx(max(scores))
 
 
 @pytest.mark.parametrize("budget", [12, 13, 20, 33])
@@ -455,7 +458,7 @@ def test_dev_set_chooses_and_does_nothing_else():
     for dev in (problem.data.dev, flipped):
         fit = method.begin(backbone, replace(problem.data, dev=dev), 42)
         steps = list(fit)
-        journals.append([progress.step.journaled() for progress in steps])
+        journals.append([(one.step.patterns, one.step.losses.tolist()) for one in steps])
         looks = [look for progress in steps for look in progress.looks]
         assert len(looks) == len(steps)
         predictor = fit.predictor()
@@ -483,7 +486,7 @@ def test_same_seed_gives_the_same_search_and_another_another():
         torch.rand(1)
         np.random.default_rng().random()
         fit = method.begin(backbone, problem.data, seed)
-        journals.append([progress.step.journaled() for progress in fit])
+        journals.append([(one.step.patterns, one.step.losses.tolist()) for one in fit])
     assert journals[0] == journals[1] != journals[2]
 
 
@@ -492,10 +495,8 @@ class Scripted:
 
     def __init__(self, scores):
         self.seen = set()
+        self.calls = 0
         self._scores = iter(scores)
-
-    def recall(self, child, individual):
-        raise AssertionError("nothing is past")
 
     def realised(self, child):
         score = next(self._scores)
@@ -719,7 +720,6 @@ def test_run_as_in_its_own_code_leaves_journal_and_prompt(in_folder):
     assert "dev/selected_score" not in client.get_run(outcome.run_id).data.metrics
     folder = Path(client.download_artifacts(outcome.run_id, ""))
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-    assert all(len(line["patterns"]) == len(line["losses"]) for line in lines)
     saved = json.loads((folder / "adapter" / "prompt.json").read_text())
     assert saved["label_words"][-1] == "literature"
-    assert saved["pattern"] in [pattern for line in lines for pattern in line["patterns"]]
+    assert saved["pattern"] in [line.get("pattern") for line in lines]

@@ -160,7 +160,7 @@ def test_run_is_recorded_with_its_rate_and_curves(in_folder):
     assert looks == [0, 9, 12, 21, 24, 33, 36]
     folder = Path(client.download_artifacts(outcome.run_id, ""))
     assert (folder / "adapter" / "adapter_model.safetensors").exists()
-    assert (folder / "journal.jsonl").read_text().count('"learning_rate"') == 12
+    assert (folder / "journal.jsonl").read_text().count('"train/step_size"') == 12
     assert not {"optimizer", "rank"} & set(run.data.tags)
     assert "budget" not in run.data.params
     assert math.isfinite(run.data.metrics["test/score"])

@@ -116,7 +116,7 @@ def test_epochs_are_counted_and_described():
     assert [step.calls for step in steps] == [3, 6, 9, 12]
     assert spec_of(learning_rates=[0.1, 0.01], epochs=2).budget == 12
     assert [step.step_size for step in steps] == [0.1, 0.1, 0.01, 0.01]
-    assert steps[1].journaled() == {"learning_rate": 0.1, "epoch": 2}
+    assert (steps[1].learning_rate, steps[1].epoch) == (0.1, 2)
     assert all(len(step.losses) == 3 for step in steps)  # 4 + 4 + 2 rows
     assert steps[0].loss == pytest.approx(np.average(steps[0].losses, weights=[4, 4, 2]))
 

@@ -91,7 +91,7 @@ def test_record_holds_curves_artifacts_and_an_adapter_that_peft_loads(in_folder)
         "adapter", "config.yaml", "fitness.png", "journal.jsonl", "run.json", "split.json",
         "summary.json",
     }  # fmt: skip
-    assert (folder / "journal.jsonl").read_text().count("\n") == 25
+    assert (folder / "journal.jsonl").read_text().count("points") == 25
     assert not list((in_folder / "outputs").iterdir())  # moved into the store
     checkpoint = Checkpoint(
         path="mini-roberta", revision="main", tokenizer=None, weights="pretrained",

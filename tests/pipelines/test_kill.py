@@ -112,7 +112,7 @@ def record(store, run):
     steps = [json.loads(line) for line in lines]
     for step in steps:
         for key in ("seconds", "memory_mb", "check"):
-            del step[key]
+            step.pop(key, None)
     return kept, curves, files, steps
 
 

@@ -103,7 +103,7 @@ def test_what_goes_wrong_is_one_line_and_the_next_call_goes_on(
     (run,) = store._client.search_runs(store._experiment_ids())
     assert run.info.status == "FAILED"
     (journal,) = in_folder.glob("outputs/*/journal.jsonl")
-    assert journal.read_text().count("\n") == 3
+    assert journal.read_text().count("points") == 3
     again(store, expected)
 
 
@@ -130,7 +130,7 @@ def test_disk_that_is_really_full_tears_a_line_that_is_dropped(store, expected, 
     assert "File too large" in (in_folder / "told").read_text()
     (journal,) = in_folder.glob("outputs/*/journal.jsonl")
     *lines, torn = journal.read_bytes().split(b"\n")
-    assert len(lines) == 1
+    assert [line.count(b"points") for line in lines] == [0, 0, 1]  # train, dev, step
     assert len(torn) == ROOM
     again(store, expected)
 

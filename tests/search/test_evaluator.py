@@ -1,5 +1,8 @@
 """Logits become losses and scores."""
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from dfolora.data.metric import METRICS
 from dfolora.engine.forward import Engine
 from dfolora.engine.objective import cross_entropy, hinge, metric_objective
 from dfolora.errors import UserError
+from dfolora.search import Evaluation, Remembered
 from tests.searching import evaluator_of, logits_of, some_solution
 
 
@@ -87,3 +91,30 @@ def test_a_loss_never_outweighs_an_f1_difference(examples, data, losses):
     values = metric_objective(np.array([first, second]), np.array(losses), examples)
     if first != second:
         assert (values[0] < values[1]) == (first > second)
+
+
+def test_memo_is_asked_by_the_very_numbers_and_answers_in_json():
+    solution, candidates = np.arange(6.0).reshape(2, 3), np.ones((2, 3))
+    questions = []
+
+    def memo(question, compute):
+        questions.append(question)
+        return json.loads(json.dumps(compute(), allow_nan=False))
+
+    def evaluate(_solution, _block, _candidates):
+        return Evaluation(losses=np.array([1 / 3, np.nan]), scores=np.array([0.1, 0.7]))
+
+    remembered = Remembered(evaluate, memo, "train")
+    got = remembered(solution, 1, candidates)
+    np.testing.assert_array_equal(got.losses, [1 / 3, np.nan])
+    np.testing.assert_array_equal(got.scores, [0.1, 0.7])
+    assert questions[0]["train"] == 1
+    digest = hashlib.sha256(solution.tobytes() + candidates.tobytes()).hexdigest()
+    assert questions[0]["candidates_sha256"] == digest
+    moved = solution.copy()
+    moved[0, 2] = np.nextafter(moved[0, 2], np.inf)
+    for arguments in ((moved, 1, candidates), (solution, 1, 2 * candidates)):
+        remembered(*arguments)
+        assert questions[-1] != questions[0]
+    remembered(np.asfortranarray(solution), 1, np.asfortranarray(candidates))
+    assert questions[-1] == questions[0]  # the numbers count, not how memory holds them

@@ -9,10 +9,8 @@ from dfolora.methods.method import (
     FewShotData,
     Fit,
     Method,
-    Past,
     Predictor,
     Progress,
-    Resumable,
     Step,
 )
 from dfolora.methods.named import METHODS, Bbt, Bbtv2, CLora, FLora, method_of
@@ -33,11 +31,9 @@ __all__ = [
     "LayerwiseSearch",
     "ManualPrompt",
     "Method",
-    "Past",
     "Predictor",
     "Progress",
     "RandomLora",
-    "Resumable",
     "Step",
     "TrainingSpec",
     "method_of",

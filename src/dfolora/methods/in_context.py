@@ -18,6 +18,7 @@ from dfolora.engine import classify
 from dfolora.errors import UserError
 from dfolora.methods.method import FewShotData, NoFit, Predictor
 from dfolora.model import Architecture, Backbone
+from dfolora.search import Memo, forgetful
 from dfolora.seeding import stream
 from dfolora.validation import whole
 
@@ -39,13 +40,13 @@ class InContext:
 
     seeded: ClassVar[bool] = True
     budget: ClassVar[int] = 0
+    resumable: ClassVar[bool] = False
 
     def check(self, architecture: Architecture) -> None:
         """Every supported model will do."""
         whole(self.demonstrations, "method.demonstrations", least=0)
 
     def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
-        """See ``Method``."""
         shown = _by_turns(train.labels, seed)[: self.demonstrations]
         filled = (_demonstration(plain, train.texts[n], train.labels[n]) for n in shown)
         texts = tuple(accumulate(filled, initial=""))
@@ -64,7 +65,9 @@ class InContext:
         added = tuple(count - counts[0] for count in counts)
         return Demonstrated.of(plain, texts, added)
 
-    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> NoFit:
+    def begin(
+        self, backbone: Backbone, data: FewShotData, seed: int, memo: Memo = forgetful
+    ) -> NoFit:
         """Nothing to fit; ``found`` counts the demonstrations of the rows last predicted."""
         encode, found = data.encode, dict[str, float]()
         if not isinstance(encode, Demonstrated):

@@ -4,9 +4,8 @@ Over LoRA factors it is C-LoRA with CMA-ES and F-LoRA with LoTFWA (Jin, Liu, Tan
 prompts with CMA-ES it is BBT (one block, at the input) and BBTv2 (a block a layer).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, repeat
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from dfolora.data import Batch, Encode, Encoder, Rows
 from dfolora.engine import Engine, check_objective, classify
 from dfolora.errors import UserError
-from dfolora.methods.method import FewShotData, Past, Predictor, Progress
+from dfolora.methods.method import FewShotData, Predictor, Progress
 from dfolora.model import Architecture, Backbone
 from dfolora.search import (
     INCUMBENTS,
@@ -24,8 +23,10 @@ from dfolora.search import (
     SELECTIONS,
     DevPoint,
     DevSelection,
+    Memo,
     PopulationEvaluator,
-    Remembering,
+    Remembered,
+    forgetful,
     tune,
 )
 from dfolora.search.optim import Cma, Optimizer, OptimizerFactory
@@ -56,9 +57,9 @@ class LayerwiseSearch:
     """Stop after so many calls without a higher dev score; None never."""
 
     seeded: ClassVar[bool] = True
+    resumable: ClassVar[bool] = True
 
     def check(self, architecture: Architecture) -> None:
-        """See ``Method``."""
         check_objective(self.objective)
         choice(self.incumbent, "incumbent", INCUMBENTS)
         choice(self.schedule, "schedule", SCHEDULES)
@@ -72,19 +73,14 @@ class LayerwiseSearch:
         self._check_budget(architecture)
 
     def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
-        """See ``Method``."""
         return self.subspace.encoder(plain)
 
-    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> "Search":
-        """See ``Method``."""
-        return self.resume(backbone, data, seed, [])
-
-    def resume(
-        self, backbone: Backbone, data: FewShotData, seed: int, past: Sequence[Past]
+    def begin(
+        self, backbone: Backbone, data: FewShotData, seed: int, memo: Memo = forgetful
     ) -> "Search":
-        """See ``Resumable``; what is past costs no pass through the model."""
+        """Draw the subspace."""
         self.check(backbone.architecture)
-        return Search(self, backbone, data, seed, past)
+        return Search(self, backbone, data, seed, memo)
 
     def block_optimizer(self, block: int, blocks: int, seed: int) -> Optimizer:
         """The optimizer of one block, with its own random stream."""
@@ -118,10 +114,9 @@ class Search:
         backbone: Backbone,
         data: FewShotData,
         seed: int,
-        past: Sequence[Past],
+        memo: Memo,
     ) -> None:
         self._method = method
-        self._past = past
         self._backbone = backbone
         self._label_ids = data.label_ids
         self._subspace = method.subspace.build(
@@ -131,12 +126,10 @@ class Search:
             method.block_optimizer(block, self._subspace.blocks, seed)
             for block in range(self._subspace.blocks)
         ]
-        self._train = Remembering(
-            self._evaluator(data.train, data.metric),
-            np.concatenate([np.empty(0), *(step.losses for step in past)]),
-        )
+        train, dev = (self._evaluator(batch, data.metric) for batch in (data.train, data.dev))
+        self._train = Remembered(train, memo, "train")
         self._selection = DevSelection(
-            self._evaluator(data.dev, data.metric),
+            Remembered(dev, memo, "dev"),
             rule=method.selection,
             interval=method.dev_interval,
             patience=method.patience,
@@ -153,9 +146,8 @@ class Search:
             incumbent=method.incumbent,
             schedule=method.schedule,
         )
-        past = chain(self._past, repeat(None))
-        for generation, before in zip(generations, past, strict=False):
-            looks = selection.see(generation, before.looks if before else ())
+        for generation in generations:
+            looks = selection.see(generation)
             yield Progress(step=generation, looks=looks, selected=selection.best)
             if selection.stalled:
                 break

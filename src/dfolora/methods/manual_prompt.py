@@ -8,6 +8,7 @@ from dfolora.data import Encode, Encoder, Rows
 from dfolora.engine import classify
 from dfolora.methods.method import FewShotData, NoFit, Predictor
 from dfolora.model import Architecture, Backbone
+from dfolora.search import Memo, forgetful
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,7 @@ class ManualPrompt:
 
     seeded: ClassVar[bool] = False
     budget: ClassVar[int] = 0
+    resumable: ClassVar[bool] = False
 
     def check(self, architecture: Architecture) -> None:
         """Every supported model will do."""
@@ -24,6 +26,8 @@ class ManualPrompt:
         """The prompt as it is."""
         return plain
 
-    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> NoFit:
+    def begin(
+        self, backbone: Backbone, data: FewShotData, seed: int, memo: Memo = forgetful
+    ) -> NoFit:
         """Nothing to fit."""
         return NoFit(Predictor(logits=partial(classify, backbone, data.label_ids)))

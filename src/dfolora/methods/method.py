@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dfolora.data import Batch, Encode, Encoder, Rows
 from dfolora.model import Architecture, Backbone
-from dfolora.search import DevPoint, Seen
+from dfolora.search import DevPoint, Memo, forgetful
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,6 @@ class Step(Protocol):
         """An optimizer's sigma or amplitude, a learning rate; nan where there is none."""
         ...
 
-    def journaled(self) -> Mapping[str, object]:
-        """What else the journal holds of it, as JSON has it."""
-        ...
-
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
@@ -65,18 +61,6 @@ class Progress:
     """The looks at the dev set that this step brought, mostly none."""
     selected: DevPoint | None
     """The best look so far."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Past:
-    """What a step cost to find out, as the journal of a fit that was broken off has it."""
-
-    losses: NDArray[np.float64]
-    """``Step.losses``."""
-    looks: Sequence[Seen]
-    """What the dev set said, in order."""
-    journaled: Mapping[str, Any]
-    """``Step.journaled``, as JSON gives it back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +125,11 @@ class Method(Protocol):
         """At most so many passes over the train set, counted as in ``Step``; 0 for no fit."""
         ...
 
+    @property
+    def resumable(self) -> bool:
+        """Whether a fit goes on from its memo where it was broken off; else it begins anew."""
+        ...
+
     def check(self, architecture: Architecture) -> None:
         """Raise UserError if the configuration makes no sense for such a model."""
         ...
@@ -158,24 +147,15 @@ class Method(Protocol):
         """
         ...
 
-    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> Fit:
-        """Get ready to fit; the work happens as the result is iterated."""
-        ...
-
-
-@runtime_checkable
-class Resumable(Protocol):
-    """A method whose fit can go on where it was broken off; that of others begins anew."""
-
-    def resume(self, backbone: Backbone, data: FewShotData, seed: int, past: Sequence[Past]) -> Fit:
-        """As ``Method.begin``, but the first steps take their numbers from the past.
-
-        They are told all the same, so that whoever kept them can see that they are the same steps.
+    def begin(
+        self, backbone: Backbone, data: FewShotData, seed: int, memo: Memo = forgetful
+    ) -> Fit:
+        """Get ready to fit; the work happens as the result is iterated.
 
         Args:
-            backbone: See ``Method``.
-            data: See ``Method``.
-            seed: See ``Method``.
-            past: The first steps of the same fit.
+            backbone: The frozen model.
+            data: Train and dev rows, encoded by this method's ``encoder``.
+            seed: Of the fit.
+            memo: Of the fit; a method that is ``resumable`` takes from it what it holds.
         """
         ...

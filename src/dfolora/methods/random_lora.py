@@ -7,6 +7,7 @@ from dfolora.data import Encode, Encoder, Rows
 from dfolora.methods.layerwise import adapted
 from dfolora.methods.method import FewShotData, NoFit
 from dfolora.model import Architecture, Backbone
+from dfolora.search import Memo, forgetful
 from dfolora.search.subspace import LoraSubspaceSpec
 from dfolora.seeding import stream
 
@@ -23,6 +24,7 @@ class RandomLora:
 
     seeded: ClassVar[bool] = True
     budget: ClassVar[int] = 0
+    resumable: ClassVar[bool] = False
 
     def check(self, architecture: Architecture) -> None:
         """Check the subspace."""
@@ -32,7 +34,9 @@ class RandomLora:
         """The subspace's."""
         return self.subspace.encoder(plain)
 
-    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> NoFit:
+    def begin(
+        self, backbone: Backbone, data: FewShotData, seed: int, memo: Memo = forgetful
+    ) -> NoFit:
         """Draw the vectors."""
         self.check(backbone.architecture)
         spec = self.subspace

@@ -1,36 +1,25 @@
-"""A fit's journal: one JSON line a step, on disk before the next one starts, and read back."""
+"""A fit's journal: what was asked and answered, one JSON line each, on disk before the next one."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 from zlib import crc32
 
-import numpy as np
-
 from dfolora.errors import UserError
-from dfolora.methods import Past, Progress
-from dfolora.search import Seen
 
 Line = Mapping[str, Any]
-"""A step: ``calls``, ``losses``, ``loss``, ``step_size``, what else it journals, ``looks`` (calls,
-score and loss of each), ``seconds`` and ``memory_mb``."""
-
-COMMON = ("calls", "losses", "loss", "step_size", "looks", "seconds", "memory_mb")
-"""What every step's line has."""
-
-AROUND = ("seconds", "memory_mb")
-"""Of a line, what the same step need not have again."""
+"""A question, its answer and ``seconds`` of work on the fit up to then, as one JSON object."""
 
 
 class Journal:
-    """The steps of one fit in a file that outlives who writes it; a context, which closes it.
+    """The memo of one fit, in a file that outlives the process; a context, which closes it.
 
-    Together with the configuration the lines of a search determine it: optimizers are functions of
-    their seed and of the losses, which are kept exactly (a float's ``repr`` reads back the same;
-    null stands for no finite number). Each line ends with a checksum of all lines so far. A last
-    line that was not written to its end is dropped.
+    A fit that goes on asks again what it asked before, and gets the answers at once: its questions
+    depend on its seed and the answers alone, and these are kept exactly (a float's ``repr`` reads
+    back the same). Each line ends with a checksum of all lines so far. A last line that was not
+    written to its end is dropped.
 
     Args:
         path: Continued if there is one.
@@ -45,10 +34,11 @@ class Journal:
         self._check = crc32(key.encode())
         self.lines: list[Line] = []
         """Those that were there at first."""
-        self._told = 0
+        self._asked = 0
         self._file: TextIO | None = None
         if path.exists():
             self._read()
+        self._zero = time.perf_counter() - (self.lines[-1]["seconds"] if self.lines else 0.0)
 
     def __enter__(self) -> "Journal":
         """The journal itself."""
@@ -60,52 +50,32 @@ class Journal:
             self._file.close()
 
     @property
-    def past(self) -> Sequence[Past]:
-        """The steps of ``lines``."""
-        return [
-            Past(
-                losses=np.array([_loss(loss) for loss in line["losses"]]),
-                looks=[Seen(score, _loss(loss)) for _calls, score, loss in line["looks"]],
-                journaled={key: value for key, value in line.items() if key not in COMMON},
-            )
-            for line in self.lines
-        ]
-
-    @property
     def seconds(self) -> float:
-        """When the last of them ended; 0 without any."""
-        return float(self.lines[-1]["seconds"]) if self.lines else 0.0
+        """Of work on the fit up to now, by this process and those before it."""
+        return time.perf_counter() - self._zero
 
-    @property
-    def megabytes(self) -> Mapping[str, float]:
-        """The peaks of memory up to then, by what measured them."""
-        return self.lines[-1]["memory_mb"] if self.lines else {}
-
-    def take(self, progress: Progress, seconds: float, megabytes: Mapping[str, float]) -> Line:
-        """Write a step down, or find that it is there already.
+    def __call__(self, question: Line, compute: Callable[[], Line]) -> Line:
+        """The line that holds the question: kept from before, or computed and written down.
 
         Args:
-            progress: The next step.
-            seconds: Since the fit began, without those in which nobody worked on it.
-            megabytes: Peaks of memory so far.
-
-        Returns:
-            Its line, with the seconds and peaks from when it was first written.
+            question: Of JSON's types and finite numbers, as is the answer; tuples become lists.
+            compute: Gives the answer.
 
         Raises:
-            UserError: The journal has another step in its place.
+            UserError: The journal has another question in its place.
         """
-        line = _step(progress) | {"seconds": seconds, "memory_mb": dict(megabytes)}
-        self._told += 1
-        if self._told <= len(self.lines):
-            kept = self.lines[self._told - 1]
-            if any(kept.get(key) != line[key] for key in line if key not in AROUND):
+        question = _plain(question)
+        if self._asked < len(self.lines):
+            kept = self.lines[self._asked]
+            self._asked += 1
+            if any(kept.get(key) != value for key, value in question.items()):
                 raise UserError(
-                    f"Step {self._told} is not the one in {self._path}, so that other code, "
-                    f"libraries or data wrote it. Go on with those, or delete "
-                    f"{self._path.parent} to begin the run anew."
+                    f"Line {self._asked} of {self._path} answers another question than this fit "
+                    f"asks, so that other code, libraries or data wrote it. Go on with those, or "
+                    f"delete {self._path.parent} to begin the run anew."
                 )
             return kept
+        line = _plain({**question, **compute(), "seconds": self.seconds})
         text = json.dumps(line)
         self._check = crc32(text.encode(), self._check)
         if self._file is None:
@@ -136,25 +106,9 @@ class Journal:
             file.truncate(sum(len(line) + 1 for line in lines))
 
 
-def _step(progress: Progress) -> dict[str, Any]:
-    step = progress.step
-    return {
-        "calls": step.calls,
-        "losses": [_plain(loss) for loss in step.losses.tolist()],
-        "loss": _plain(step.loss),
-        "step_size": _plain(step.step_size),
-        **step.journaled(),
-        "looks": [[look.calls, look.score, _plain(look.loss)] for look in progress.looks],
-    }
-
-
-def _plain(number: float) -> float | None:
-    """As JSON has it, which knows finite numbers alone."""
-    return number if math.isfinite(number) else None
-
-
-def _loss(plain: float | None) -> float:
-    return math.inf if plain is None else plain
+def _plain(line: Line) -> Line:
+    """What JSON gives back."""
+    return dict(json.loads(json.dumps(line, allow_nan=False)))
 
 
 def _checked(text: str, check: int) -> str:

@@ -3,9 +3,11 @@
 Letters: P candidates, L blocks, d search dimension, N examples.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from math import isfinite
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +21,25 @@ from dfolora.engine import (
     cross_entropy,
     metric_objective,
 )
-from dfolora.errors import UserError
 from dfolora.model import Intervention
 from dfolora.search.subspace import Subspace
 
 Array = NDArray[np.float64]
+
+Answer = Mapping[str, Any]
+"""As JSON has it: numbers are finite, None stands for one that is not."""
+
+Memo = Callable[[Answer, Callable[[], Answer]], Answer]
+"""``(question, compute) -> answer``: what a journal holds, else what is computed and journaled.
+
+A fit asks the same questions in the same order whenever it is repeated, for they depend on its seed
+and on the answers. So answers that cost passes through the model are computed once.
+"""
+
+
+def forgetful(_question: Answer, compute: Callable[[], Answer]) -> Answer:
+    """A memo that keeps nothing."""
+    return compute()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +94,6 @@ class PopulationEvaluator:
         self._metric = METRICS[metric]
 
     def __call__(self, solution: Array, block: int, candidates: Array) -> Evaluation:
-        """See ``Evaluator``."""
         incumbents = self._subspace.incumbents(solution, without=block)
         logits = self._engine(incumbents, self._subspace.intervention(block, candidates))
         labels = self._labels.to(logits.device)
@@ -90,32 +105,31 @@ class PopulationEvaluator:
         return Evaluation(losses=losses, scores=scores)
 
 
-class Remembering:
-    """An ``Evaluator`` that was asked before: it repeats those losses, then evaluates.
-
-    Scores are not remembered; the loop, which is all that asks a train set, does not use them.
+class Remembered:
+    """An ``Evaluator`` whose answers go through a memo.
 
     Args:
-        evaluate: What comes after.
-        losses: Of all candidates in the order in which they were asked, ``(n,)``.
+        evaluate: Asked what the memo does not hold.
+        memo: Of the fit.
+        name: Of the rows, ``train`` or ``dev``.
     """
 
-    def __init__(self, evaluate: Evaluator, losses: Array) -> None:
+    def __init__(self, evaluate: Evaluator, memo: Memo, name: str) -> None:
         self._evaluate = evaluate
-        self._losses = losses
+        self._memo = memo
+        self._name = name
 
     def __call__(self, solution: Array, block: int, candidates: Array) -> Evaluation:
-        """See ``Evaluator``.
+        """Raise UserError if the memo holds the answer for other candidates."""
 
-        Raises:
-            UserError: Not all of these candidates were asked together before.
-        """
-        if not len(self._losses):
-            return self._evaluate(solution, block, candidates)
-        told, self._losses = np.split(self._losses, [len(candidates)])
-        if len(told) < len(candidates):
-            raise UserError(
-                f"{len(candidates)} candidates were asked where {len(told)} losses were kept: "
-                f"these are of another search."
-            )
-        return Evaluation(losses=told, scores=np.full(len(told), np.nan))
+        def compute() -> Answer:
+            made = self._evaluate(solution, block, candidates)
+            losses = [loss if isfinite(loss) else None for loss in made.losses.tolist()]
+            return {"losses": losses, "scores": made.scores.tolist()}
+
+        digest = hashlib.sha256(solution.tobytes() + candidates.tobytes()).hexdigest()
+        answer = self._memo({self._name: block, "candidates_sha256": digest}, compute)
+        return Evaluation(
+            losses=np.array(answer["losses"], dtype=np.float64),  # None becomes nan
+            scores=np.array(answer["scores"]),
+        )

@@ -3,7 +3,6 @@
 Letters: P candidates, L blocks, d search dimension.
 """
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,11 +41,6 @@ class Generation:
     """The optimizer's sigma or amplitude as the turn began; nan where it has none."""
     last: bool
     """Whether the search ends here."""
-
-    def journaled(self) -> Mapping[str, object]:
-        """What a replay needs: the digest tells whether it asked the same candidates."""
-        digest = hashlib.sha256(self.candidates.tobytes()).hexdigest()
-        return {"block": self.block, "candidates_sha256": digest}
 
 
 def tune(

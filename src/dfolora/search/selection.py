@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +11,6 @@ from dfolora.search.evaluator import Evaluator
 from dfolora.search.loop import Generation
 
 Array = NDArray[np.float64]
-
-
-class Seen(NamedTuple):
-    """What one look at the dev set told."""
-
-    score: float
-    loss: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,25 +55,19 @@ class DevSelection:
         self.stalled = False
         """Whether the patience has run out."""
 
-    def see(self, generation: Generation, seen: Sequence[Seen] = ()) -> Sequence[DevPoint]:
-        """Look at the dev set as often as the rule asks for this generation: mostly never.
-
-        Args:
-            generation: The search's next.
-            seen: What the first looks told when they were made before; they are not made again.
-        """
+    def see(self, generation: Generation) -> Sequence[DevPoint]:
+        """Look at the dev set as often as the rule asks for this generation: mostly never."""
         due = self._rule.looks(generation, self._calls, self._interval)
-        before = iter(seen)
-        points = [self.look(calls, solution, next(before, None)) for calls, solution in due]
+        points = [self.look(calls, solution) for calls, solution in due]
         self._calls = generation.calls
         self.stalled = (
             self._patience is not None and generation.calls - self._progress_calls >= self._patience
         )
         return points
 
-    def look(self, calls: int, solution: Array, seen: Seen | None = None) -> DevPoint:
+    def look(self, calls: int, solution: Array) -> DevPoint:
         """Score one solution on the dev set and keep it if it is the best so far."""
-        score, loss = seen or self._scored(solution)
+        score, loss = self._scored(solution)
         point = DevPoint(calls=calls, score=score, loss=loss, solution=solution.copy())
         if self.best is None or score > self.best.score:
             self._progress_calls = calls
@@ -89,12 +76,12 @@ class DevSelection:
         self._last = point
         return point
 
-    def _scored(self, solution: Array) -> Seen:
+    def _scored(self, solution: Array) -> tuple[float, float]:
         if self._last is not None and np.array_equal(solution, self._last.solution):
-            return Seen(self._last.score, self._last.loss)
+            return self._last.score, self._last.loss
         dev = self._evaluate(solution, 0, solution[:1])
         loss = float(dev.losses[0])
-        return Seen(float(dev.scores[0]), loss if np.isfinite(loss) else np.inf)
+        return float(dev.scores[0]), loss if np.isfinite(loss) else np.inf
 
 
 def _current_incumbents(

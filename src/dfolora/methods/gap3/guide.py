@@ -3,7 +3,9 @@
 Letters: N examples, C classes, K places in a row, V tokens of the vocabulary.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from dfolora.engine import Engine, cross_entropy
 from dfolora.errors import UserError
 from dfolora.methods.gap3.genome import Genome, Hole, Template
 from dfolora.model import Backbone
+from dfolora.search import Answer, Memo, forgetful
 
 Array = NDArray[np.float64]
 
@@ -86,8 +89,6 @@ class Passes:
         self._label_ids = label_ids
         self._labels = torch.tensor(rows.labels)
         self._metric = METRICS[metric]
-        self.calls = 0
-        """Passes made so far."""
 
     def token_scores(self, hole: Hole) -> TokenScores:
         """Two passes: one with the gold labels filled in, one with the labels left open."""
@@ -124,7 +125,6 @@ class Passes:
 
     def _log_probabilities(self, batch: Batch, places: Tensor) -> tuple[Tensor, ...]:
         """Of all tokens, in one pass: ``(N, K) -> K times (N, V)``, float32."""
-        self.calls += 1
         engine = Engine(self._backbone, batch, self._label_ids, carry=False)
         return engine.vocabulary(places).log_softmax(-1).unbind(1)
 
@@ -141,53 +141,63 @@ class Guide:
         template: Which words may be.
         top: So many tokens, the best of all, are tried.
         tokens: V.
+        memo: Of the search.
     """
 
-    def __init__(self, passes: Passes, template: Template, *, top: int, tokens: int) -> None:
+    def __init__(
+        self,
+        passes: Passes,
+        template: Template,
+        *,
+        top: int,
+        tokens: int,
+        memo: Memo = forgetful,
+    ) -> None:
         self._passes = passes
         self._template = template
         self._top = top
+        self._memo = memo
         self._bias = np.zeros(tokens)
+        self.calls = 0
+        """Passes that the children so far took."""
         self.seen = {template.empty}
         """Every genome there was, and that without words."""
 
     def realised(self, child: Genome | Hole) -> Individual | None:
-        """The child, evaluated; None if no token makes of its hole what has not been there."""
+        """The child, evaluated; None if no token makes of its hole what has not been there.
+
+        Raises:
+            UserError: The memo holds another child.
+        """
+        hole = child if isinstance(child, Hole) else None
+        question = {"child": asdict(hole) if hole else child}
+        answer = self._memo(question, lambda: self._answer(self._evaluated(child)))
+        individual = _individual(answer["individual"])
+        self.calls += PASSES - (individual is None) if hole else 1
+        if individual is None:
+            return None
+        if hole and individual.missed is not None:
+            token = individual.genome[hole.slot][hole.place]
+            self._bias[token] = min(self._bias[token], individual.missed)
+        self.seen.add(individual.genome)
+        return individual
+
+    def _evaluated(self, child: Genome | Hole) -> Individual | None:
         if not isinstance(child, Hole):
-            return self._learned(child, self._passes.evaluate(child))
+            return self._passes.evaluate(child)
         scores = self._passes.token_scores(child)
         token = self._token(child, scores)
         if token is None:
             return None
         individual = self._passes.evaluate(child.filled(token))
         missed = individual.log_likelihood - scores.predicted(token)
-        if np.isfinite(missed):
-            individual = replace(individual, missed=missed)
-        return self._learned(child, individual)
+        return replace(individual, missed=missed) if np.isfinite(missed) else individual
 
-    def recall(self, child: Genome | Hole, individual: Individual | None) -> Individual | None:
-        """What ``realised`` gave before, without its passes, which are counted all the same.
-
-        Raises:
-            UserError: It is not this child's.
-        """
-        if not isinstance(child, Hole):
-            self._passes.calls += 1
-        else:
-            self._passes.calls += PASSES - (individual is None)
-        return None if individual is None else self._learned(child, individual)
-
-    def _learned(self, child: Genome | Hole, individual: Individual) -> Individual:
-        genome = individual.genome
-        if isinstance(child, Hole):
-            token = genome[child.slot][child.place]
-            if individual.missed is not None:
-                self._bias[token] = min(self._bias[token], individual.missed)
-            child = child.filled(token)
-        if child != genome:
-            raise UserError(f"{genome} was kept of the child {child}: it is of another search.")
-        self.seen.add(genome)
-        return individual
+    def _answer(self, individual: Individual | None) -> Answer:
+        if individual is None:
+            return {"individual": None}
+        pattern = self._template.prompt(individual.genome).pattern
+        return {"pattern": pattern, "individual": asdict(individual)}
 
     def _token(self, hole: Hole, scores: TokenScores) -> int | None:
         known = len(self._template.plain.tokenizer)  # a model may embed more
@@ -201,6 +211,13 @@ class Guide:
             ):
                 return int(token)
         return None
+
+
+def _individual(kept: Mapping[str, Any] | None) -> Individual | None:
+    """From what JSON makes of one: lists in place of tuples."""
+    if kept is None:
+        return None
+    return Individual(**{**kept, "genome": tuple(map(tuple, kept["genome"]))})
 
 
 def _over_rows(log_probabilities: Tensor) -> Tensor:

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
 from math import isqrt, nan
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,9 @@ from dfolora.engine import classify
 from dfolora.errors import UserError
 from dfolora.methods.gap3.genome import Genome, Hole, Template, crossed, mutated, size
 from dfolora.methods.gap3.guide import PASSES, Fitness, Guide, Individual, Passes
-from dfolora.methods.method import FewShotData, Past, Predictor, Progress
+from dfolora.methods.method import FewShotData, Predictor, Progress
 from dfolora.model import Architecture, Backbone
-from dfolora.search import SELECTIONS, DevPoint, Seen, by_score
+from dfolora.search import SELECTIONS, Answer, DevPoint, Memo, by_score, forgetful
 from dfolora.seeding import stream
 from dfolora.validation import choice, share, whole
 
@@ -57,9 +57,9 @@ class Gap3:
     """Calls between two looks at the dev set, which come as a generation ends."""
 
     seeded: ClassVar[bool] = True
+    resumable: ClassVar[bool] = True
 
     def check(self, architecture: Architecture) -> None:
-        """See ``Method``."""
         whole(self.population, "method.population", least=2)
         if self.generations is not None:
             whole(self.generations, "method.generations", least=0)
@@ -79,21 +79,16 @@ class Gap3:
             )
 
     def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
-        """See ``Method``."""
         return Template(plain=plain, room=self.room)
 
-    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> "GeneticSearch":
-        """See ``Method``."""
-        return self.resume(backbone, data, seed, [])
-
-    def resume(
-        self, backbone: Backbone, data: FewShotData, seed: int, past: Sequence[Past]
+    def begin(
+        self, backbone: Backbone, data: FewShotData, seed: int, memo: Memo = forgetful
     ) -> "GeneticSearch":
-        """See ``Resumable``; what is past costs no pass through the model."""
+        """Nothing is asked of the model yet."""
         self.check(backbone.architecture)
         if not isinstance(data.encode, Template):
             raise TypeError("The genetic prompt search needs data.encode to be its own encoder.")
-        return GeneticSearch(self, backbone, data, data.encode, seed, past)
+        return GeneticSearch(self, backbone, data, data.encode, seed, memo)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,20 +98,11 @@ class GeneticStep:
     calls: int
     patterns: Sequence[str]
     """Of its new individuals, ``(P,)``."""
-    children: Sequence[Individual | None]
-    """These individuals and, as None, the children that became none, in order."""
     losses: NDArray[np.float64]
     """Their mean cross-entropy over the label words, ``(P,)``."""
     loss: float
     """That of the best so far."""
     step_size: float = nan
-
-    def journaled(self) -> Mapping[str, object]:
-        """The prompts to read, and what a replay needs of each child."""
-        return {
-            "patterns": list(self.patterns),
-            "children": [one and json.loads(json.dumps(asdict(one))) for one in self.children],
-        }
 
 
 class GeneticSearch:
@@ -129,22 +115,20 @@ class GeneticSearch:
         data: FewShotData,
         template: Template,
         seed: int,
-        past: Sequence[Past],
+        memo: Memo,
     ) -> None:
         self._method = method
         self._backbone = backbone
         self._label_ids = data.label_ids
         self._template = template
         self._rng = stream(seed, "genetic")
-        self._train, self._dev = (
+        train, self._dev = (
             Passes(backbone, template, part.rows, data.label_ids, data.metric)
             for part in (data.train, data.dev)
         )
-        self._guide = Guide(self._train, template, top=method.top, tokens=len(backbone.embedding))
-        self._past = iter([*past])
-        self._kept = iter([_individual(one) for step in past for one in step.journaled["children"]])
-        self._children: list[Individual | None] = []
-        """Of the present generation."""
+        tokens = len(backbone.embedding)
+        self._guide = Guide(train, template, top=method.top, tokens=tokens, memo=memo)
+        self._memo = memo
         self._population: list[Individual] = []
         self._best: Individual | None = None
         self._last: DevPoint | None = None
@@ -153,14 +137,13 @@ class GeneticSearch:
     def __iter__(self) -> Iterator[Progress]:
         """Search until generations or budget are spent, or nothing new is to be found."""
         for generation in count():
-            before, survivors = self._train.calls, self._survivors()
+            before, survivors = self._guide.calls, self._survivors()
             new = list(self._bred(self._method.population - len(survivors)))
             if not new:
                 return
             self._population = [*survivors, *new]
             last = generation == self._method.generations or not self._affordable
-            past = next(self._past, None)
-            looks = self._looks(before, last, past.looks if past else ())
+            looks = self._looks(before, last)
             yield Progress(step=self._step(new), looks=looks, selected=self._selected)
             if last:
                 return
@@ -193,7 +176,7 @@ class GeneticSearch:
     @property
     def _affordable(self) -> bool:
         """Whether the budget pays for one more individual, whatever it takes."""
-        return self._train.calls + PASSES <= self._method.budget
+        return self._guide.calls + PASSES <= self._method.budget
 
     def _survivors(self) -> list[Individual]:
         """The fittest, and the best so far should it not be among them."""
@@ -209,19 +192,12 @@ class GeneticSearch:
         for _ in range(number):
             if not self._affordable:
                 return
-            individual = self._realised(self._child())
-            self._children.append(individual)
+            individual = self._guide.realised(self._child())
             if individual is None:
                 continue
             if self._best is None or better(individual.fitness, self._best.fitness):
                 self._best = individual
             yield individual
-
-    def _realised(self, child: Genome | Hole) -> Individual | None:
-        try:
-            return self._guide.recall(child, next(self._kept))
-        except StopIteration:
-            return self._guide.realised(child)
 
     def _child(self) -> Genome | Hole:
         """Of two parents, likelier the better they score; at first a hole between the fields."""
@@ -240,33 +216,35 @@ class GeneticSearch:
         return child
 
     def _step(self, new: Sequence[Individual]) -> GeneticStep:
-        children, self._children = self._children, []
         return GeneticStep(
-            calls=self._train.calls,
+            calls=self._guide.calls,
             patterns=[self._template.prompt(one.genome).pattern for one in new],
-            children=children,
             losses=np.array([one.loss for one in new]),
             loss=nan if self._best is None else self._best.loss,
         )
 
-    def _looks(self, calls_before: int, last: bool, seen: Sequence[Seen]) -> list[DevPoint]:
+    def _looks(self, calls_before: int, last: bool) -> list[DevPoint]:
         interval = self._method.dev_interval
-        due = calls_before // interval < self._train.calls // interval or last
-        return [self._look(*seen)] if due and self._method.selection == "incumbent" else []
+        due = calls_before // interval < self._guide.calls // interval or last
+        return [self._look()] if due and self._method.selection == "incumbent" else []
 
-    def _look(self, seen: Seen | None = None) -> DevPoint:
+    def _look(self) -> DevPoint:
         """The best on the dev set; kept if it does better there than those before."""
-        calls, genome, last = self._train.calls, self._best_genome, self._last
-        if seen is None and last is not None and last.solution == genome:
-            seen = Seen(last.score, last.loss)
-        if seen is None:
-            now = self._dev.evaluate(genome)
-            seen = Seen(now.score, now.loss)
-        point = DevPoint(calls=calls, score=seen.score, loss=seen.loss, solution=genome)
+        genome, last = self._best_genome, self._last
+        if last is None or last.solution != genome:
+            answer = self._memo({"dev": genome}, lambda: self._scored(genome))
+            score, loss = answer["score"], answer["loss"]
+        else:
+            score, loss = last.score, last.loss
+        point = DevPoint(calls=self._guide.calls, score=score, loss=loss, solution=genome)
         if self._selected is None or by_score(point) < by_score(self._selected):
             self._selected = point
         self._last = point
         return point
+
+    def _scored(self, genome: Genome) -> Answer:
+        individual = self._dev.evaluate(genome)
+        return {"score": individual.score, "loss": individual.loss}
 
 
 def _save(prompt: Prompt, folder: Path) -> None:
@@ -279,9 +257,3 @@ def _save(prompt: Prompt, folder: Path) -> None:
     }
     text = json.dumps(written, indent=2, ensure_ascii=False)
     (folder / "prompt.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _individual(kept: Mapping[str, Any] | None) -> Individual | None:
-    if kept is None:
-        return None
-    return Individual(**{**kept, "genome": tuple(map(tuple, kept["genome"]))})

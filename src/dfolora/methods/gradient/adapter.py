@@ -30,7 +30,6 @@ class Adapter:
     through_model: ClassVar[bool] = True
 
     def check(self, architecture: Architecture) -> None:
-        """See ``Trainable``."""
         whole(self.bottleneck, "method.trained.bottleneck", least=1)
         check_room(
             4 * 2 * architecture.width * self.bottleneck,

@@ -25,7 +25,6 @@ class FeatureHead:
     through_model: ClassVar[bool] = False
 
     def check(self, architecture: Architecture) -> None:
-        """See ``Trainable``."""
         choice(self.head, "method.trained.head", HEADS)
 
     def encoder(self, plain: Encoder) -> Encode:

@@ -27,7 +27,6 @@ class Lora:
     through_model: ClassVar[bool] = True
 
     def check(self, architecture: Architecture) -> None:
-        """See ``Trainable``."""
         whole(self.rank, "method.trained.rank", least=1)
         if self.rank > architecture.width:
             raise UserError(

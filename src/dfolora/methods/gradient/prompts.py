@@ -29,7 +29,6 @@ class PromptTuning:
     through_model: ClassVar[bool] = True
 
     def check(self, architecture: Architecture) -> None:
-        """See ``Trainable``."""
         _check(self.tokens, architecture)
 
     def encoder(self, plain: Encoder) -> Encode:
@@ -39,7 +38,6 @@ class PromptTuning:
 
     @contextmanager
     def attached(self, backbone: Backbone, label_ids: Tensor, seed: int) -> Iterator[Attached]:
-        """See ``Trainable``."""
         from peft import PromptTuningConfig
 
         words = backbone.embedding[FIRST_FILLER : FIRST_FILLER + self.tokens]
@@ -64,7 +62,6 @@ class PrefixTuning:
     through_model: ClassVar[bool] = True
 
     def check(self, architecture: Architecture) -> None:
-        """See ``Trainable``."""
         _check(self.tokens, architecture)
         if not architecture.family.caches:
             raise UserError(
@@ -78,7 +75,6 @@ class PrefixTuning:
 
     @contextmanager
     def attached(self, backbone: Backbone, label_ids: Tensor, seed: int) -> Iterator[Attached]:
-        """See ``Trainable``."""
         from peft import PrefixTuningConfig
 
         config = PrefixTuningConfig(num_virtual_tokens=self.tokens)

@@ -78,10 +78,6 @@ class Epoch:
         """The learning rate."""
         return self.learning_rate
 
-    def journaled(self) -> Mapping[str, object]:
-        """See ``Step``."""
-        return {"learning_rate": self.learning_rate, "epoch": self.epoch}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:

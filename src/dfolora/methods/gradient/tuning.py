@@ -15,7 +15,7 @@ from dfolora.methods.gradient.trainable import Attached, Trainable
 from dfolora.methods.gradient.training import Trained, Training, TrainingSpec, all_logits, readers
 from dfolora.methods.method import FewShotData, Predictor, Progress
 from dfolora.model import Architecture, Backbone
-from dfolora.search import DevPoint
+from dfolora.search import DevPoint, Memo, forgetful
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class GradientTuning:
     training: TrainingSpec
 
     seeded: ClassVar[bool] = True
+    resumable: ClassVar[bool] = False
 
     @property
     def budget(self) -> int:
@@ -37,7 +38,6 @@ class GradientTuning:
         return self.training.budget
 
     def check(self, architecture: Architecture) -> None:
-        """See ``Method``."""
         if not isinstance(self.training, TrainingSpec):
             raise UserError(f"method.training={self.training} must be a TrainingSpec, as in conf/.")
         self.training.check()
@@ -49,11 +49,11 @@ class GradientTuning:
         self.trained.check(architecture)
 
     def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
-        """See ``Method``."""
         return self.trained.encoder(plain)
 
-    def begin(self, backbone: Backbone, data: FewShotData, seed: int) -> "GradientFit":
-        """See ``Method``."""
+    def begin(
+        self, backbone: Backbone, data: FewShotData, seed: int, memo: Memo = forgetful
+    ) -> "GradientFit":
         self.check(backbone.architecture)
         return GradientFit(self, backbone, data, seed)
 

@@ -39,7 +39,6 @@ class ModelTuning:
     through_model: ClassVar[bool] = True
 
     def check(self, architecture: Architecture) -> None:
-        """See ``Trainable``."""
         choice(self.head, "method.trained.head", HEADS)
 
     def encoder(self, plain: Encoder) -> Encode:
@@ -48,7 +47,6 @@ class ModelTuning:
 
     @contextmanager
     def attached(self, backbone: Backbone, label_ids: Tensor, seed: int) -> Iterator[Attached]:
-        """See ``Trainable``."""
         if self.head == "label_words":
             names = [name for name, _ in backbone.model.named_parameters()]
             yield _answering_by_words(backbone, names, label_ids)
@@ -66,7 +64,6 @@ class BitFit:
     through_model: ClassVar[bool] = True
 
     def check(self, architecture: Architecture) -> None:
-        """See ``Trainable``."""
         self._modules(architecture)
 
     def encoder(self, plain: Encoder) -> Encode:
@@ -75,7 +72,6 @@ class BitFit:
 
     @contextmanager
     def attached(self, backbone: Backbone, label_ids: Tensor, _seed: int) -> Iterator[Attached]:
-        """See ``Trainable``."""
         architecture = backbone.architecture
         names = [
             f"{architecture.family.layers}.{layer}.{module}.bias"
