@@ -46,7 +46,7 @@ def fit_and_test(
     Raises:
         UserError: The fit shows that something given is wrong.
     """
-    memory = PeakMemory(backbone.device)
+    memory = PeakMemory(backbone.device, weights=backbone.nbytes)
     with attempt.journal() as journal:
         fit = method.begin(backbone, problem.data, seed, journal)
         curve = follow(fit, journal, memory, log, bar)

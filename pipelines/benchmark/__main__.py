@@ -144,8 +144,8 @@ def _first_task(config: DictConfig, speeds: _Speeds) -> str:
         f"{speed.longest}. The authors' way is one padded forward a candidate with the vocabulary "
         f"head at all positions, in fp32 throughout. Less work: the ratio of the formulae. GEMM: "
         f"torch's linear on the layer's shapes, same precision. All three are measured in turn. "
-        f"MB: peak of the whole process, all models that are loaded included.\n\n"
-        + _table(head, rows)
+        f"MB: on a GPU the peak of all that is in use; on a CPU the weights, and what each way "
+        f"takes beside them.\n\n" + _table(head, rows)
     )
 
 

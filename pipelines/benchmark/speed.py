@@ -208,10 +208,10 @@ def compare(
             lambda: label_logits(authors, batch, label_ids, factors).cpu(), authors.device, times
         )
 
-    authors_memory = PeakMemory(ours.device)
+    authors_memory = PeakMemory(ours.device, weights=0 if authors is None else authors.nbytes)
     their_way()  # the first time is no measurement
     authors_memory.sample()
-    engine_memory = PeakMemory(ours.device)
+    engine_memory = PeakMemory(ours.device, weights=ours.nbytes)
     taken: dict[int, float] = {}
     theirs, gemm = list[float](), list[float]()
     for layer, time_taken in engine_seconds(

@@ -26,6 +26,18 @@ def test_logits_are_nearly_those_of_the_whole_weights(family, batch, label_ids):
     assert 0 < gap < 0.1 * exact.std()  # a step is 1/127 of a row's largest weight
 
 
+def test_bytes_are_those_of_the_parts(family):
+    whole, rounded = Backbone(tiny_model(family).bfloat16()), quantized(family)
+    assert whole.nbytes >= 2 * sum(weight.numel() for weight in whole.model.parameters())
+    maps = sum(
+        weight.numel()
+        for name, weight in whole.model.named_parameters()
+        if weight.ndim == 2 and f"{whole.architecture.family.layers}." in name
+    )
+    saved = whole.nbytes - rounded.nbytes
+    assert 0.8 * maps < saved < maps  # a byte a weight, less the scales
+
+
 def test_only_the_layers_linear_maps_are_rounded(family):
     whole, rounded = tiny_model(family).bfloat16(), quantized(family)
     kept = dict(rounded.model.named_parameters())

@@ -97,7 +97,7 @@ def test_fit_goes_on_wherever_it_was_broken_off(name, kept, tmp_path):
     whole = kept(name)
     raw = whole.path.read_bytes().splitlines(keepends=True)
     assert sum("points" in line for line in lines(whole.path)) == len(whole.steps) >= 3
-    for cut in range(len(raw) + 1):
+    for cut in range(len(raw), -1, -3):  # within steps, and between them
         path = tmp_path / str(cut)
         path.write_bytes(b"".join(raw[:cut]))
         steps, logits = whole.fit(path)

@@ -35,6 +35,29 @@ def test_peak_between_two_samples_is_seen_and_an_earlier_one_is_not():
     assert 200 < watch.megabytes()["process"] - before < 400
 
 
+def pieces(count):
+    """So many times 50 kB, which the C library takes from its heap, and keeps when they go."""
+    return [b"x" * 50_000 for _ in range(count)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts peaks")
+def test_same_work_takes_the_same_in_a_fresh_process_and_after_others():
+    def measured():
+        watch = PeakMemory(torch.device("cpu"), weights=7_000_000)
+        held = pieces(2000)  # 100 MB
+        watch.sample()
+        del held
+        return watch.megabytes()["process"]
+
+    first = measured()
+    earlier = pieces(6000)  # 300 MB, free later, but not the system's while something lies above
+    above = pieces(1)
+    del earlier
+    assert measured() == pytest.approx(first, rel=0.05)
+    assert first == pytest.approx(107, rel=0.05)
+    del above
+
+
 def test_driver_counts_this_process_or_else_the_whole_device(monkeypatch):
     mine = SimpleNamespace(pid=os.getpid(), usedGpuMemory=5_000_000)
     other = SimpleNamespace(pid=os.getpid() + 1, usedGpuMemory=9_000_000)

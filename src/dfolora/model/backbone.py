@@ -1,5 +1,6 @@
 """The frozen language model: the only module that touches a ``transformers`` model's insides."""
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -56,6 +57,12 @@ class Backbone:
     def dtype(self) -> torch.dtype:
         """What hidden states are made of."""
         return self.model.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        tensors = chain(self.model.parameters(), self.model.buffers())
+        return sum(map(_nbytes, tensors))
 
     @property
     def tokens(self) -> int:
@@ -132,3 +139,11 @@ class Backbone:
             )
             for name, place in self._family.maps.items()
         }
+
+
+def _nbytes(tensor: Tensor) -> int:
+    """Of an 8-bit weight, which is made of several tensors, as of any other."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return tensor.nbytes
+    names, _ = tensor.__tensor_flatten__()
+    return sum(_nbytes(getattr(tensor, name)) for name in names)

@@ -1,7 +1,10 @@
-"""Peak memory of a run: torch's, the driver's (NVML) and the process's."""
+"""Peak memory of a fit: torch's, the driver's (NVML) and the process's."""
 
+import ctypes
+import gc
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +17,37 @@ MEGABYTE = 1e6
 class PeakMemory:
     """Watches from its making on; ``sample`` at every generation, then ``megabytes``.
 
+    The process's is the weights, where it holds them, and the most by which its resident memory
+    has grown since the watch began: so it does not depend on what else the process loaded or did
+    before. torch's and the driver's are all that is in use on the device, weights included.
+
     torch counts every moment, and so does Linux for the process; elsewhere the process, and
     everywhere the driver, is seen at the samples only. The driver's misses little, for torch gives
     nothing back between them.
 
     Args:
         device: Where the model is; torch and the driver are asked only about a CUDA device.
+        weights: Bytes of the model's, loaded before the watch begins.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, weights: int = 0) -> None:
         self._process = psutil.Process()
         self._cuda = device if device.type == "cuda" else None
         self._nvml = None if self._cuda is None else _nvml_handle(self._cuda)
         self._peaks: dict[str, int] = {}
+        _give_back_free_memory()
         self._marked = _forget_high_water_mark()
+        self._before = self._process.memory_info().rss - (0 if self._cuda else weights)
         if self._cuda is not None:
             torch.cuda.reset_peak_memory_stats(self._cuda)
         self.sample()
 
     def sample(self) -> None:
         """Take note of what is in use now."""
-        used = {"process": self._process.memory_info().rss}
+        resident = self._process.memory_info().rss
         if self._marked:
-            used["process"] = max(used["process"], _high_water_mark())
+            resident = max(resident, _high_water_mark())
+        used = {"process": resident - self._before}
         if self._cuda is not None:
             used["torch"] = torch.cuda.max_memory_allocated(self._cuda)
         if self._nvml is not None:
@@ -46,6 +57,13 @@ class PeakMemory:
     def megabytes(self) -> Mapping[str, float]:
         """The peaks so far in 10^6 bytes, by what measured them; no entry where nothing could."""
         return {name: size / MEGABYTE for name, size in self._peaks.items()}
+
+
+def _give_back_free_memory() -> None:
+    """Of the C library's heap, where it can: else what earlier work left free would hide growth."""
+    gc.collect()
+    with suppress(OSError, AttributeError, TypeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _forget_high_water_mark() -> bool:
