@@ -112,8 +112,8 @@ def _points(progress: Progress) -> list[tuple[int, Mapping[str, float]]]:
 
 def _peaks(memory: PeakMemory, journal: Journal) -> Mapping[str, float]:
     """Of this process and of those before it."""
-    steps = (line for line in reversed(journal.lines) if "memory_mb" in line)
-    before = next(steps, {"memory_mb": {}})["memory_mb"]
+    known = (line["memory_mb"] for line in reversed(journal.lines) if "memory_mb" in line)
+    before: Mapping[str, float] = next(known, {})
     return {part: max(peak, before.get(part, 0.0)) for part, peak in memory.megabytes().items()}
 
 
