@@ -449,6 +449,11 @@ def test_every_prompt_reads_as_its_genes():
         assert len(set(patterns)) == len(patterns)
 
 
+def _new(step: Any):
+    """The prompts of a step and their losses."""
+    return step.patterns, step.losses.tolist()
+
+
 def test_dev_set_chooses_and_does_nothing_else():
     method = Gap3(population=6, budget=110, dev_interval=1)
     backbone, problem = posed(method)
@@ -458,7 +463,7 @@ def test_dev_set_chooses_and_does_nothing_else():
     for dev in (problem.data.dev, flipped):
         fit = method.begin(backbone, replace(problem.data, dev=dev), 42)
         steps = list(fit)
-        journals.append([(one.step.patterns, one.step.losses.tolist()) for one in steps])
+        journals.append([_new(one.step) for one in steps])
         looks = [look for progress in steps for look in progress.looks]
         assert len(looks) == len(steps)
         predictor = fit.predictor()
@@ -486,7 +491,7 @@ def test_same_seed_gives_the_same_search_and_another_another():
         torch.rand(1)
         np.random.default_rng().random()
         fit = method.begin(backbone, problem.data, seed)
-        journals.append([(one.step.patterns, one.step.losses.tolist()) for one in fit])
+        journals.append([_new(one.step) for one in fit])
     assert journals[0] == journals[1] != journals[2]
 
 

@@ -111,5 +111,5 @@ def test_record_is_what_was_measured():
 
 def test_peak_is_that_of_all_processes():
     memory = SimpleNamespace(megabytes=lambda: {"process": 5.0, "torch": 9.0})
-    before = SimpleNamespace(megabytes={"process": 7.0})
+    before = SimpleNamespace(lines=[{"memory_mb": {"process": 7.0}}, {"train": 0}])
     assert _peaks(memory, before) == {"process": 7.0, "torch": 9.0}
