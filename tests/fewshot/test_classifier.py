@@ -31,6 +31,7 @@ from dfolora.methods import METHODS, Gap3, GradientTuning, LayerwiseSearch, Manu
 from dfolora.methods.gradient import Lora, TrainingSpec
 from dfolora.mini import BUNDLED, world
 from dfolora.model import Checkpoint
+from dfolora.search import forgetful
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PROMPT = "{text} It was {mask}."
@@ -68,9 +69,9 @@ class Spy(ManualPrompt):
 
     seen: list = field(default_factory=list)
 
-    def begin(self, backbone, data, seed):
+    def begin(self, backbone, data, seed, memo=forgetful):
         self.seen.append(data)
-        return super().begin(backbone, data, seed)
+        return super().begin(backbone, data, seed, memo)
 
 
 def split_of(X, y, *, dev=None, **changes):  # noqa: N803
