@@ -108,9 +108,7 @@ def encode(
 class Encode(Protocol):
     """Turns rows into a batch for a model."""
 
-    def __call__(self, rows: Rows, group: int | None = None) -> Batch:
-        """See `encode`."""
-        ...
+    def __call__(self, rows: Rows, group: int | None = None) -> Batch: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +122,6 @@ class Encoder:
     fillers: int = FILLERS
 
     def __call__(self, rows: Rows, group: int | None = None) -> Batch:
-        """See `encode`."""
         return encode(
             rows,
             self.prompt,
@@ -136,7 +133,6 @@ class Encoder:
         )
 
     def token_counts(self, rows: Rows) -> tuple[int, ...]:
-        """See `token_counts`."""
         return token_counts(rows, self.prompt, self.tokenizer, fillers=self.fillers)
 
     def shortest(self) -> int:

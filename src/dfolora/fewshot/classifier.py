@@ -435,7 +435,6 @@ class _Fitted:
     """What ``fit`` or ``load`` leaves for predicting."""
 
     describe: Callable[[], Mapping[str, Any]]
-    """See ``fitted_of``."""
     backbone: Backbone
     task: Task
     encode: Encode

@@ -106,7 +106,6 @@ class Demonstrated:
         return cls(plain=plain, encoder=before, texts=tuple(texts), added=tuple(added))
 
     def __call__(self, rows: Rows, group: int | None = None) -> Batch:
-        """See `encode`."""
         return self.encoder(self._shown(rows, self._fitting(rows)), group)
 
     def counts(self, batch: Batch) -> list[int]:

@@ -64,7 +64,6 @@ class Template:
             )
 
     def __call__(self, rows: Rows, group: int | None = None) -> Batch:
-        """See `encode`."""
         shorter = replace(self.plain, max_length=self.plain.max_length - self.room)
         return replace(shorter, prompt=self.prompt(self.empty))(rows, group)
 

@@ -48,7 +48,7 @@ class Adapter:
 
     @contextmanager
     def attached(self, backbone: Backbone, label_ids: Tensor, seed: int) -> Iterator[Attached]:
-        """See ``Trainable``; adapters start as nothing, for their last layers start at zero."""
+        """Adapters start as nothing, for their last layers start at zero."""
         architecture = backbone.architecture
         family = architecture.family
         modules = {"attention": family.maps["o"].module, "ffn": family.parts.down}

@@ -33,7 +33,7 @@ class FeatureHead:
 
     @contextmanager
     def attached(self, backbone: Backbone, label_ids: Tensor, seed: int) -> Iterator[Attached]:
-        """See ``Trainable``; the model is only read."""
+        """The model is only read."""
         with drawn(seed):
             head = HEADS[self.head](backbone.architecture.width, len(label_ids))
         head.to(backbone.device)

@@ -44,7 +44,7 @@ class Lora:
 
     @contextmanager
     def attached(self, backbone: Backbone, label_ids: Tensor, seed: int) -> Iterator[Attached]:
-        """See ``Trainable``; B starts at zero, so that the start is the model itself."""
+        """B starts at zero, so that the start is the model itself."""
         from peft import LoraConfig, get_peft_model
 
         family = backbone.architecture.family

@@ -34,7 +34,7 @@ class GradientTuning:
 
     @property
     def budget(self) -> int:
-        """See ``Method``: of the whole grid of learning rates."""
+        """Calls of the whole grid of learning rates."""
         return self.training.budget
 
     def check(self, architecture: Architecture) -> None:

@@ -52,15 +52,14 @@ class LoraSubspaceSpec:
     """Which positions the hidden-state statistics see."""
 
     def blocks(self, architecture: Architecture) -> int:
-        """See ``SubspaceSpec``: a block a layer."""
+        """One block per layer."""
         return architecture.layers
 
     def encoder(self, plain: Encoder) -> Encoder:
-        """See ``SubspaceSpec``: the plain prompt."""
+        """The plain prompt."""
         return plain
 
     def check(self, architecture: Architecture) -> None:
-        """See ``SubspaceSpec``."""
         if isinstance(self.targets, str) or not isinstance(self.targets, Sequence):
             raise UserError(f"targets={self.targets} must be a list, such as [q,k].")
         architecture.check_targets(self.targets)
@@ -90,7 +89,6 @@ class LoraSubspaceSpec:
     def build(
         self, backbone: Backbone, input_ids: Tensor, attention_mask: Tensor, seed: int
     ) -> "LoraSubspace":
-        """See ``SubspaceSpec``."""
         self.check(backbone.architecture)
         stds = layer_stds(backbone, input_ids, attention_mask, self.statistics)
         projections = [self._draw(layer, std, backbone, seed) for layer, std in enumerate(stds)]
@@ -184,7 +182,7 @@ class LoraSubspace:
     def incumbents(
         self, solution: NDArray[np.float64], *, without: int | None = None
     ) -> dict[int, LayerLora]:
-        """See ``Subspace``; the factors are rounded to the model's type."""
+        """The factors are rounded to the model's type."""
         return self._incumbents(solution, without)
 
     def save(self, folder: Path, backbone: Backbone, solution: NDArray[np.float64]) -> None:

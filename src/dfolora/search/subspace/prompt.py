@@ -43,11 +43,9 @@ class PromptSubspaceSpec:
     (alpha, sigma) of BBTv2, which divides by sigma too, is alpha / sigma here."""
 
     def blocks(self, architecture: Architecture) -> int:
-        """See ``SubspaceSpec``."""
         return architecture.layers if self.every_layer else 1
 
     def check(self, architecture: Architecture) -> None:
-        """See ``SubspaceSpec``."""
         whole(self.dim, "subspace.dim", least=1)
         whole(self.positions, "prompt_tokens", least=1)
         flag(self.every_layer, "subspace.every_layer")
@@ -78,7 +76,6 @@ class PromptSubspaceSpec:
     def build(
         self, backbone: Backbone, input_ids: Tensor, attention_mask: Tensor, seed: int
     ) -> "PromptSubspace":
-        """See ``SubspaceSpec``."""
         self.check(backbone.architecture)
         stds = layer_stds(backbone, input_ids, attention_mask, "real_tokens")
         blocks = self.blocks(backbone.architecture)
@@ -118,7 +115,7 @@ class PromptSubspace:
         self._incumbents = Incumbents(self.intervention)
 
     def intervention(self, block: int, candidates: NDArray[np.float64]) -> SoftPrompt:
-        """See ``Subspace``; float32."""
+        """Float32 vectors of P candidates."""
         projection = self._projections[block].to(self._device, non_blocking=True)
         z = torch.from_numpy(candidates).to(projection)
         vectors = (z @ projection).view(len(z), self._spec.positions, -1)
@@ -127,7 +124,6 @@ class PromptSubspace:
     def incumbents(
         self, solution: NDArray[np.float64], *, without: int | None = None
     ) -> dict[int, SoftPrompt]:
-        """See ``Subspace``."""
         return self._incumbents(solution, without)
 
     def save(self, folder: Path, _backbone: Backbone, solution: NDArray[np.float64]) -> None:

@@ -94,7 +94,6 @@ class Incumbents(Generic[Change]):
         self._known: dict[int, tuple[bytes, Change]] = {}
 
     def __call__(self, solution: Array, without: int | None) -> dict[int, Change]:
-        """See ``Subspace.incumbents``."""
         return {
             block: self._one(block, z)
             for block, z in enumerate(solution)
