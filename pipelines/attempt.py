@@ -1,4 +1,4 @@
-"""A run's working folder, from which the run goes on after whatever stopped it.
+"""A run's working folder, from which an interrupted run continues.
 
 ``config.yaml``, ``split.json`` and ``run.json`` are written as the run begins, ``journal.jsonl`` as
 it goes on, ``adapter`` and ``fitness.png`` at its end, and last ``summary.json``: with that the run
@@ -23,7 +23,7 @@ OUTPUTS = Path("outputs")
 
 
 class Attempt:
-    """One run at work, whichever process works on it.
+    """The working folder of one run.
 
     Args:
         name: The run's.
@@ -44,16 +44,16 @@ class Attempt:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is over, and only has to be recorded."""
+        """Whether the run is over and only has to be recorded."""
         return self._begun.exists() and self._over.exists()
 
     @property
     def place(self) -> str:
-        """Where it is worked on: machine and folder."""
+        """The machine and folder of the work."""
         return f"{platform.node()}:{OUTPUTS.absolute()}"
 
     def check(self) -> None:
-        """Raise UserError if what is there is damaged, or was begun by other code or libraries."""
+        """Raise UserError if the folder is damaged, or was begun by other code or libraries."""
         if not self._begun.exists():
             return
         was = _read(self._begun).get("identity", {})
@@ -70,7 +70,7 @@ class Attempt:
         self.journal()
 
     def begin(self, params: Mapping[str, Any], files: Mapping[str, str]) -> None:
-        """Begin, unless there is something to go on from.
+        """Begin the run, unless it was begun before.
 
         Args:
             params: For the record; those of the first beginning stay.
@@ -86,7 +86,7 @@ class Attempt:
 
     @property
     def key(self) -> str:
-        """No other attempt at the same run has it."""
+        """A key that no other attempt has."""
         return str(_read(self._begun)["key"])
 
     @property
@@ -97,12 +97,12 @@ class Attempt:
 
     @property
     def began(self) -> float:
-        """When, in seconds since the epoch."""
+        """The run's start, in seconds since the epoch."""
         return float(_read(self._begun)["began"])
 
     @property
     def params(self) -> Mapping[str, Any]:
-        """As they were at its beginning."""
+        """Parameters as they were when the run began."""
         return dict(_read(self._begun)["params"])
 
     def journal(self) -> Journal:
@@ -110,7 +110,7 @@ class Attempt:
         return Journal(self.folder / "journal.jsonl", self.key)
 
     def finish(self, *, told: str, seconds: float, metrics: Mapping[str, float]) -> None:
-        """Note that the run is over.
+        """Mark the run as over.
 
         Args:
             told: The run in a few words.
@@ -131,7 +131,7 @@ class Attempt:
         return str(summary["told"])
 
     def discard(self) -> None:
-        """Leave nothing."""
+        """Delete the folder."""
         if self.folder.exists():
             for voucher in (self._over, self._begun):  # first, for they vouch for all the rest
                 voucher.unlink(missing_ok=True)
@@ -148,7 +148,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    """All of it or nothing."""
+    """Write a file atomically."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     part.replace(path)

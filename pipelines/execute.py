@@ -28,19 +28,19 @@ from pipelines.progress import RunBar, telling_warnings
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a job."""
+    """The outcome of a job."""
 
     run_id: str
-    """Of the run in the store."""
+    """The run's id in the store."""
     new: bool
-    """Whether the run was not there already."""
+    """Whether this job added the run."""
     line: str
-    """What to tell."""
+    """The line to print."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run that has been checked, before anything is loaded."""
+    """A run whose configuration has been checked, before anything is loaded."""
 
     name: str
     checkpoint: Checkpoint
@@ -52,14 +52,14 @@ class Job:
     split_seed: int
     search_seed: int
     config: Mapping[str, Any]
-    """All values that matter to it."""
+    """All values that matter to the run."""
     digest: str
     labels: Mapping[str, str]
-    """Tags by which it is found."""
+    """The run's tags."""
 
     @classmethod
     def checked(cls, config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> "Job":
-        """From a configuration.
+        """Check a configuration.
 
         Raises:
             UserError: Something given is wrong.
@@ -179,7 +179,7 @@ def execute(
 
 
 def _ready(job: Job, attempt: Attempt) -> tuple[Backbone, Problem]:
-    """Load what the fit needs, and begin the attempt unless it was begun before."""
+    """Load model and problem, and begin the attempt unless it was begun before."""
     attempt.check()
     problem = job.problem()
     # Nothing of an earlier run of this process may count towards the next one's peak.
@@ -198,7 +198,7 @@ def _ready(job: Job, attempt: Attempt) -> tuple[Backbone, Problem]:
 
 
 def _built(config: DictConfig, key: str, **options: Any) -> Any:
-    """What a node of the configuration names, or what is wrong with it in one line."""
+    """Instantiate a node of the configuration; errors become one line."""
     try:
         return instantiate(config[key], **options)
     except InstantiationException as error:
@@ -210,13 +210,13 @@ def _built(config: DictConfig, key: str, **options: Any) -> Any:
 
 @lru_cache
 def _store(uri: str) -> Store:
-    """One a process: to open a store takes longer than to use it."""
+    """One store per process, since opening it is slow."""
     return Store(uri)
 
 
 @lru_cache(maxsize=1)
 def _task_rows(task: Task, root: str | None) -> TaskRows:
-    """Read once for the jobs that share them; of the last task only, for some are large."""
+    """Rows, cached for the jobs of one task; only the last task's are kept, as some are large."""
     return TaskRows.load(task, root)
 
 

@@ -1,4 +1,4 @@
-"""A fit from its first step to its test scores: watched, measured, written down."""
+"""Runs a fit and its test, and records steps, memory and time."""
 
 from collections.abc import Iterable, Mapping
 
@@ -17,7 +17,7 @@ from pipelines.attempt import Attempt
 from pipelines.progress import RunBar
 
 MOST_STORED = 100_000_000
-"""Numbers of a predictor's that are worth a place in the store: a large model's own are not."""
+"""The largest predictor, in numbers, that is stored; a large model's weights are not."""
 
 
 def fit_and_test(
@@ -76,7 +76,7 @@ def fit_and_test(
 def follow(
     fit: Iterable[Progress], journal: Journal, memory: PeakMemory, log: RunLog, bar: RunBar
 ) -> Curve:
-    """Let the fit work to its end; journal, curves and progress bar look on."""
+    """Run the fit to its end, updating journal, curves and progress bar."""
     curve = Curve()
     for progress in fit:
         memory.sample()

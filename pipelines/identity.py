@@ -1,4 +1,4 @@
-"""What makes a run this run: its settings, its tags, its name, and which values belong to it."""
+"""A run's identity: its settings, tags, name and the values it uses."""
 
 import hashlib
 import re
@@ -26,7 +26,7 @@ REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 
 @cache
 def code() -> str:
-    """A digest of all that runs: of a commit's files many do not, and some are not committed."""
+    """A digest of the source that runs, committed or not."""
     digest = hashlib.sha256()
     for package in (Path(dfolora.__file__).parent, Path(__file__).parent):
         for path in sorted(package.rglob("*.py")):
@@ -35,7 +35,7 @@ def code() -> str:
 
 
 def settings_of(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[str, Any]:
-    """What is the same in one row of a table: the method and the model, whatever task and seed.
+    """The settings that a table row shares: method and model, without task and seed.
 
     Where files lie and how work is cut into pieces does not matter, nor how a split is drawn to a
     method that sees none.
@@ -49,7 +49,7 @@ def settings_of(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[s
 
 
 def check_parts(config: DictConfig) -> None:
-    """Raise UserError unless what ``conf/`` has options for is still such an option."""
+    """Raise UserError if a config group holds something other than its options do."""
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -80,7 +80,7 @@ def check_built(value: object, where: str) -> None:
 
 
 def used_keys(config: DictConfig) -> list[str]:
-    """The top-level keys that matter to the run: not, for example, another method's."""
+    """The top-level keys that the run uses."""
     check_parts(config)
     raw: Any = OmegaConf.to_container(config, resolve=False)
     used, waiting = set[str](), list(PARTS)
@@ -94,7 +94,7 @@ def used_keys(config: DictConfig) -> list[str]:
 def labels_of(
     plain: Any, choices: Mapping[str, str], checkpoint: Checkpoint, method: Method
 ) -> dict[str, str]:
-    """The tags by which runs are told apart, filtered and put into tables."""
+    """The tags by which runs are found and put into tables."""
     labels = {
         "task": plain["task"]["name"],
         "model": checkpoint.label or choices["model"],
@@ -119,7 +119,7 @@ def labels_of(
 
 
 def name_of(plain: Any, choices: Mapping[str, str], labels: Mapping[str, str]) -> str:
-    """What people call the run."""
+    """The run's name."""
     parts = [choices["task"], labels["model"], labels["method"]]
     if "optimizer" in labels:
         optimizer = plain["optimizer"].get("name", labels["optimizer"])  # one of nevergrad's

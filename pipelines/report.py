@@ -20,7 +20,7 @@ def main(config: DictConfig) -> None:
 
 
 def report(config: DictConfig, profile: str) -> str:
-    """Write the table; what to tell.
+    """Write the table and return the text to print.
 
     Args:
         config: What ``conf/report.yaml`` composes.

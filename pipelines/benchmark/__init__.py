@@ -1,1 +1,1 @@
-"""How fast the engine is, beside the authors' way, in one run on one machine."""
+"""Benchmark of the engine against the authors' way, in one run on one machine."""

@@ -93,7 +93,7 @@ def _head(config: DictConfig) -> str:
 
 
 class _Speeds:
-    """Times both ways; each model is made once."""
+    """Times both ways; each model is built once."""
 
     def __init__(self, config: DictConfig, rng: Any) -> None:
         from pipelines.benchmark.speed import load

@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Of one precision with float32, over the generations of a search."""
+    """Agreement of a precision with float32 over the generations of a search."""
 
     precision: str
     taus: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -67,7 +67,7 @@ def agreements(task: str, precisions: Sequence[str], budget: int) -> list[Agreem
 
 
 class _Compared:
-    """An ``Evaluator`` that asks others too, and takes note of how they differ."""
+    """An evaluator that also asks others and records how they differ."""
 
     def __init__(self, exact: Evaluator, others: dict[str, PopulationEvaluator]) -> None:
         self._exact = exact

@@ -1,4 +1,4 @@
-"""What an evaluation costs in arithmetic: run the authors' way, and by ``engine``.
+"""Arithmetic cost of an evaluation, the authors' way and the engine's.
 
 In floating-point operations of the matrix products, a multiply-add being two of them; norms,
 activations and softmax are left out, as torch's ``FlopCounterMode`` leaves them out, and causal
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What a model, a LoRA and a task contribute."""
+    """Sizes of a model, a LoRA and a task."""
 
     width: int
     """H; the FFN is 4 H wide."""
@@ -28,12 +28,12 @@ class Shape:
 
     @property
     def dense(self) -> int:
-        """Of the head's dense layer, at one position."""
+        """FLOPs of the head's dense layer at one position."""
         return 0 if self.causal else 2 * self.width**2
 
 
 def flops_authors(shape: Shape, lengths: Sequence[int]) -> int:
-    """Of a candidate, as the code of Jin, Liu, Tan 2024 evaluates it.
+    """FLOPs of a candidate in the code of Jin, Liu, Tan 2024.
 
     One padded forward through all layers; the vocabulary head is applied at every position.
 
@@ -50,7 +50,7 @@ def flops_authors(shape: Shape, lengths: Sequence[int]) -> int:
 def flops_engine(
     shape: Shape, layer: int, lengths: Sequence[int], population: int, *, advanced: int = 1
 ) -> float:
-    """Of a candidate for one layer, as ``engine.Engine`` evaluates P of them together.
+    """FLOPs of a candidate for one layer when ``Engine`` evaluates P of them together.
 
     Args:
         shape: Of the model.
@@ -78,5 +78,5 @@ def flops_engine(
 
 
 def _maps(shape: Shape) -> int:
-    """A layer's at one token: four attention maps, FFN, and the factors of q and k."""
+    """FLOPs of a layer at one token: attention maps, FFN, and the factors of q and k."""
     return 24 * shape.width**2 + 8 * shape.width * shape.rank

@@ -1,4 +1,4 @@
-"""What a generation costs outside of the forward: asking, projecting, telling, recording."""
+"""Overhead of a generation outside the forward: asking, projecting, telling, recording."""
 
 import tempfile
 import time
@@ -21,7 +21,7 @@ from pipelines.progress import RunBar
 
 
 class _Timed:
-    """An engine, and the seconds that it worked."""
+    """An engine that counts its seconds."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -1,4 +1,4 @@
-"""How cost grows with population, layers, examples and length, measured beside the formulae."""
+"""Growth of the cost with population, layers, examples and length, beside the formulae."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Seconds of a candidate, the authors' way and the engine's, alternating on the same sequences."""
+"""Seconds per candidate, the authors' way and the engine's, alternating on the same sequences."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +61,7 @@ def load(model: DictConfig, precision: str) -> Backbone:
 
 
 def shape_of(backbone: Backbone, rank: int) -> Shape:
-    """What the formulae of cost need to know."""
+    """The sizes that the cost formulae need."""
     architecture = backbone.architecture
     return Shape(
         width=architecture.width,
@@ -74,7 +74,7 @@ def shape_of(backbone: Backbone, rank: int) -> Shape:
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
-    """Of one of some repeats, to the end of what was put on the device."""
+    """Seconds per repeat, until the device has finished."""
     _wait(device)
     started = time.perf_counter()
     for _ in range(repeats):
@@ -108,7 +108,7 @@ def few_shot(lengths: Sequence[int], vocabulary: int, rng: np.random.Generator) 
 
 
 def evenly(lengths: Sequence[int], most: int | None) -> list[int]:
-    """At most so many of the lengths, evenly chosen by rank, the longest among them."""
+    """Some of the lengths, chosen evenly by rank, with the longest."""
     ordered = sorted(lengths)
     if most is None or len(ordered) <= most:
         return ordered

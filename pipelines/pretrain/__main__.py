@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
 
 
 def pretrain(config: DictConfig) -> str:
-    """Pretrain and write; what to tell.
+    """Pretrain, write the model, and return the text to print.
 
     Args:
         config: What ``conf/pretrain.yaml`` composes.

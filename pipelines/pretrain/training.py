@@ -19,25 +19,25 @@ from dfolora.seeding import stream
 from dfolora.validation import not_negative, positive, share, whole
 
 FAMILIES_HERE = ("roberta", "gpt2")
-"""Those whose vocabulary head is called ``lm_head``."""
+"""Families whose vocabulary head is called ``lm_head``."""
 WINDOW = 16
 """Tokens on either side that count as neighbours for the embeddings' start."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is pretrained."""
+    """Settings of a pretraining."""
 
     documents: int
     batch_tokens: int = 4096
-    """Padding included."""
+    """Tokens per batch, including padding."""
     learning_rate: float = 4e-3
     """Its peak; a tenth of the steps lead up to it, a cosine down to zero."""
     weight_decay: float = 0.01
     masked: float = 0.2
-    """Share of the tokens that a masked model has to guess."""
+    """Share of tokens that a masked model predicts."""
     held_out: int = 2000
-    """Documents of the held-out loss."""
+    """Number of documents for the held-out loss."""
     seed: int = 0
 
     def check(self) -> None:
@@ -108,7 +108,7 @@ class Pretraining:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all documents, padding left out."""
+        """Tokens of all documents, without padding."""
         return sum(int((batch >= 0).sum()) for batch in self._batches)
 
     def __iter__(self) -> Iterator[float]:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 
 @dataclass
 class InTurnConf:
-    """Its node of the configuration."""
+    """The sweeper's configuration node."""
 
     _target_: str = "hydra_plugins.in_turn.InTurn"
     params: dict[str, Any] | None = None
@@ -41,7 +41,7 @@ class InTurn(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """What Hydra gives every sweeper."""
+        """Called by Hydra before the sweep."""
         self._context = hydra_context
         self._config = config
         self._task_function = task_function

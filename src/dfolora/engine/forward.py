@@ -26,16 +26,16 @@ from dfolora.model import Backbone, Intervention, Pack, Sequences
 COARSE = {"cpu": False, "cuda": True}
 """Whether lengths are grouped coarsely for attention."""
 SHARE_OF_FREE = 0.8
-"""Of a GPU's free memory, where ``Limits.memory`` is None."""
+"""Share of a GPU's free memory that is used if ``Limits.memory`` is None."""
 MEGABYTE = 1e6
 
 Interventions = Mapping[int, Intervention]
-"""One candidate's (P = 1), by layer; a layer without one is as it was."""
+"""One candidate's interventions (P = 1) by layer; other layers are unchanged."""
 NOTHING: Interventions = MappingProxyType({})
 
 
 class Engine:
-    """A batch on a model: interventions to logits.
+    """Evaluates interventions on a batch: interventions to logits.
 
     Args:
         backbone: The frozen model.
@@ -82,7 +82,7 @@ class Engine:
 
     @torch.inference_mode()
     def vocabulary(self, places: Tensor) -> Tensor:
-        """Logits of all tokens, of the model without interventions.
+        """Logits of all tokens by the unadapted model.
 
         Args:
             places: Where to read them, ``(N, K)`` positions; of a causal model's rows none is past
@@ -138,7 +138,7 @@ class Engine:
     def _searched_layer(
         self, prefix: "_Prefix", incumbents: Interventions, searched: Intervention
     ) -> Iterator[tuple[slice, Tensor]]:
-        """What leaves it, for some candidates at a time: ``(P or fewer, M or N, H)``."""
+        """The searched layer's output, some candidates at a time: ``(P or fewer, M or N, H)``."""
         hidden, pack = prefix.at(searched.layer, incumbents), prefix.pack
         layer, last = self._backbone.layers[searched.layer], self._is_last(searched.layer)
         shared = None
@@ -150,7 +150,7 @@ class Engine:
             yield part, layer.attend(shared, pack, some.factors)
 
     def _finish(self, pack: Pack, hidden: Tensor, start: int, incumbents: Interventions) -> Tensor:
-        """From what enters layer ``start`` to the logits: ``(P, N, C)``."""
+        """Logits from the input of layer ``start``: ``(P, N, C)``."""
         for index in range(start, len(self._backbone.layers)):
             hidden = self._backbone.layers[index](
                 hidden, pack, incumbents.get(index), answers_only=self._is_last(index)
@@ -189,7 +189,7 @@ class Engine:
         return fitting
 
     def _halve(self, reason: str, population: int) -> None:
-        """Go on with smaller pieces; what was carried is computed anew."""
+        """Halve the tokens per pass; the carried prefix is computed anew."""
         sizes = [prefix.pack.size for prefix in self._prefixes]
         used = max(min(max(self._tokens // size, 1), population) * size for size in sizes)
         if used <= int(self._sequences.lengths.max()):
@@ -212,7 +212,7 @@ class Engine:
 def classify(
     backbone: Backbone, label_ids: Tensor, batch: Batch, interventions: Interventions = NOTHING
 ) -> Tensor:
-    """Label-word logits of a batch, once, of the model with these interventions.
+    """Label-word logits of one batch, by the model with these interventions.
 
     Args:
         backbone: The frozen model.
@@ -230,7 +230,7 @@ def classify(
 
 
 class _Prefix:
-    """What enters a layer under the incumbents, for one pack; carried from layer to layer."""
+    """A layer's input under the incumbents for one pack, carried from layer to layer."""
 
     def __init__(self, backbone: Backbone, pack: Pack) -> None:
         self.pack = pack
@@ -239,7 +239,7 @@ class _Prefix:
         self._hidden: Tensor | None = None
 
     def at(self, layer: int, incumbents: Interventions) -> Tensor:
-        """``(1, M, H)``; only the layers that are new since the last call are computed."""
+        """The input of a layer, ``(1, M, H)``; computes only what is new since the last call."""
         passing = [incumbents.get(index) for index in range(layer)]
         unchanged = all(old is new for old, new in zip(self._passed, passing, strict=False))
         if self._hidden is None or len(self._passed) > layer or not unchanged:
@@ -251,12 +251,12 @@ class _Prefix:
         return self._hidden
 
     def forget(self) -> None:
-        """Keep nothing."""
+        """Drop what is carried."""
         self._hidden, self._passed = None, []
 
 
 def _needed(batch: Batch, *, causal: bool) -> Sequences:
-    """What must go through the model: of a causal one, nothing past the answer."""
+    """The tokens that must go through the model: of a causal one, none past the answer."""
     real = batch.attention_mask.sum(-1)
     # The released readout answers in the padding, which must then stay.
     lengths = batch.answer + 1 if causal else torch.maximum(real, batch.answer + 1)
@@ -276,7 +276,7 @@ def _slices(size: int, most: int) -> Iterator[slice]:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """What a GPU still has, and what torch keeps for reuse."""
+    """Free bytes of a GPU, including those that torch keeps for reuse."""
     free, _total = torch.cuda.mem_get_info(device)
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free + kept

@@ -40,11 +40,11 @@ from dfolora.validation import text, whole
 
 
 class NotFittedError(UserError, AttributeError):
-    """A classifier is asked for what only a fitted one has."""
+    """Raised when an unfitted classifier is asked to predict."""
 
 
 class FewShotClassifier:
-    """Texts to classes by a language model, a prompt and a few labelled rows.
+    """Classifies texts by a language model, a prompt and a few labelled rows.
 
     The model fills the prompt's mask (or continues it, if causal); the class is that of the label
     word with the highest logit. ``fit`` tunes the model for that, mostly with forward passes alone;
@@ -119,7 +119,7 @@ class FewShotClassifier:
         self.callback = callback
 
     def fit(self, X: Any, y: Any, *, dev: tuple[Any, Any] | None = None) -> Self:  # noqa: N803
-        """Fit anew, whatever was fitted before.
+        """Fit to rows; an earlier fit is forgotten.
 
         Args:
             X: N texts (a list, an array, a pandas Series), or for a prompt with several fields N
@@ -432,7 +432,7 @@ class FewShotClassifier:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fitted:
-    """What ``fit`` or ``load`` leaves for predicting."""
+    """The result of ``fit`` or ``load``."""
 
     describe: Callable[[], Mapping[str, Any]]
     backbone: Backbone
@@ -444,7 +444,7 @@ class _Fitted:
 
 @dataclass(frozen=True, kw_only=True)
 class _Base:
-    """A model to fit to: what can be known at once, and its weights later."""
+    """The base model: its architecture and tokenizer, and a function that loads its weights."""
 
     architecture: Architecture
     tokenizer: Any

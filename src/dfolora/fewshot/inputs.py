@@ -1,4 +1,4 @@
-"""What users of scikit-learn pass as X, y and label words, checked and made plain."""
+"""Checks and normalises X, y and label words as scikit-learn's users pass them."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -45,7 +45,7 @@ Logits = Callable[[Batch], Tensor]
 """Label-word logits ``(N, C)`` of an encoded batch."""
 
 Restored = tuple[Encode, Logits]
-"""What a folder gives back: how rows are put to the model, and what predicts."""
+"""The encoder and the logits that a folder restores."""
 
 
 def versions() -> Mapping[str, str | None]:
@@ -149,7 +149,7 @@ def restore(
     plain: Encoder,
     label_ids: Tensor,
 ) -> Restored:
-    """What was fitted, on the model again.
+    """Restore the fitted part on the model.
 
     Args:
         folder: With the predictor's files.

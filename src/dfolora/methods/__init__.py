@@ -1,4 +1,4 @@
-"""The rows of the tables: each method turns a backbone and a few-shot split into a predictor."""
+"""Methods, one per row of the tables: a backbone and few-shot data to a predictor."""
 
 from dfolora.methods.gap3 import Gap3
 from dfolora.methods.gradient import GradientTuning, TrainingSpec

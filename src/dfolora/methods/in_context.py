@@ -1,4 +1,4 @@
-"""In-context learning: train rows with their answers stand as text before the row in question.
+"""In-context learning: labelled train rows stand as text before the row to classify.
 
 Brown et al., *Language Models are Few-Shot Learners*, 2020. The frozen model is as it was.
 """
@@ -23,12 +23,12 @@ from dfolora.seeding import stream
 from dfolora.validation import whole
 
 BEFORE = "demonstrations before the row"
-"""The field of a row that holds them; no column is called so."""
+"""The field that holds the demonstrations; no column has this name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InContext:
-    """A method that fits nothing: it shows train rows, as many as the model can read at once.
+    """Shows as many train rows as the model's context holds; fits nothing.
 
     They come in a random order in which classes take turns, so that however many fit, no class has
     two more than another. Each is the filled prompt with its label word in the mask's place or, for
@@ -36,7 +36,7 @@ class InContext:
     """
 
     demonstrations: int = 32
-    """At most so many before a row; 0 is the manual prompt."""
+    """The most demonstrations before a row; 0 is the manual prompt."""
 
     seeded: ClassVar[bool] = True
     budget: ClassVar[int] = 0
@@ -85,7 +85,7 @@ class InContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstrated:
-    """An ``Encode`` that puts before each row as many demonstrations as fit.
+    """Encodes each row behind as many demonstrations as fit.
 
     Rows that are too long by themselves have none and are cut as ever.
     """
@@ -95,9 +95,9 @@ class Demonstrated:
     encoder: Encoder
     """The prompt with the field ``BEFORE`` at its start."""
     texts: tuple[str, ...]
-    """What 0, 1, 2, ... demonstrations are."""
+    """Texts of 0, 1, 2, ... demonstrations."""
     added: tuple[int, ...]
-    """How many tokens these are."""
+    """Token counts of these texts."""
 
     @classmethod
     def of(cls, plain: Encoder, texts: Sequence[str], added: Sequence[int]) -> "Demonstrated":
@@ -109,7 +109,7 @@ class Demonstrated:
         return self.encoder(self._shown(rows, self._fitting(rows)), group)
 
     def counts(self, batch: Batch) -> list[int]:
-        """How many demonstrations stand before each row of a batch encoded here, ``(N,)``."""
+        """The number of demonstrations before each row of a batch encoded here, ``(N,)``."""
         number = {text: count for count, text in enumerate(self.texts)}
         return [number[text[BEFORE]] for text in batch.rows.texts]
 

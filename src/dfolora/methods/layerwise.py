@@ -37,7 +37,7 @@ from dfolora.validation import choice, whole
 
 @dataclass(frozen=True, kw_only=True)
 class LayerwiseSearch:
-    """Every block's vector, searched in turn with forward passes only."""
+    """Searches the blocks' vectors in turn with forward passes only."""
 
     subspace: SubspaceSpec = field(default_factory=LoraSubspaceSpec)
     optimizer: OptimizerFactory = Cma
@@ -54,7 +54,7 @@ class LayerwiseSearch:
     dev_interval: int = 100
     """Calls between two looks at the dev set."""
     patience: int | None = None
-    """Stop after so many calls without a higher dev score; None never."""
+    """Calls without a higher dev score after which the search stops; None for no limit."""
 
     seeded: ClassVar[bool] = True
     resumable: ClassVar[bool] = True
@@ -106,7 +106,7 @@ class LayerwiseSearch:
 
 
 class Search:
-    """One search, as a ``Fit``."""
+    """One layer-wise search."""
 
     def __init__(
         self,

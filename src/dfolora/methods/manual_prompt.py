@@ -13,7 +13,7 @@ from dfolora.search import Memo, forgetful
 
 @dataclass(frozen=True, kw_only=True)
 class ManualPrompt:
-    """A method that fits nothing; it sees neither train nor dev."""
+    """The method that fits nothing and sees neither train nor dev."""
 
     seeded: ClassVar[bool] = False
     budget: ClassVar[int] = 0

@@ -1,4 +1,4 @@
-"""What every method, searched or trained or neither, gives the harness."""
+"""The interface of methods: a method begins a fit, a fit yields steps and a predictor."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,16 +16,16 @@ from dfolora.search import DevPoint, Memo, forgetful
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotData:
-    """All that a method may see of a task: never the test set."""
+    """The data that a method may see: never the test set."""
 
     train: Batch
     dev: Batch
-    """Both encoded by the method's own ``encoder``, as the test set is."""
+    """Train and dev are encoded by the method's ``encoder``, as the test set is."""
     label_ids: Tensor
     """Token ids of the label words: ``(C,)``."""
     metric: str
     encode: Encode | None = None
-    """The method's ``encoder``; None where batches were made of bare tokens."""
+    """The method's ``encoder``; None if batches were built from tokens."""
 
 
 class Step(Protocol):
@@ -33,34 +33,34 @@ class Step(Protocol):
 
     @property
     def calls(self) -> int:
-        """Passes over the train set so far; one with a backward pass counts as three."""
+        """Passes over the train set so far; a pass with backward counts as three."""
         ...
 
     @property
     def losses(self) -> NDArray[np.float64]:
-        """Of the candidates or minibatches of this step, ``(P,)``; inf for what is no number."""
+        """Losses of the step's candidates or minibatches, ``(P,)``; inf for NaN."""
         ...
 
     @property
     def loss(self) -> float:
-        """Of the train set as the step ends, or of an epoch as it goes; nan where nobody knows."""
+        """Train loss at the step's end, or an epoch's running mean; NaN if unknown."""
         ...
 
     @property
     def step_size(self) -> float:
-        """An optimizer's sigma or amplitude, a learning rate; nan where there is none."""
+        """Sigma, amplitude or learning rate; NaN if there is none."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """One step, and what the dev set says."""
+    """One step and its dev evaluations."""
 
     step: Step
     looks: Sequence[DevPoint]
-    """The looks at the dev set that this step brought, mostly none."""
+    """Dev evaluations of this step, mostly none."""
     selected: DevPoint | None
-    """The best look so far."""
+    """The best dev evaluation so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,36 +70,36 @@ class Predictor:
     logits: Callable[[Batch], Tensor]
     """Label-word logits, ``(N, C)``, float32, of a batch encoded as train and dev were."""
     write: Callable[[Path], None] = lambda _folder: None
-    """Writes to a folder what was fitted; nothing for a method that fits nothing."""
+    """Writes the fitted part to a folder."""
     dev: DevPoint | None = None
-    """The look at the dev set that selected it; None for a method that selects nothing."""
+    """The dev evaluation that selected it; None for a method that selects nothing."""
     searched: int = 0
     """Numbers that the method searched or trained."""
     stored: int = 0
     """Parameters that it adds to the model or changes in it."""
     found: Mapping[str, float] = field(default_factory=dict)
-    """What else is worth knowing of the fit, by name: a chosen learning rate, for example."""
+    """Other results of the fit by name, such as the chosen learning rate."""
 
     def save(self, folder: str | Path) -> None:
-        """Write what was fitted: a PEFT adapter folder or a file, by the method."""
+        """Write the fitted part: a PEFT folder or a file, depending on the method."""
         self.write(Path(folder))
 
 
 class Fit(Protocol):
-    """A method at work: iterate to the end, then ask for the predictor."""
+    """A running fit: iterate to the end, then ask for the predictor."""
 
     def __iter__(self) -> Iterator[Progress]:
-        """Work, and tell after every step how it goes."""
+        """Fit, and yield the progress after every step."""
         ...
 
     def predictor(self) -> Predictor:
-        """What was fitted so far."""
+        """The predictor of the fit so far."""
         ...
 
 
 @dataclass(frozen=True)
 class NoFit:
-    """The ``Fit`` of a method that neither searches nor trains: it takes no step."""
+    """The fit of a method that neither searches nor trains."""
 
     fitted: Predictor
 
@@ -117,25 +117,25 @@ class Method(Protocol):
 
     @property
     def seeded(self) -> bool:
-        """Whether what is fitted depends on the split or the search's seed."""
+        """Whether the fit depends on the split or the search's seed."""
         ...
 
     @property
     def budget(self) -> int:
-        """At most so many passes over the train set, counted as in ``Step``; 0 for no fit."""
+        """The most passes over the train set, counted as in ``Step``; 0 for no fit."""
         ...
 
     @property
     def resumable(self) -> bool:
-        """Whether a fit goes on from its memo where it was broken off; else it begins anew."""
+        """Whether an interrupted fit continues from its memo; otherwise it starts anew."""
         ...
 
     def check(self, architecture: Architecture) -> None:
-        """Raise UserError if the configuration makes no sense for such a model."""
+        """Raise UserError if the configuration does not suit such a model."""
         ...
 
     def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
-        """How rows are put to the model.
+        """The encoder of rows.
 
         Args:
             plain: The task's prompt, filled with the row: for most methods that is it.
@@ -150,7 +150,7 @@ class Method(Protocol):
     def begin(
         self, backbone: Backbone, data: FewShotData, seed: int, memo: Memo = forgetful
     ) -> Fit:
-        """Get ready to fit; the work happens as the result is iterated.
+        """Prepare a fit; the work happens during iteration.
 
         Args:
             backbone: The frozen model.

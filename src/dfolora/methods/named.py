@@ -1,4 +1,4 @@
-"""Every method by a name, with the defaults of ``conf/``: for the library's users."""
+"""Methods by name for users of the library, with the defaults of ``conf/``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -128,7 +128,7 @@ METHODS: Mapping[str, Callable[[], Method]] = {
 
 
 def method_of(method: str | Method) -> Method:
-    """The method itself, or the one of a name in ``METHODS``.
+    """The method, or the one with that name in ``METHODS``.
 
     Raises:
         UserError: The name is unknown.

@@ -1,4 +1,4 @@
-"""LoRA factors of random search vectors: what a search adds is what it gains over this."""
+"""LoRA factors of random search vectors: the baseline of a search."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -14,7 +14,7 @@ from dfolora.seeding import stream
 
 @dataclass(frozen=True, kw_only=True)
 class RandomLora:
-    """A method that draws one vector a layer and keeps it: RI and RIL of the paper's Table 4.
+    """Draws one vector per layer and keeps it: RI and RIL of the paper's Table 4.
 
     They are drawn from N(0, I), as CMA-ES's first candidates are, for z = 0 is the zero-shot
     prompt.

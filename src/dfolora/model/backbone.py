@@ -50,23 +50,23 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The weights' device."""
         return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What hidden states are made of."""
+        """The hidden states' type."""
         return self.model.dtype
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights."""
+        """Size of the weights, in bytes."""
         tensors = chain(self.model.parameters(), self.model.buffers())
         return sum(map(_nbytes, tensors))
 
     @property
     def tokens(self) -> int:
-        """At most so many go through at once."""
+        """The most tokens per pass."""
         return self.limits.tokens or TOKENS[self.device.type]
 
     @property
@@ -76,7 +76,7 @@ class Backbone:
 
     @torch.inference_mode()
     def embed(self, pack: Pack) -> Tensor:
-        """What enters layer 0: ``(1, M, H)``."""
+        """The input of layer 0: ``(1, M, H)``."""
         hidden = [
             group.packed(self._family.embed(self.model, group.input_ids).flatten(0, 1)[None])
             for group in pack.groups
@@ -102,7 +102,7 @@ class Backbone:
         return self._decoded(self._family.transform(self.model, hidden), slice(None))
 
     def forward(self, **inputs: Any) -> Tensor:
-        """What the model's own padded forward gives before the head; gradients pass.
+        """The model's own padded forward, before the head; gradients pass.
 
         Args:
             inputs: ``input_ids (n, T)`` or ``inputs_embeds (n, T, H)``, ``attention_mask``, and
@@ -115,7 +115,7 @@ class Backbone:
         return body(**inputs, **self._family.forward_options).last_hidden_state
 
     def answer_logits(self, hidden: Tensor, label_ids: Tensor) -> Tensor:
-        """As ``label_logits``, of what ``forward`` gives where the answers are; gradients pass."""
+        """As ``label_logits``, from the output of ``forward`` at the answers; gradients pass."""
         if not self._family.body_transforms:
             hidden = self._family.transform(self.model, hidden)
         return self._decoded(hidden, label_ids)

@@ -1,4 +1,4 @@
-"""How much goes through a model at once."""
+"""Limits of what goes through a model at once."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ TOKENS = {"cpu": 2048, "cuda": 16384}
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much may go through the model at once; results depend on it by rounding alone.
+    """Limits per pass; results depend on them by rounding alone.
 
     Raises:
         UserError: A value is neither None nor positive.

@@ -1,4 +1,4 @@
-"""A picture of one fit."""
+"""The curve of one fit, and its picture."""
 
 from dataclasses import dataclass, field
 from math import inf, nan
@@ -12,25 +12,25 @@ from dfolora.search import DevPoint
 
 @dataclass
 class Curve:
-    """What the picture needs of a fit; the steps themselves are large and are not kept."""
+    """The points of a fit's curve; the steps themselves are large and are not kept."""
 
     calls: list[int] = field(default_factory=list)
-    """Spent at each step's end."""
+    """Calls spent at each step's end."""
     best: list[float] = field(default_factory=list)
     """The lowest loss of each step."""
     loss: list[float] = field(default_factory=list)
-    """That of the current solution, nan where it is not known."""
+    """Loss of the current solution; NaN if unknown."""
     looks: list[DevPoint] = field(default_factory=list)
-    """At the dev set, in order."""
+    """Dev evaluations, in order."""
     not_finite: int = 0
-    """Losses that were no finite number."""
+    """Number of losses that were NaN or infinite."""
     best_at: float = nan
-    """Calls up to the first look with the highest score; nan where there was none."""
+    """Calls up to the first dev evaluation with the highest score; NaN without one."""
     best_s: float = nan
-    """Seconds up to it since the fit began."""
+    """Seconds from the fit's start to that evaluation."""
 
     def add(self, progress: Progress, seconds: float) -> None:
-        """Go on by one step, which ended so many seconds after the fit began."""
+        """Add one step, which ended ``seconds`` after the fit began."""
         self.calls.append(progress.step.calls)
         self.best.append(float(progress.step.losses.min()))
         self.loss.append(progress.step.loss)

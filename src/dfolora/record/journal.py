@@ -1,4 +1,4 @@
-"""A fit's journal: what was asked and answered, one JSON line each, on disk before the next one."""
+"""The journal of a fit: one JSON line per question and answer, on disk before the next."""
 
 import json
 import time
@@ -41,7 +41,7 @@ class Journal:
         self._zero = time.perf_counter() - (self.lines[-1]["seconds"] if self.lines else 0.0)
 
     def __enter__(self) -> "Journal":
-        """The journal itself."""
+        """Return the journal."""
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -51,11 +51,11 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """Of work on the fit up to now, by this process and those before it."""
+        """Seconds of work on the fit so far, by this and earlier processes."""
         return time.perf_counter() - self._zero
 
     def __call__(self, question: Line, compute: Callable[[], Line]) -> Line:
-        """The line that holds the question: kept from before, or computed and written down.
+        """The line of a question: read from the journal, or computed and written.
 
         Args:
             question: Of JSON's types and finite numbers, as is the answer; tuples become lists.
@@ -107,7 +107,7 @@ class Journal:
 
 
 def _plain(line: Line) -> Line:
-    """What JSON gives back."""
+    """A value as JSON reads it back."""
     return dict(json.loads(json.dumps(line, allow_nan=False)))
 
 

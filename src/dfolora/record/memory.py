@@ -15,7 +15,7 @@ MEGABYTE = 1e6
 
 
 class PeakMemory:
-    """Watches from its making on; ``sample`` at every generation, then ``megabytes``.
+    """Peak memory since its creation; call ``sample`` at every generation, then ``megabytes``.
 
     The process's is the weights, where it holds them, and the most by which its resident memory
     has grown since the watch began: so it does not depend on what else the process loaded or did
@@ -43,7 +43,7 @@ class PeakMemory:
         self.sample()
 
     def sample(self) -> None:
-        """Take note of what is in use now."""
+        """Record the memory in use now."""
         resident = self._process.memory_info().rss
         if self._marked:
             resident = max(resident, _high_water_mark())
@@ -55,7 +55,7 @@ class PeakMemory:
         self._peaks |= {name: max(size, self._peaks.get(name, 0)) for name, size in used.items()}
 
     def megabytes(self) -> Mapping[str, float]:
-        """The peaks so far in 10^6 bytes, by what measured them; no entry where nothing could."""
+        """The peaks so far in 10^6 bytes, by instrument; instruments that fail have no entry."""
         return {name: size / MEGABYTE for name, size in self._peaks.items()}
 
 
@@ -67,7 +67,7 @@ def _give_back_free_memory() -> None:
 
 
 def _forget_high_water_mark() -> bool:
-    """Let Linux count the process's peak anew (proc(5)); whether it does."""
+    """Reset Linux's peak counter of the process (proc(5)); returns whether that worked."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -76,14 +76,14 @@ def _forget_high_water_mark() -> bool:
 
 
 def _high_water_mark() -> int:
-    """The most that was resident since then, in bytes."""
+    """The process's peak resident memory since then, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     kilobytes = next(line for line in lines if line.startswith("VmHWM")).split()[1]
     return 1024 * int(kilobytes)
 
 
 def _nvml_handle(device: torch.device) -> Any:
-    """The driver's handle of a GPU, or None where the driver tells nothing."""
+    """The driver's handle of a GPU; None without a driver."""
     import pynvml
 
     try:
@@ -96,7 +96,7 @@ def _nvml_handle(device: torch.device) -> Any:
 
 
 def _driver_bytes(handle: Any) -> Mapping[str, int]:
-    """What this process holds, the CUDA context included; else what the whole device holds.
+    """This process's bytes, including the CUDA context; if unknown, the whole device's.
 
     Containers hide processes from each other, and some drivers tell neither.
     """

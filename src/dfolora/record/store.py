@@ -180,7 +180,7 @@ class Store:
                 self._client.delete_run(run.info.run_id)
 
     def _broken_off(self, tags: Mapping[str, str]) -> str | None:
-        """The run that never finished of this attempt; those of other attempts go."""
+        """This attempt's unfinished run, if any; unfinished runs of other attempts are deleted."""
         found = None
         for run in self._unfinished(tags["digest"], tags["place"]):
             if found is None and run.data.tags.get("attempt") == tags["attempt"]:

@@ -1,4 +1,4 @@
-"""Losses and scores of whole populations.
+"""Evaluates populations: search vectors to losses and scores.
 
 Letters: P candidates, L blocks, d search dimension, N examples.
 """
@@ -27,10 +27,10 @@ from dfolora.search.subspace import Subspace
 Array = NDArray[np.float64]
 
 Answer = Mapping[str, Any]
-"""As JSON has it: numbers are finite, None stands for one that is not."""
+"""JSON values; numbers are finite, and None stands for NaN or infinity."""
 
 Memo = Callable[[Answer, Callable[[], Answer]], Answer]
-"""``(question, compute) -> answer``: what a journal holds, else what is computed and journaled.
+"""``(question, compute) -> answer``: the journaled answer, or a new one that is then journaled.
 
 A fit asks the same questions in the same order whenever it is repeated, for they depend on its seed
 and on the answers. So answers that cost passes through the model are computed once.
@@ -44,7 +44,7 @@ def forgetful(_question: Answer, compute: Callable[[], Answer]) -> Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a population scored on one batch."""
+    """Losses and scores of a population on one batch."""
 
     losses: Array
     """The objective, lower is better: ``(P,)``."""
@@ -67,7 +67,7 @@ class Evaluator(Protocol):
 
 
 class PopulationEvaluator:
-    """An ``Evaluator``: an engine's logits under an objective and a metric.
+    """Scores an engine's logits by an objective and a metric.
 
     Args:
         engine: Gives the logits of one batch.
@@ -106,7 +106,7 @@ class PopulationEvaluator:
 
 
 class Remembered:
-    """An ``Evaluator`` whose answers go through a memo.
+    """An evaluator whose answers go through a memo.
 
     Args:
         evaluate: Asked what the memo does not hold.
@@ -120,7 +120,7 @@ class Remembered:
         self._name = name
 
     def __call__(self, solution: Array, block: int, candidates: Array) -> Evaluation:
-        """Raise UserError if the memo holds the answer for other candidates."""
+        """Raise UserError if the memo's answer is for other candidates."""
 
         def compute() -> Answer:
             made = self._evaluate(solution, block, candidates)

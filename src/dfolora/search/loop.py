@@ -30,9 +30,9 @@ class Generation:
     calls: int
     """Passes over the train set spent so far, this turn's included."""
     candidates: Array
-    """Every vector evaluated in this turn, in order: ``(P, d)``."""
+    """The candidates of this turn, in order: ``(P, d)``."""
     losses: Array
-    """Their losses, inf where the model gave no number: ``(P,)``."""
+    """Their losses, inf for NaN: ``(P,)``."""
     solution: Array
     """The incumbents of all blocks after this turn: ``(L, d)``."""
     loss: float
@@ -40,7 +40,7 @@ class Generation:
     step_size: float
     """The optimizer's sigma or amplitude as the turn began; nan where it has none."""
     last: bool
-    """Whether the search ends here."""
+    """Whether this is the last turn."""
 
 
 def tune(
@@ -52,7 +52,7 @@ def tune(
     incumbent: str = "improving",
     schedule: str = "round_robin",
 ) -> Iterator[Generation]:
-    """Search all blocks' vectors, one optimizer a block, and yield every generation.
+    """Search all blocks' vectors, one optimizer per block, and yield every generation.
 
     The search starts from z = 0, the unadapted model. Its loss is the first call and the first
     generation (the ``released`` rule does not need it and does not spend it). What is left at the
@@ -101,14 +101,14 @@ def tune(
 
 @dataclass
 class _Watch:
-    """Warns of losses from which nothing can be learned."""
+    """Warns if the losses teach the optimizer nothing."""
 
     blocks: int
     turns: int = 0
     flat: int = 0
     """Turns in a row whose candidates all had one loss."""
     warned: bool = False
-    """Whether it has; once is enough, for the losses are recorded."""
+    """Whether it has warned; once is enough, since losses are recorded."""
 
     def see(self, generation: Generation) -> None:
         self.turns += 1
@@ -138,7 +138,7 @@ class _Watch:
 
 @dataclass
 class _Search:
-    """The whole current solution, its loss where known, and what has been spent."""
+    """State of the search: the current solution, its loss if known, and the calls spent."""
 
     evaluate: Evaluator
     budget: int
@@ -148,7 +148,7 @@ class _Search:
     tried: list[tuple[Array, Array]] = field(default_factory=list)
 
     def measure(self, block: int, candidates: Array) -> Array:
-        """Losses of the candidates, as many as the budget still pays for."""
+        """Losses of as many candidates as the budget allows."""
         candidates = candidates[: self.budget - self.calls]
         losses = self.evaluate(self.solution, block, candidates).losses
         losses = np.where(np.isfinite(losses), losses, np.inf)
@@ -162,7 +162,7 @@ class _Search:
             raise UserError(NO_LOSS.format(whose="The unadapted model's loss"))
 
     def point(self, block: int) -> Point | None:
-        """The block's incumbent with the present loss of the whole, where that is known."""
+        """The block's incumbent with the current solution's loss; None if that is unknown."""
         return None if np.isnan(self.loss) else Point(z=self.solution[block].copy(), loss=self.loss)
 
     def end_turn(self, block: int, step_size: float, *, last: bool) -> Generation:
@@ -181,7 +181,7 @@ class _Search:
 
 
 def _adopt_improving(search: _Search, block: int, _optimizer: Optimizer) -> None:
-    """This turn's best candidate, if it lowers the loss of the whole current solution."""
+    """Adopt this turn's best candidate if it lowers the loss of the current solution."""
     for candidates, losses in search.tried:
         if losses.min() < search.loss:
             search.loss = float(losses.min())
@@ -189,14 +189,14 @@ def _adopt_improving(search: _Search, block: int, _optimizer: Optimizer) -> None
 
 
 def _adopt_mean(search: _Search, block: int, optimizer: Optimizer) -> None:
-    """The optimizer's center, whatever its loss, which one more call measures."""
+    """Adopt the optimizer's center and measure its loss with one more call."""
     if search.calls < search.budget:
         search.solution[block] = optimizer.center
         search.loss = float(search.measure(block, search.solution[block : block + 1])[0])
 
 
 def _adopt_released(search: _Search, block: int, optimizer: Optimizer) -> None:
-    """The best candidate the block ever had, by losses from when the other blocks differed.
+    """Adopt the block's all-time best candidate, by losses measured with other incumbents.
 
     As in the released code of Jin, Liu, Tan 2024, so the loss of the whole stays unknown.
     """
@@ -212,12 +212,12 @@ INCUMBENTS: Mapping[str, Callable[[_Search, int, Optimizer], None]] = {
 
 
 def _round_robin(blocks: int, _population: int, _budget: int) -> Iterator[int]:
-    """Ascending, for as long as the budget lasts."""
+    """Ascending order, until the budget is spent."""
     return cycle(range(blocks))
 
 
 def _whole_rounds(blocks: int, population: int, budget: int) -> Iterator[int]:
-    """Ascending, whole rounds only: an integer division leaves the rest of the budget unspent."""
+    """Ascending order in whole rounds; the rest of the budget is not spent."""
     for _ in range(budget // (population * blocks)):
         yield from range(blocks)
 

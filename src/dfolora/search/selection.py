@@ -1,4 +1,4 @@
-"""Which solution of a search is kept: dev-set selection and early stopping."""
+"""Dev-set selection and early stopping."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class DevPoint:
-    """A solution as the dev set saw it."""
+    """A solution with its score and loss on the dev set."""
 
     calls: int
     score: float
@@ -25,12 +25,12 @@ class DevPoint:
 
 
 def by_score(point: DevPoint) -> tuple[float, ...]:
-    """Rank of a look, lower is better: by its score, ties by its loss."""
+    """Rank of a dev evaluation, lower is better: by score, ties by loss."""
     return -point.score, point.loss
 
 
 class DevSelection:
-    """Looks at the dev set as a search goes on, and keeps the best solution seen.
+    """Evaluates solutions on the dev set during a search and keeps the best.
 
     Args:
         evaluate: Scores and losses on the dev set; its passes are not charged to the budget.
@@ -56,7 +56,7 @@ class DevSelection:
         """Whether the patience has run out."""
 
     def see(self, generation: Generation) -> Sequence[DevPoint]:
-        """Look at the dev set as often as the rule asks for this generation: mostly never."""
+        """Evaluate on dev if the rule asks for it at this generation."""
         due = self._rule.looks(generation, self._calls, self._interval)
         points = [self.look(calls, solution) for calls, solution in due]
         self._calls = generation.calls
@@ -66,7 +66,7 @@ class DevSelection:
         return points
 
     def look(self, calls: int, solution: Array) -> DevPoint:
-        """Score one solution on the dev set and keep it if it is the best so far."""
+        """Score a solution on the dev set; keep it if it is the best so far."""
         score, loss = self._scored(solution)
         point = DevPoint(calls=calls, score=score, loss=loss, solution=solution.copy())
         if self.best is None or score > self.best.score:
@@ -87,7 +87,7 @@ class DevSelection:
 def _current_incumbents(
     generation: Generation, previous_calls: int, interval: int
 ) -> Iterator[tuple[int, Array]]:
-    """The incumbents: at first, wherever an interval has passed, and at last."""
+    """The incumbents at the start, after each interval, and at the end."""
     if previous_calls // interval < generation.calls // interval or generation.last:
         yield generation.calls, generation.solution
 
@@ -95,7 +95,7 @@ def _current_incumbents(
 def _every_nth_candidate(
     generation: Generation, _previous_calls: int, interval: int
 ) -> Iterator[tuple[int, Array]]:
-    """The very candidate of call n, 2n, 3n ..., good or bad, among the others' incumbents."""
+    """The candidate of call n, 2n, 3n, ..., with the other blocks' incumbents."""
     first = generation.calls - len(generation.losses) + 1
     for index, candidate in enumerate(generation.candidates):
         if (first + index) % interval == 0:
@@ -106,10 +106,10 @@ def _every_nth_candidate(
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionRule:
-    """What is looked at, and what makes one look better than another."""
+    """Which solutions are evaluated on dev, and how they are ranked."""
 
     looks: Callable[[Generation, int, int], Iterator[tuple[int, Array]]]
-    """``(generation, calls before it, interval)`` -> the calls and solutions to look at."""
+    """``(generation, calls before it, interval)`` -> calls and solutions to evaluate."""
     rank: Callable[[DevPoint], tuple[float, ...]]
     """Lower is better."""
 

@@ -1,4 +1,4 @@
-"""What the genetic prompt search varies: words between the fields of a prompt.
+"""Genomes of the genetic prompt search: words between the fields of a prompt.
 
 An individual is a genome: for every slot of the prompt the token ids of the words that stand
 there. A slot comes before each field, the label's among them; a causal model's label comes last.
@@ -15,7 +15,7 @@ from dfolora.data import FILLER, HOLE, MASK, Batch, Encoder, Prompt, Rows
 from dfolora.errors import UserError
 
 Genome = tuple[tuple[int, ...], ...]
-"""Token ids by slot, one slot a field."""
+"""Token ids by slot; each field has one slot."""
 
 GOLD = "gold label word"
 """The field of a row that holds it; no column is called so."""
@@ -23,7 +23,7 @@ GOLD = "gold label word"
 
 @dataclass(frozen=True, kw_only=True)
 class Hole:
-    """A place in a genome where a token is to come."""
+    """A place in a genome that a token will fill."""
 
     genome: Genome
     slot: int
@@ -48,7 +48,7 @@ class Template:
     plain: Encoder
     """The task's prompt: its words are ignored, its fields and label words kept."""
     room: int
-    """At most so many tokens of words."""
+    """The most tokens of words."""
 
     def __post_init__(self) -> None:
         if self.plain.max_length <= self.room:
@@ -75,7 +75,7 @@ class Template:
 
     @cached_property
     def slots(self) -> tuple[int, ...]:
-        """Those that may hold words."""
+        """Slots that may hold words."""
         allowed = self.plain.prompt.slots
         return tuple(n for n, name in enumerate(self.fields) if allowed is None or name in allowed)
 
@@ -122,7 +122,7 @@ class Template:
         return batch, masks.scatter(1, batch.answer[:, None], False).int().argmax(1)
 
     def spells(self, genome: Genome, slot: int) -> bool:
-        """Whether the slot's words, as a text, are these very tokens again."""
+        """Whether the slot's words, written as text, are tokenized to the same tokens."""
         text = self._words(genome[slot])
         start = "" if slot == 0 else " "  # nothing precedes the first slot
         ids = self.plain.tokenizer.encode(start + text, add_special_tokens=False)
@@ -168,14 +168,14 @@ class Template:
 
 
 def crossed(first: Genome, second: Genome, share: float, rng: np.random.Generator) -> Genome:
-    """The first with each slot's words from the second with probability ``share``."""
+    """Crossover: the first genome, with each slot of the second with probability ``share``."""
     return tuple(
         theirs if rng.random() < share else own for own, theirs in zip(first, second, strict=True)
     )
 
 
 def mutated(genome: Genome, slots: Sequence[int], room: int, rng: np.random.Generator) -> Hole:
-    """A hole in a random slot: one more token, or as likely in the place of one that is there.
+    """Mutation: a hole in a random slot, for one more token or, as likely, in place of one.
 
     Args:
         genome: What varies.
@@ -196,5 +196,5 @@ def mutated(genome: Genome, slots: Sequence[int], room: int, rng: np.random.Gene
 
 
 def size(genome: Genome) -> int:
-    """Its number of tokens."""
+    """The number of tokens."""
     return sum(map(len, genome))

@@ -1,4 +1,4 @@
-"""Passes over a set of rows in one prompt after another, and the tokens that they speak for.
+"""Evaluates prompts, and asks the model which token best fills a hole.
 
 Letters: N examples, C classes, K places in a row, V tokens of the vocabulary.
 """
@@ -25,12 +25,12 @@ Fitness = tuple[float, float]
 """Higher is better: the score, ties by the confidence."""
 
 PASSES = 3
-"""What an individual with a hole costs: two to find the token, one for the whole."""
+"""Passes of an individual with a hole: two to find the token, one to evaluate it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Individual:
-    """A prompt, and how it does."""
+    """A prompt and its scores."""
 
     genome: Genome
     score: float
@@ -42,17 +42,17 @@ class Individual:
     log_likelihood: float
     """Log-probability of the gold label word among all tokens, summed over the rows."""
     missed: float | None = None
-    """How much that is above what was predicted when its new token was chosen, if one was."""
+    """By how much that exceeds the prediction for its new token; None without one."""
 
     @property
     def fitness(self) -> Fitness:
-        """By which individuals are compared."""
+        """The fitness: score, ties by confidence."""
         return self.score, self.confidence
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenScores:
-    """What every token would do in a hole."""
+    """Scores of every token for a hole."""
 
     gains: Array
     """``sum log p(t | x, gold label) - sum log p(t | x)``: ``(V,)``."""
@@ -65,7 +65,7 @@ class TokenScores:
 
 
 class Passes:
-    """Rows in one prompt after another.
+    """Evaluates rows in one prompt after another, and counts passes.
 
     Args:
         backbone: The frozen model.
@@ -134,7 +134,7 @@ class Passes:
 
 
 class Guide:
-    """Fills holes with the token that the model says is best, and learns where that was wrong.
+    """Fills holes with the model's best token, and corrects tokens that were overrated.
 
     Args:
         passes: Over the train set.
@@ -164,7 +164,7 @@ class Guide:
         """Every genome there was, and that without words."""
 
     def realised(self, child: Genome | Hole) -> Individual | None:
-        """The child, evaluated; None if no token makes of its hole what has not been there.
+        """The evaluated child; None if no token gives a new prompt.
 
         Raises:
             UserError: The memo holds another child.

@@ -1,4 +1,4 @@
-"""The genetic algorithm: who survives, who has children, how long it goes on."""
+"""The genetic algorithm: survival, reproduction, termination."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,17 +37,17 @@ class Gap3:
     population: int = 64
     """Individuals; the square root of their number survives a generation."""
     generations: int | None = 50
-    """At most so many after the first population; None: as many as the budget pays for."""
+    """The most generations after the first population; None for as many as the budget allows."""
     budget: int = 6000
-    """At most so many passes over the train set: three an individual with a new token, else one."""
+    """The most passes over the train set: three per individual with a new token, else one."""
     mutation: float = 0.75
     """Probability that a child gets a new token."""
     crossover: float = 0.5
     """Probability that a child has a slot of its second parent."""
     top: int = 4096
-    """So many tokens, the best of all, are tried in a hole."""
+    """The number of best tokens that are tried in a hole."""
     room: int = 100
-    """At most so many tokens of words in a prompt."""
+    """The most tokens of words in a prompt."""
     comparison: str = "fixed"
     """A name in ``COMPARISONS``: when an individual replaces the best."""
     selection: str = "incumbent"
@@ -84,7 +84,7 @@ class Gap3:
     def begin(
         self, backbone: Backbone, data: FewShotData, seed: int, memo: Memo = forgetful
     ) -> "GeneticSearch":
-        """Nothing is asked of the model yet."""
+        """Prepare the search; the model is not asked yet."""
         self.check(backbone.architecture)
         if not isinstance(data.encode, Template):
             raise TypeError("The genetic prompt search needs data.encode to be its own encoder.")
@@ -93,20 +93,20 @@ class Gap3:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneticStep:
-    """A generation, as a ``Step``."""
+    """One generation."""
 
     calls: int
     patterns: Sequence[str]
-    """Of its new individuals, ``(P,)``."""
+    """Patterns of its new individuals, ``(P,)``."""
     losses: NDArray[np.float64]
     """Their mean cross-entropy over the label words, ``(P,)``."""
     loss: float
-    """That of the best so far."""
+    """The loss of the best so far."""
     step_size: float = nan
 
 
 class GeneticSearch:
-    """One search, as a ``Fit``."""
+    """One genetic search."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class GeneticSearch:
         self._selected: DevPoint | None = None
 
     def __iter__(self) -> Iterator[Progress]:
-        """Search until generations or budget are spent, or nothing new is to be found."""
+        """Search until the generations or the budget are spent, or no new prompt is found."""
         for generation in count():
             before, survivors = self._guide.calls, self._survivors()
             new = list(self._bred(self._method.population - len(survivors)))
@@ -175,11 +175,11 @@ class GeneticSearch:
 
     @property
     def _affordable(self) -> bool:
-        """Whether the budget pays for one more individual, whatever it takes."""
+        """Whether the budget allows one more individual of the highest cost."""
         return self._guide.calls + PASSES <= self._method.budget
 
     def _survivors(self) -> list[Individual]:
-        """The fittest, and the best so far should it not be among them."""
+        """The fittest individuals, and the best so far."""
         fittest = sorted(self._population, key=lambda one: one.fitness, reverse=True)
         survivors = fittest[: isqrt(self._method.population)]
         if self._best is not None and self._best not in survivors:
@@ -187,7 +187,7 @@ class GeneticSearch:
         return survivors
 
     def _bred(self, number: int) -> Iterator[Individual]:
-        """At most so many new individuals, evaluated."""
+        """Breed and evaluate new individuals, at most ``number``."""
         better = COMPARISONS[self._method.comparison]
         for _ in range(number):
             if not self._affordable:
@@ -200,7 +200,7 @@ class GeneticSearch:
             yield individual
 
     def _child(self) -> Genome | Hole:
-        """Of two parents, likelier the better they score; at first a hole between the fields."""
+        """A child of two parents drawn by score; at first a hole between fields."""
         method, slots, rng = self._method, self._template.slots, self._rng
         if not self._population:
             return mutated(self._template.empty, slots, method.room, rng)
@@ -229,7 +229,7 @@ class GeneticSearch:
         return [self._look()] if due and self._method.selection == "incumbent" else []
 
     def _look(self) -> DevPoint:
-        """The best on the dev set; kept if it does better there than those before."""
+        """Evaluate the best on the dev set, and keep it if it beats the former ones there."""
         genome, last = self._best_genome, self._last
         if last is None or last.solution != genome:
             answer = self._memo({"dev": genome}, lambda: self._scored(genome))

@@ -1,4 +1,4 @@
-"""The trained baselines: one loop for all of them, and what each of them trains.
+"""The trained baselines: one training loop, and what each of them trains.
 
 A Trainable is attached to the frozen model within a context, and taken off again after it.
 """

@@ -23,9 +23,9 @@ class Adapter:
 
     bottleneck: int = 24
     layers: Sequence[int] | None = None
-    """Which, from 0 on; None for all."""
+    """Layer numbers from 0; None for all layers."""
     after: Sequence[str] = PLACES
-    """Which sub-layers: ``attention``, ``ffn`` or both."""
+    """Sub-layers with an adapter: ``attention``, ``ffn`` or both."""
 
     through_model: ClassVar[bool] = True
 
@@ -48,7 +48,7 @@ class Adapter:
 
     @contextmanager
     def attached(self, backbone: Backbone, label_ids: Tensor, seed: int) -> Iterator[Attached]:
-        """Adapters start as nothing, for their last layers start at zero."""
+        """Adapters start as the identity, since their last layers start at zero."""
         architecture = backbone.architecture
         family = architecture.family
         modules = {"attention": family.maps["o"].module, "ffn": family.parts.down}

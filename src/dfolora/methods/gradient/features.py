@@ -1,4 +1,4 @@
-"""Classifiers over features of the frozen model, which it computes once a batch."""
+"""Classifiers on features of the frozen model, which are computed once per batch."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from dfolora.validation import choice
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureHead:
-    """A head of its own on the model's last hidden states of the bare text."""
+    """A trained head on the model's last hidden states of the bare text."""
 
     head: str = "mlp"
     """A name in ``HEADS``."""
@@ -80,7 +80,7 @@ HEADS: Mapping[str, Callable[[int, int], nn.Module]] = {"mlp": _Mlp, "bilstm": _
 
 @torch.no_grad()
 def _features(backbone: Backbone, batch: Batch) -> Tensor:
-    """What the frozen model's body gives: ``(N, T, H)``, float32, 0 at padding."""
+    """The last hidden states of the frozen model: ``(N, T, H)``, float32, 0 at padding."""
     shape = *batch.input_ids.shape, backbone.architecture.width
     features = torch.zeros(shape, device=backbone.device)
     for rows in pieces(batch, backbone.tokens):

@@ -1,10 +1,10 @@
-"""PEFT, where a method needs it."""
+"""Checks that PEFT is installed."""
 
 from dfolora.errors import UserError
 
 
 def check_peft() -> None:
-    """Raise UserError unless it is installed; importing it takes seconds, so not within a fit."""
+    """Raise UserError unless PEFT is installed; slow to import, so before the fit."""
     try:
         import peft  # noqa: F401
     except ImportError as error:

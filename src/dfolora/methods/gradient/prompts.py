@@ -17,7 +17,7 @@ from dfolora.model import Architecture, Backbone
 from dfolora.validation import whole
 
 PREFIX_STD = 0.02
-"""Of the prefixes' start; that of most models' initial weights."""
+"""Standard deviation of the prefixes' start, as of most models' initial weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What is trained, and how it is put onto a frozen model and taken off again."""
+"""The interface of trainable parts: attached to the frozen model, trained, and detached."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -20,19 +20,19 @@ Reader = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Attached:
-    """Something trainable on a model, for as long as it is there."""
+    """Trainable parameters while they are attached to a model."""
 
     parameters: Mapping[str, nn.Parameter]
-    """What is trained, by name; float32, on the model's device."""
+    """The parameters by name; float32, on the model's device."""
     reader: Callable[[Batch], Reader]
-    """Reads a batch with the present parameters; what the batch needs once is done at once."""
+    """Reads a batch with the present parameters; work per batch is done once."""
     new_head: bool = False
-    """Whether a head starts at random, so that the start is no candidate."""
+    """Whether a head starts at random, so that the start is not a candidate."""
     write: Callable[[Path], None] | None = None
-    """Writes the present parameters to a folder its own way, where it has one."""
+    """Writes the present parameters in a format of its own; None for the default."""
 
     def save(self, folder: Path) -> None:
-        """Write the present parameters; where there is no own way, ``trained.safetensors``."""
+        """Write the present parameters, by default to ``trained.safetensors``."""
         if self.write is not None:
             return self.write(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,25 +41,25 @@ class Attached:
 
 
 class Trainable(Protocol):
-    """What is trained, configured."""
+    """A configured trainable part of a model."""
 
     @property
     def through_model(self) -> bool:
-        """Whether gradients pass through the model, or only features of its are read."""
+        """Whether gradients pass through the model, or only its features are read."""
         ...
 
     def check(self, architecture: Architecture) -> None:
-        """Raise UserError if it makes no sense for such a model."""
+        """Raise UserError if it does not suit such a model."""
         ...
 
     def encoder(self, plain: Encoder) -> Encode:
-        """How rows are put to the model: by the task's prompt, or otherwise."""
+        """The encoder of rows, given the task's prompt."""
         ...
 
     def attached(
         self, backbone: Backbone, label_ids: Tensor, seed: int
     ) -> AbstractContextManager[Attached]:
-        """A context in which it is on the model; leaving it, the model is as it was.
+        """A context in which it is attached; afterwards the model is as before.
 
         Args:
             backbone: The frozen model; its weights are never written.
@@ -71,7 +71,7 @@ class Trainable(Protocol):
 
 @contextmanager
 def drawn(seed: int) -> Iterator[None]:
-    """Whatever torch draws at random inside comes from a stream of ours; its own goes on after."""
+    """A context in which torch draws from a private random stream."""
     with torch.random.fork_rng(devices=[]):  # modules are made on the CPU, wherever they go then
         torch.default_generator.manual_seed(int(stream(seed, "trainable").integers(2**63)))
         yield
@@ -107,13 +107,13 @@ def at_answers(hidden: Tensor, answer: Tensor) -> Tensor:
 
 
 def answers(backbone: Backbone, batch: Batch) -> Tensor:
-    """What the model as it is now gives where answers are read, ``(n, H)``, before its head."""
+    """The model's hidden states where answers are read, ``(n, H)``, before its head."""
     hidden = backbone.forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     return at_answers(hidden, batch.answer)
 
 
 def label_words(backbone: Backbone, label_ids: Tensor) -> Callable[[Batch], Tensor]:
-    """Label-word logits ``(n, C)`` of the model, whatever is on it.
+    """Label-word logits ``(n, C)`` of the model with what is attached.
 
     Args:
         backbone: The model.

@@ -19,22 +19,22 @@ from dfolora.seeding import stream
 from dfolora.validation import not_negative, positive, whole
 
 PASSES = 3
-"""Of an epoch: a forward pass, and a backward one that costs two."""
+"""Calls per epoch: one forward pass, and a backward pass counted as two."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpec:
-    """AdamW at a constant learning rate, for each rate of a grid anew."""
+    """AdamW at a constant learning rate; each rate of a grid trains anew."""
 
     learning_rates: Sequence[float]
     epochs: int
-    """With each rate."""
+    """Epochs per rate."""
     batch_size: int = 16
     dev_every: int = 5
-    """Epochs between two looks at the dev set; after the last there is one anyway."""
+    """Epochs between two dev evaluations; the last epoch always has one."""
     weight_decay: float = 0.0
     clip: float = 1.0
-    """Gradients whose norm is above it are scaled down to it."""
+    """The largest gradient norm; larger gradients are scaled down."""
 
     @property
     def budget(self) -> int:
@@ -42,7 +42,7 @@ class TrainingSpec:
         return PASSES * self.epochs * len(self.learning_rates)
 
     def looks_after(self, epoch: int) -> bool:
-        """Whether dev is looked at then."""
+        """Whether the epoch ends with a dev evaluation."""
         return epoch % self.dev_every == 0 or epoch == self.epochs
 
     def check(self) -> None:
@@ -62,16 +62,16 @@ class TrainingSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """A ``Step``: one pass through the minibatches."""
+    """One epoch."""
 
     calls: int
     losses: NDArray[np.float64]
-    """Of the minibatches, each before its own update; inf where training broke off."""
+    """Losses of the minibatches, each before its update; inf after training broke off."""
     loss: float
-    """Mean over the rows as they came, each before its minibatch's update; inf as ``losses``."""
+    """Running mean over the epoch's rows; inf as in ``losses``."""
     learning_rate: float
     epoch: int
-    """Of this learning rate, from 1 on."""
+    """The epoch of this learning rate, from 1."""
 
     @property
     def step_size(self) -> float:
@@ -84,29 +84,29 @@ class Trained:
     """The solution of a ``DevPoint``."""
 
     learning_rate: float
-    """That it was trained with; 0 for the start."""
+    """Its learning rate; 0 for the start."""
     tensors: Mapping[str, Tensor]
     """Copies on the CPU, by name."""
 
     @classmethod
     def of(cls, parameters: Mapping[str, nn.Parameter], learning_rate: float = 0.0) -> "Trained":
-        """Copy what the parameters are now."""
+        """Copy the present parameters."""
         tensors = {name: value.detach().to("cpu", copy=True) for name, value in parameters.items()}
         return cls(learning_rate=learning_rate, tensors=tensors)
 
     @torch.no_grad()
     def put(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Make the parameters what they were."""
+        """Restore the copied parameters."""
         for name, parameter in parameters.items():
             parameter.copy_(self.tensors[name])
 
 
 Readers = Iterable[tuple[Tensor, Reader]]
-"""Pieces of a batch: the numbers of their rows, and what reads them."""
+"""Pieces of a batch: row numbers and a reader."""
 
 
 def readers(attached: Attached, batch: Batch, tokens: int) -> Iterator[tuple[Tensor, Reader]]:
-    """Readers of a batch in pieces of like lengths, of at most so many tokens."""
+    """Readers of a batch in pieces of similar length, of at most ``tokens`` tokens."""
     for rows in pieces(batch, tokens):
         yield rows, attached.reader(part(batch, rows))
 
@@ -122,7 +122,7 @@ def all_logits(readers: Readers) -> Tensor:
 
 
 class Training:
-    """One training; iterate over its epochs, those of all learning rates.
+    """One training; iterate over the epochs of all learning rates.
 
     Each rate starts from the same parameters and takes the minibatches in the same order.
 
@@ -149,7 +149,7 @@ class Training:
         self._best: DevPoint | None = None
 
     def __iter__(self) -> Iterator[Progress]:
-        """Train; looks come without their solutions, which are large, but for the best.
+        """Train; only the best dev evaluation keeps its solution, which is large.
 
         Raises:
             UserError: No learning rate came to its end.
@@ -200,7 +200,7 @@ class Training:
     def _losses(
         self, optimizer: torch.optim.Optimizer, batches: Sequence[Tensor]
     ) -> Iterator[float]:
-        """One update a minibatch, until one is impossible."""
+        """One update per minibatch, until a loss is not finite."""
         parameters = list(self._attached.parameters.values())
         for rows in batches:
             logits = self._read(rows)
@@ -215,7 +215,7 @@ class Training:
             yield loss.item()
 
     def _look(self, learning_rate: float) -> list[DevPoint]:
-        """Score the present parameters on dev, and keep the best; none if the loss is no number."""
+        """Evaluate the present parameters on dev and keep the best; None if the loss is NaN."""
         logits = all_logits(self._dev).cpu()
         point = DevPoint(
             calls=self._calls,

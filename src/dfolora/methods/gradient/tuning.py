@@ -1,4 +1,4 @@
-"""The trained baselines: gradients by back-propagation, whatever they train."""
+"""The method of all trained baselines: back-propagation."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +20,7 @@ from dfolora.search import DevPoint, Memo, forgetful
 
 @dataclass(frozen=True, kw_only=True)
 class GradientTuning:
-    """Something on or in the model, trained by AdamW.
+    """Trains a part of the model, or one attached to it, by AdamW.
 
     An epoch counts as three passes over the train set, also where a head is trained on features
     that the model computed once: ``found["model_passes"]`` tells how many were the model's.
@@ -59,7 +59,7 @@ class GradientTuning:
 
 
 class GradientFit:
-    """One training, as a ``Fit``."""
+    """The fit of a trained baseline."""
 
     def __init__(
         self, method: GradientTuning, backbone: Backbone, data: FewShotData, seed: int
@@ -88,7 +88,7 @@ class GradientFit:
                 ) from error
 
     def attached(self) -> AbstractContextManager[Attached]:
-        """What is trained, on the model."""
+        """The trained part, attached to the model."""
         trained = self._method.trained
         return trained.attached(self._backbone, self._data.label_ids, self._seed)
 

@@ -59,7 +59,7 @@ class BitFit:
     """Biases of every layer (Ben Zaken et al. 2022)."""
 
     biases: Sequence[str] = ("q", "k", "v", "o", "attention_norm", "ffn_norm", "down")
-    """Whose: a subset of q, k, v, o, up, down, attention_norm and ffn_norm."""
+    """The modules whose biases are trained: a subset of q, k, v, o, up, down and the two norms."""
 
     through_model: ClassVar[bool] = True
 
@@ -90,11 +90,11 @@ class BitFit:
 
 
 OTHERS = ("up", "down", "attention_norm", "ffn_norm")
-"""Modules with a bias that are no attention maps, by their names in ``LayerParts``."""
+"""Modules with a bias other than attention maps, by their names in ``LayerParts``."""
 
 
 class _Reading(nn.Module):
-    """What reads a model's parameters, as a module, so that others can take their place."""
+    """A module around a reader, so that copies can replace the model's parameters."""
 
     def __init__(self, model: nn.Module, read: Callable[[Batch], Tensor]) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class _Reading(nn.Module):
 
 
 def _copies(backbone: Backbone, names: Iterable[str]) -> dict[str, nn.Parameter]:
-    """Trainable float32 copies; of parameters that are tied one is enough."""
+    """Trainable float32 copies of parameters; tied ones are copied once."""
     parameters = {name: backbone.model.get_parameter(name) for name in names}
     return {
         name: nn.Parameter(value.detach().to(torch.float32, copy=True))

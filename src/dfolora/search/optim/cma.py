@@ -29,7 +29,7 @@ from dfolora.validation import choice, mapping
 STEP_SIZE_RULES = {"csa": CMAAdaptSigmaCSA, "tpa": CMAAdaptSigmaTPA}
 COVARIANCES = {"full": 0, "diagonal": True}
 MATRICES = 3
-"""Of d x d that a full covariance takes: itself, its eigenvectors, and what makes them."""
+"""Matrices of d x d that a full covariance needs: itself, its eigenvectors and work space."""
 
 SET_BY_PARAMETERS = {
     "popsize": "population",
@@ -38,10 +38,10 @@ SET_BY_PARAMETERS = {
     "randn": "rng",
     "seed": "rng",
 }
-"""pycma's options that have a parameter of their own here, and its name."""
+"""pycma's options that are set by a parameter here, and the parameter's name."""
 
 _LEARNERS = ThreadPoolExecutor(max_workers=8, thread_name_prefix="cma")
-"""Where blocks learn while the caller evaluates other blocks' candidates."""
+"""Threads on which blocks learn while the caller evaluates other blocks."""
 
 
 @final
@@ -124,7 +124,7 @@ class Cma(Optimizer):
 def _turns(
     strategy: cma.CMAEvolutionStrategy, inside: Callable[[], AbstractContextManager[None]]
 ) -> Turns:
-    """The loop of ask and tell, what pycma does in it ``inside`` a context."""
+    """The loop of pycma: ask and tell, each ``inside`` a context."""
     while True:
         with inside():
             solutions = strategy.ask()
@@ -140,7 +140,7 @@ def _turns(
 
 
 def _explained(options: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """Whatever pycma makes of a wrong value of its options, it is that value which is wrong."""
+    """A context that blames the options for pycma's errors."""
     if not options:
         return nullcontext()
     return explained(lambda error: f"pycma does not take options={dict(options)}: {error}.")

@@ -35,7 +35,7 @@ from dfolora.validation import MOST_POSITIVE, choice, not_negative
 
 @final
 class Lotfwa(Optimizer):
-    """LoTFWA with options for a search without a box, in a context that changes.
+    """LoTFWA, with options for unbounded search and for losses that change with the context.
 
     Args:
         dim: Turns dimension d.
@@ -114,7 +114,7 @@ class Lotfwa(Optimizer):
             a = np.full(fireworks, amplitude)  # A_i
 
             def mapped(points: Population) -> Population:
-                """Each coordinate out of bounds is drawn anew from the whole range."""
+                """Redraw each coordinate that is out of bounds from the whole range."""
                 if bounds is not None:
                     outside = (points < lower) | (points > upper)
                     points[outside] = rng.uniform(lower, upper, int(outside.sum()))
@@ -166,7 +166,7 @@ class Lotfwa(Optimizer):
 
 
 def _check_bounds(bounds: object) -> None:
-    """Raise UserError unless they are None, or a lower and an upper one."""
+    """Raise UserError unless the bounds are None or a lower and an upper number."""
     pair = bounds if isinstance(bounds, list | tuple) and len(bounds) == 2 else ("", "")
     numbers = all(isinstance(b, int | float) and abs(b) <= MOST_POSITIVE for b in pair)
     if bounds is not None and not (numbers and pair[0] < pair[1]):
@@ -174,7 +174,7 @@ def _check_bounds(bounds: object) -> None:
 
 
 def spark_counts(losses: Losses, sparks: int, alpha: float) -> NDArray[np.int64]:
-    """lambda_i = round(lambda r_i^-alpha / sum_j r_j^-alpha), r_i the rank; two at the least.
+    """Sparks per firework: round(lambda r_i^-alpha / sum_j r_j^-alpha), r_i its rank; at least 2.
 
     The roundings may make their sum differ a little from ``sparks``.
 
@@ -194,7 +194,7 @@ def spark_counts(losses: Losses, sparks: int, alpha: float) -> NDArray[np.int64]
 
 
 def guiding_vector(sparks: Population, losses: Losses, guide: float) -> Vector:
-    """Delta_i = mean of the k best sparks - mean of the k worst, k = max(1, floor(guide n)).
+    """Mean of the k best sparks minus mean of the k worst, k = max(1, floor(guide n)).
 
     It points from bad to good. Published implementations exist that subtract the other way round;
     those are much worse on CEC 2013 than the paper.
@@ -213,7 +213,7 @@ def guiding_vector(sparks: Population, losses: Losses, guide: float) -> Vector:
 def losers(
     before: Losses, after: Losses, improved: NDArray[np.bool_], generations: int
 ) -> NDArray[np.bool_]:
-    """Who improved, yet would not catch up with the best at that pace: ``(mu,)``.
+    """Fireworks that improved but cannot catch up with the best at that pace: ``(mu,)``.
 
     delta_i (g_max - g) < F_i - min_j F_j with delta_i the improvement. A firework that stands
     still is spared, for its amplitude is only now shrinking to the right scale.

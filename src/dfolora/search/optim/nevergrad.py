@@ -28,7 +28,7 @@ from dfolora.validation import text
 
 @final
 class Nevergrad(Optimizer):
-    """A nevergrad optimizer from 0, asked for whole populations, on a private random stream.
+    """A nevergrad optimizer that starts at 0 and draws from a private random stream.
 
     nevergrad is imported when the first of these is built: its import takes seconds.
 
@@ -105,7 +105,7 @@ def _turns(
 
 @contextmanager
 def _inside(randomness: PrivateRandomness, warning: type[Warning], failure: str) -> Iterator[None]:
-    """Around every call of nevergrad: its draws are private, its advice is not ours to give."""
+    """A context for calls of nevergrad: private random draws, no warnings."""
 
     def say(error: Exception) -> str:
         reason = " ".join(f"{type(error).__name__}: {error}".split())

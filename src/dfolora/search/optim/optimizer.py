@@ -1,4 +1,4 @@
-"""What a derivative-free optimizer is here: vectors and numbers, asked and told.
+"""The interface of derivative-free optimizers: ask for candidates, tell their losses.
 
 An optimizer searches one block. It knows nothing of models or data, draws from a private generator
 only, and is a function of that generator and of the losses it was told. An algorithm is a Python
@@ -33,17 +33,17 @@ Population: TypeAlias = NDArray[np.float64]
 """Candidates in rows, ``(P, d)``."""
 
 Losses: TypeAlias = NDArray[np.float64]
-"""One number a candidate, ``(P,)``; lower is better."""
+"""One number per candidate, ``(P,)``; lower is better."""
 
 
 COUNTS = ("dim", "budget", "population", "fireworks", "sparks")
-"""Parameters of optimizers that are whole numbers."""
+"""Optimizer parameters that are integers."""
 
 
 # Arrays have no single truth value, so points and turns compare by identity.
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Point:
-    """A point and what it costs."""
+    """A point and its loss."""
 
     z: Vector
     """``(d,)``."""
@@ -53,7 +53,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Turn:
-    """What an algorithm yields: candidates to be evaluated, and where it stands before they are."""
+    """One step of an algorithm: the candidates to evaluate, and its state before they are."""
 
     candidates: Population
     """``(P, d)``."""
@@ -62,7 +62,7 @@ class Turn:
     step_size: float = math.nan
     """Its scale."""
     revisited: int = 0
-    """So many candidates, the first ones, were asked before. Where the caller's incumbent is one of
+    """The number of leading candidates that were asked before. If the caller's incumbent is one of
     them, it is not asked again: its loss is known."""
 
 
@@ -71,7 +71,7 @@ Turns: TypeAlias = Generator[Turn, Losses, None]
 
 
 class Optimizer:
-    """Proposes candidates and learns from their losses, as an algorithm does in its turns.
+    """Runs an algorithm by ask and tell.
 
     Args:
         turns: The algorithm, which draws its first candidates here.
@@ -96,7 +96,7 @@ class Optimizer:
 
     @property
     def step_size(self) -> float:
-        """Current scale of the search, for curves; nan where the algorithm has none."""
+        """Current scale of the search, for curves; NaN if the algorithm has none."""
         return self._reached().step_size
 
     @property
@@ -167,7 +167,7 @@ class Optimizer:
 
 
 class OptimizerFactory(Protocol):
-    """Builds the optimizer of one block; its hyper-parameters are bound beforehand."""
+    """Builds the optimizer of one block; hyper-parameters are already bound."""
 
     def __call__(self, *, dim: int, budget: int, rng: np.random.Generator) -> Optimizer:
         """A fresh optimizer.
@@ -181,7 +181,7 @@ class OptimizerFactory(Protocol):
 
 
 def finite(turns: Turns) -> Turns:
-    """The same algorithm, told finite losses: what failed is worse than all told so far."""
+    """The same algorithm with finite losses: a failure gets a loss above all so far."""
     turn, worst = next(turns), 0.0  # or a higher loss, once told
     while True:
         losses = yield turn
@@ -192,7 +192,7 @@ def finite(turns: Turns) -> Turns:
 
 @final
 class PrivateRandomness:
-    """Stands in for the process-wide generators while code runs that draws from them."""
+    """A private state for code that draws from the process-wide generators."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         # A child stream, so that the draws from ``rng`` itself are what they would be without it.
@@ -201,7 +201,7 @@ class PrivateRandomness:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Within, ``random`` and ``numpy.random`` are ours; on leaving, they are as before."""
+        """A context in which ``random`` and ``numpy.random`` have the private state."""
         outer = _exchange(*self._states)
         try:
             yield
@@ -210,7 +210,7 @@ class PrivateRandomness:
 
 
 def _exchange(python: Any, numpy: Any) -> tuple[Any, Any]:
-    """Give the process-wide generators these states, and return those that they had."""
+    """Set the states of the process-wide generators and return the former ones."""
     former = random.getstate(), np.random.get_state()  # noqa: NPY002
     random.setstate(python)
     np.random.set_state(numpy)  # noqa: NPY002
@@ -218,7 +218,7 @@ def _exchange(python: Any, numpy: Any) -> tuple[Any, Any]:
 
 
 def require_positive(**values: object) -> None:
-    """Check that every named value is a number above zero, and a whole one where it counts things.
+    """Check that each value is positive, and an integer if it is a count.
 
     Raises:
         UserError: One is not; the message names it.

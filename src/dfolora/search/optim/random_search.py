@@ -15,7 +15,7 @@ from dfolora.search.optim.optimizer import (
 
 @final
 class RandomSearch(Optimizer):
-    """Draws every candidate from N(0, sigma^2 I) and recommends the best it saw.
+    """Draws every candidate from N(0, sigma^2 I) and recommends the best one seen.
 
     Args:
         dim: Turns dimension d.

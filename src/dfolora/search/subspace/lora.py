@@ -31,7 +31,7 @@ BProjection = Literal["hidden_std", "linear_default"]
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSubspaceSpec:
-    """How search vectors become LoRA factors; ``build`` draws the projections."""
+    """The LoRA search space; ``build`` draws the projections."""
 
     dim: int = 500
     """d, the length of one layer's search vector."""
@@ -128,12 +128,12 @@ class Projections:
         return sum(len(part) * part.shape[-1] for part in (self.down, self.up))
 
     def pinned(self) -> "Projections":
-        """In host memory that a GPU reads fast: there is one layer's at a time on it."""
+        """In pinned memory: the GPU holds one layer's projections at a time."""
         return Projections(down=self.down.pin_memory(), up=self.up.pin_memory())
 
 
 class LoraSubspace:
-    """z -> LoRA factors, a block a layer. Built by ``LoraSubspaceSpec.build``.
+    """Maps z to LoRA factors, one block per layer. Built by ``LoraSubspaceSpec.build``.
 
     Args:
         spec: What it was built from.

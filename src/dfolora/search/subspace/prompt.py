@@ -30,14 +30,14 @@ from dfolora.validation import flag, positive, whole
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSubspaceSpec:
-    """How search vectors become soft prompts; ``build`` draws the projections."""
+    """The search space of soft prompts; ``build`` draws the projections."""
 
     dim: int = 500
     """d, the length of one block's search vector."""
     positions: int = 50
-    """n, the filler words before the prompt, and the vectors that are added to them."""
+    """n, the number of filler words before the prompt, to which vectors are added."""
     every_layer: bool = True
-    """A block a layer, as in BBTv2, or one block at the input, as in BBT."""
+    """Whether there is one block per layer (BBTv2), or one at the input (BBT)."""
     alpha: float = 1.0
     """Scale of the random maps: their standard deviation is alpha std_l / sqrt(d). A published pair
     (alpha, sigma) of BBTv2, which divides by sigma too, is alpha / sigma here."""
@@ -93,7 +93,7 @@ class PromptSubspaceSpec:
 
 
 class PromptSubspace:
-    """z -> soft prompts. Built by ``PromptSubspaceSpec.build``.
+    """Maps z to soft prompts. Built by ``PromptSubspaceSpec.build``.
 
     Args:
         spec: What it was built from.
@@ -127,7 +127,7 @@ class PromptSubspace:
         return self._incumbents(solution, without)
 
     def save(self, folder: Path, _backbone: Backbone, solution: NDArray[np.float64]) -> None:
-        """Write ``soft_prompts.safetensors``: by layer the vectors ``(n, H)``, 0 ones too."""
+        """Write ``soft_prompts.safetensors``: vectors ``(n, H)`` of every layer, zeros included."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(self._named(solution)), folder / "soft_prompts.safetensors")
 

@@ -1,4 +1,4 @@
-"""How large hidden states are: what scales the random maps (Jin, Liu, Tan 2024, Eq. 6)."""
+"""Standard deviations of hidden states, which scale the random maps (Jin, Liu, Tan 2024, Eq. 6)."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -9,20 +9,20 @@ from torch import Tensor
 from dfolora.model import Backbone, Sequences
 
 Statistics = Literal["real_tokens", "all_positions", "one"]
-"""Which positions they see: all_positions has the padding too, as in the released code. With one
+"""Positions that count: all_positions includes padding, as the released code does. With one
 they see nothing, and every layer's is 1."""
 
 CLIP_ROUNDS = 5
 CLIP_STDS = 3.0
 STATISTICS_TOKENS = 2048
-"""At once, whatever the engine's limits: the statistics decide about the whole search."""
+"""Tokens at once, whatever the engine's limits, because the search depends on their bits."""
 
 
 @torch.inference_mode()
 def layer_stds(
     backbone: Backbone, input_ids: Tensor, attention_mask: Tensor, statistics: Statistics
 ) -> Iterator[float]:
-    """Per layer, the standard deviation of what enters it; of layer 0, of the word embeddings.
+    """The standard deviation of each layer's input; for layer 0, of the word embeddings.
 
     Args:
         backbone: The model, without any adaptation.

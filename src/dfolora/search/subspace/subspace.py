@@ -1,4 +1,4 @@
-"""What is searched: a map from one vector a block to what that block changes in the model.
+"""Subspaces: maps from one vector per block to the block's intervention.
 
 Letters: P candidates, L blocks, d search dimension.
 """
@@ -24,16 +24,16 @@ class Subspace(Protocol):
     blocks: int
     """L."""
     stored: int
-    """Parameters that a solution adds to the model."""
+    """The number of parameters that a solution adds to the model."""
 
     def intervention(self, block: int, candidates: Array) -> Intervention:
-        """What P candidates for one block change: ``(P, d) -> Intervention``."""
+        """The intervention of P candidates for one block: ``(P, d) -> Intervention``."""
         ...
 
     def incumbents(
         self, solution: Array, *, without: int | None = None
     ) -> Mapping[int, Intervention]:
-        """What a solution ``(L, d)`` changes, by layer: nothing where z is 0.
+        """Interventions of a solution ``(L, d)`` by layer; none where z is 0.
 
         A block whose vector is the same as last time gets the same object as then.
 
@@ -49,7 +49,7 @@ class Subspace(Protocol):
 
 
 class SubspaceSpec(Protocol):
-    """How search vectors become interventions; ``build`` draws the map."""
+    """A search space; ``build`` draws its map."""
 
     @property
     def dim(self) -> int:
@@ -65,7 +65,7 @@ class SubspaceSpec(Protocol):
         ...
 
     def encoder(self, plain: Encoder) -> Encode:
-        """How rows are put to the model: the plain prompt, or with something to change."""
+        """The encoder of rows: the plain prompt, or one with room for an intervention."""
         ...
 
     def build(
@@ -83,7 +83,7 @@ class SubspaceSpec(Protocol):
 
 
 class Incumbents(Generic[Change]):
-    """The current solution's interventions, made anew only where a vector has changed.
+    """Caches the current solution's interventions; a block is rebuilt when its vector changes.
 
     Args:
         make: The intervention of one candidate ``(1, d)`` for a block.
