@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,23 @@ def command(folder: Path, module: str, *arguments: str) -> subprocess.CompletedP
     )  # fmt: skip
 
 
-def composed(*overrides: str) -> tuple[Any, dict[str, str]]:
-    """The configuration and choices of one job, as Hydra would hand them over."""
+@cache
+def _composed(config: str, overrides: tuple[str, ...]) -> Any:
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-        config = compose("run", list(overrides), return_hydra_config=True)
-    choices = {k: v for k, v in config.hydra.runtime.choices.items() if v is not None}
-    del config.hydra
-    return config, choices
+        return compose(config, list(overrides), return_hydra_config=True)
+
+
+def whole_config(*overrides: str, config: str = "run") -> Any:
+    """What an entry point's file composes, Hydra's own part included.
+
+    A copy, for each is composed but once: that takes longer than most of what is done with it.
+    """
+    return deepcopy(_composed(config, overrides))
+
+
+def composed(*overrides: str, config: str = "run") -> tuple[Any, dict[str, str]]:
+    """The configuration and choices of one job, as Hydra would hand them over."""
+    made = whole_config(*overrides, config=config)
+    choices = {k: v for k, v in made.hydra.runtime.choices.items() if v is not None}
+    del made.hydra
+    return made, choices

@@ -10,14 +10,11 @@ import os
 import re
 import shutil
 from contextlib import suppress
-from copy import deepcopy
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -29,23 +26,11 @@ from dfolora.data.task import Task
 from dfolora.errors import UserError
 from dfolora.mini import BUNDLED
 from pipelines import execute as pipeline
-from pipelines import run as _run  # registers the resolvers of conf/
 from pipelines.report import report
-from tests.commands import PROJECT, command
+from tests.commands import PROJECT, command, composed
 
-assert _run
 CONF = PROJECT / "conf"
 SST2 = Task.from_file(CONF / "task" / "sst2.yaml")
-
-
-@cache
-def composed(*overrides, config="run"):
-    """As Hydra would hand it over; composed once, for that takes longer than all the checks."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        made = compose(config, list(overrides), return_hydra_config=True)
-    choices = {k: v for k, v in made.hydra.runtime.choices.items() if v is not None}
-    del made.hydra
-    return made, choices
 
 
 @pytest.fixture
@@ -69,7 +54,6 @@ def ready(config, choices):
 def told(overrides, **changes):
     """What the user is told of a run that cannot start, its configuration changed afterwards."""
     config, choices = composed(*overrides)
-    config = deepcopy(config)
     for key, value in changes.items():
         OmegaConf.update(config, key, value, merge=False)
     with pytest.raises(UserError) as caught:
@@ -322,7 +306,6 @@ def test_file_in_the_place_of_a_folder_is_told(folder):
 def test_good_file_is_taken(suffix, folder):
     files = with_files(folder, **{f"train_{suffix}": good(suffix), "validation_jsonl": GOOD})
     config, choices = composed(*ON_FILES)
-    config = deepcopy(config)
     OmegaConf.update(config, "data.root", files["data.root"])
     ready(config, choices)
 
@@ -499,7 +482,7 @@ def test_wrong_report_is_told(name, tmp_path, monkeypatch):
     changes, message = REPORTS[name]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("no folder")
-    config = deepcopy(composed(config="report")[0])
+    config, _ = composed(config="report")
     monkeypatch.setattr(record, "Store", NoRuns)
     for key, value in changes.items():
         given = value.format(file=tmp_path / "file") if isinstance(value, str) else value
@@ -525,14 +508,13 @@ COMMANDS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_command_tells_a_mistake_with_status_2_and_leaves_nothing(name, tmp_path):
+def test_command_tells_a_mistake_with_status_2_and_leaves_nothing(name, tmp_path, ended):
     module, arguments, message = COMMANDS[name]
-    ended = command(tmp_path, module, *arguments)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert re.search(message, ended.stderr)
-    assert "Traceback" not in ended.stderr
+    status, out, error = ended(module, *arguments)
+    assert (status, out) == (2, "")
+    assert re.search(message, error)
+    assert "Traceback" not in error
     left = [path for path in (tmp_path / "mlruns").rglob("*") if path.is_file()]
     assert not left
 
@@ -596,7 +578,6 @@ def few_rows(tmp_path_factory):
 @given(data=st.data())
 def test_any_value_is_told_or_taken(base, folder, few_rows, data):
     config, choices = composed("task=mrpc", "data.k=2", "dim=40", *base)
-    config = deepcopy(config)
     config.data.root = few_rows
     keys = sorted(places(OmegaConf.to_container(config)))
     keys = [key for key in keys if key.partition(".")[0] not in UNREAD]

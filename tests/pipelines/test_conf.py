@@ -4,17 +4,14 @@ import dataclasses
 import inspect
 import itertools
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
-import pipelines.run  # noqa: F401  registers the resolver ``choices``
 from dfolora.data.task import Task
 from dfolora.fewshot.problem import ProblemSpec
 from dfolora.methods import (
@@ -43,8 +40,9 @@ from dfolora.search.optim import Cma, Lotfwa, Nevergrad, RandomSearch
 from dfolora.search.subspace import LoraSubspaceSpec
 from pipelines.identity import labels_of
 from pipelines.pretrain.training import Recipe
+from tests.commands import PROJECT, whole_config
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = PROJECT / "conf"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 OPTIONS = [
     (path.relative_to(CONF).parts[0], "/".join(path.relative_to(CONF).with_suffix("").parts[1:]))
@@ -84,8 +82,10 @@ def options(group):
 
 
 def composed(*overrides, config="run", hydra=False):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(config, list(overrides), return_hydra_config=hydra)
+    made = whole_config(*overrides, config=config)
+    if not hydra:
+        del made.hydra
+    return made
 
 
 def with_what_is_missing(config):

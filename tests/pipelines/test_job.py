@@ -16,11 +16,10 @@ from dfolora.record import Store
 from pipelines.job import DEFECT, THREADS, Ended, alone, result
 from tests.commands import PROJECT, command
 
-pytestmark = pytest.mark.slow
-
 SWEEP = ["-m", "row=manual_prompt,c_lora,f_lora", "seed=8,13", "budget=25", "dim=40"]
 
 
+@pytest.mark.slow
 def test_two_workers_give_what_one_gives_and_run_nothing_twice(tmp_path):
     stores = {}
     for workers in (1, 2):
@@ -41,6 +40,7 @@ def test_two_workers_give_what_one_gives_and_run_nothing_twice(tmp_path):
         np.testing.assert_array_equal(one[f"metrics.{metric}"], two[f"metrics.{metric}"])
 
 
+@pytest.mark.slow
 def test_mistake_of_one_job_leaves_the_other_workers_going(tmp_path):
     ran = command(tmp_path, "run", "-m", "dim=42,40,41", "budget=25", "workers=2")
     assert ran.returncode == 2
@@ -48,12 +48,12 @@ def test_mistake_of_one_job_leaves_the_other_workers_going(tmp_path):
     assert ran.stdout.endswith("3 runs: 1 done, 2 failed\n")
 
 
-def test_workers_that_are_no_number_are_refused(tmp_path):
-    ran = command(tmp_path, "run", "-m", "dim=40,44", "workers=many")
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == "error: workers=many must be a whole number, 1 or more.\n"
+def test_workers_that_are_no_number_are_refused(ended):
+    told = ended("run", "-m", "dim=40,44", "workers=many")
+    assert told == (2, "", "error: workers=many must be a whole number, 1 or more.\n")
 
 
+@pytest.mark.slow
 def test_killed_worker_takes_no_job_with_it(tmp_path):
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     ran = subprocess.Popen(
@@ -76,6 +76,7 @@ def _kill_oneself(*_given):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_job_that_kills_its_own_process_is_told_as_a_failure(monkeypatch):
     monkeypatch.delenv(THREADS, raising=False)
     monkeypatch.setattr("pipelines.job.team_work", _kill_oneself)
@@ -84,6 +85,7 @@ def test_job_that_kills_its_own_process_is_told_as_a_failure(monkeypatch):
     assert "killed" in ended.line
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_command_is_killed(tmp_path):
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     arguments = ["-m", "dim=40,44,48,52", "budget=100000", "workers=2"]

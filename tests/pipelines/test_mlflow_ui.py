@@ -76,6 +76,7 @@ def searched(store, name, losses):
     return log.run_id
 
 
+@pytest.mark.slow
 def test_curves_of_c_lora_and_f_lora_are_compared_side_by_side(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     store = Store(uri)
@@ -135,13 +136,12 @@ def test_server_is_for_this_machine_alone_and_starts_no_jobs():
 SHOWN = """
 import sys
 from mlflow.cli import server
-
-pytestmark = pytest.mark.slow
 given = server.make_context("server", sys.argv[2:]).params
 print(sys.argv[1], given["host"], given["backend_store_uri"], sep="\\n")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("port", ["5000", "5000 --host 0.0.0.0"])
 def test_no_variable_changes_whom_the_server_is_for(port):
     other = {name: "0.0.0.0" for name in ("HOST", "MLFLOW_HOST", "UVICORN_HOST")}

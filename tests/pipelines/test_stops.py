@@ -241,8 +241,12 @@ def test_other_library_or_commit_is_not_gone_on_with(store, in_folder, monkeypat
     assert "run.json is damaged" in work(config, choices, "s").line
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 2)],
+    ids=["term", "term two", "int two"],
+)
 def test_command_that_is_told_to_stop_ends_in_order(tmp_path, number, workers):
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     ran = subprocess.Popen(
@@ -268,6 +272,7 @@ def test_command_that_is_told_to_stop_ends_in_order(tmp_path, number, workers):
     assert [run.info.status for run in runs] == ["KILLED"] * workers
 
 
+@pytest.mark.slow
 def test_two_commands_at_once_share_the_jobs_of_one_store(tmp_path):
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "PYTHONPATH": str(PROJECT),
@@ -290,8 +295,6 @@ def test_two_commands_at_once_share_the_jobs_of_one_store(tmp_path):
 WRITER = """
 import sys
 from dfolora.record import Store
-
-pytestmark = pytest.mark.slow
 store = Store(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -304,6 +307,7 @@ for number in range(10):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_once_lose_nothing(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     Store(uri)

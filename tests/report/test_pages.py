@@ -168,6 +168,7 @@ def test_markdown_names_holes_figure_and_paper(reports):
     assert "## " not in (reports / "figure9.md").read_text()
 
 
+@pytest.mark.slow
 def test_pages_in_a_browser(reports, tmp_path):
     (tmp_path / "chromium").mkdir()
     with opened(tmp_path / "chromium") as browser:

@@ -1,0 +1,41 @@
+"""The commands within the test's own process."""
+
+import sys
+from importlib import import_module
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+
+import pipelines.run
+from pipelines.command import run
+from pipelines.progress import Jobs
+
+
+@pytest.fixture
+def ended(tmp_path, monkeypatch, capsys):
+    """Runs a command here, where nothing is to be imported: its exit status, output and errors.
+
+    That it is the same in a process of its own is shown once a status, by ``tests.commands``.
+    """
+
+    def ended(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"pipelines.{module}", *arguments])
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+        monkeypatch.setenv(pipelines.run.SWEEP_ID, "s")
+        monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # as with -m: conf/ is found by files
+        monkeypatch.setattr(pipelines.run, "stop_when_told", lambda: None)  # the tests' signals
+        monkeypatch.setattr(pipelines.run, "_statuses", [])
+        monkeypatch.setattr(pipelines.run, "_jobs", Jobs())
+        GlobalHydra.instance().clear()
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            if module == "run":
+                pipelines.run.main()
+            else:
+                run(import_module({"pretrain": "pipelines.pretrain.__main__"}.get(
+                    module, f"pipelines.{module}")).main)  # fmt: skip
+        HydraConfig.instance().cfg = None
+        return end.value.code, *capsys.readouterr()
+
+    return ended
