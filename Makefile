@@ -14,8 +14,8 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 ITEMS := table1 table2 table3 table4 table6 figure1 figure3 figure4 curves
 APART := quickstart mini_settings
-# A file's tests stay together, for they share what they made.
-PARALLEL := --numprocesses auto --dist loadfile
+# Each process begins with a stretch of its own; whichever ends first takes from another's.
+PARALLEL := --numprocesses logical --dist worksteal
 LOCAL := $(if $(MODELS),model.root=$(MODELS)) $(if $(DATA),data.root=$(DATA))
 
 .DEFAULT_GOAL := help

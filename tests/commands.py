@@ -17,12 +17,19 @@ assert _run
 
 
 def command(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a pipeline as a user does, with a store of its own."""
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    """Run a pipeline as a user does, with a store and a working folder of its own."""
     return subprocess.run(
-        [sys.executable, "-m", f"pipelines.{module}", *arguments],
-        cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, "-m", f"pipelines.{module}", *arguments], cwd=folder,
+        env=environment(folder), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Where a process finds this code from any folder, and its store in this one."""
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, (PROJECT / "src", PROJECT))),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+    }
 
 
 @cache

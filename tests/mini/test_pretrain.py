@@ -1,9 +1,6 @@
 """The pretraining recipe on a far smaller model: it learns, repeats exactly, and guesses fairly."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +14,9 @@ from dfolora.mini import BUNDLED, news
 from dfolora.mini.world import corpus
 from dfolora.model.checkpoint import Checkpoint
 from pipelines.pretrain.training import Pretraining, Recipe
+from tests.commands import command
 from tests.conftest import mini_tokenizer
 
-PROJECT = Path(__file__).parents[2]
 KINDS = {"roberta": "masked", "gpt2": "causal"}
 SIZES = {
     "roberta": {
@@ -62,11 +59,8 @@ def test_wrong_recipes_are_told(value, message):
 
 @pytest.mark.slow
 def test_command_writes_a_model_that_loads(tmp_path):
-    ended = subprocess.run(
-        [sys.executable, "-m", "pipelines.pretrain", "recipe.documents=600", "looks=2",
-         "recipe.held_out=50", f"folder={tmp_path}/mini"],
-        cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    small = ["recipe.documents=600", "recipe.held_out=50", "looks=2"]
+    ended = command(tmp_path, "pretrain", *small, f"folder={tmp_path}/mini")
     assert ended.returncode == 0, ended.stderr
     checkpoint = Checkpoint(
         path=f"{tmp_path}/mini", revision="main", tokenizer=None, weights="pretrained",
@@ -106,16 +100,14 @@ def test_a_far_smaller_model_learns_more_than_how_common_words_are(family):
     assert small.held_out_loss() < unigram_entropy(family) - 1.0
 
 
-@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_weights(family):
-    first, again = training(family), training(family)
+    first, again = (training(family, documents=600) for _ in range(2))
     state = torch.random.get_rng_state()
     assert list(first) == list(again)
     assert torch.equal(torch.random.get_rng_state(), state)
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
-    other = training(family, seed=1)
-    assert list(other) != list(training(family))
+    assert list(training(family, documents=600, seed=1)) != list(training(family, documents=600))
 
 
 def test_held_out_loss_is_the_same_when_asked_again(family):

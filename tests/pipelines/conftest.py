@@ -1,15 +1,22 @@
 """The commands within the test's own process."""
 
 import sys
-from importlib import import_module
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
+import pipelines.pretrain.__main__
+import pipelines.report
 import pipelines.run
 from pipelines.command import run
 from pipelines.progress import Jobs
+
+COMMANDS = {
+    "run": pipelines.run.main,
+    "report": lambda: run(pipelines.report.main),
+    "pretrain": lambda: run(pipelines.pretrain.__main__.main),
+}
 
 
 @pytest.fixture
@@ -21,6 +28,7 @@ def ended(tmp_path, monkeypatch, capsys):
 
     def ended(module, *arguments):
         monkeypatch.setattr(sys, "argv", [f"pipelines.{module}", *arguments])
+        monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
         monkeypatch.setenv(pipelines.run.SWEEP_ID, "s")
         monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # as with -m: conf/ is found by files
@@ -30,11 +38,7 @@ def ended(tmp_path, monkeypatch, capsys):
         GlobalHydra.instance().clear()
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            if module == "run":
-                pipelines.run.main()
-            else:
-                run(import_module({"pretrain": "pipelines.pretrain.__main__"}.get(
-                    module, f"pipelines.{module}")).main)  # fmt: skip
+            COMMANDS[module]()
         HydraConfig.instance().cfg = None
         return end.value.code, *capsys.readouterr()
 

@@ -504,7 +504,11 @@ COMMANDS = {
     "a group": ("run", ["-m", "optimiser=cma"], r"Could not override 'optimiser'"),
     "a table": ("report", ["table=nonsense"], r"Could not find 'table/nonsense'"),
     "an empty store": ("report", ["table=table3"], r"error: .* holds no run of table3"),
-    "a pretraining": ("pretrain", ["folder=README.md"], r"error: .*README\.md is not a folder"),
+    "a pretraining": (
+        "pretrain",
+        [f"folder={PROJECT}/README.md"],
+        r"error: .*README\.md is not a folder",
+    ),
 }
 
 
@@ -522,7 +526,7 @@ def test_command_tells_a_mistake_with_status_2_and_leaves_nothing(name, tmp_path
 @pytest.mark.slow
 def test_traceback_is_shown_where_it_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    ended = command(tmp_path, "report", "folder=README.md")
+    ended = command(tmp_path, "report", f"folder={PROJECT}/README.md")
     assert ended.returncode != 0
     assert "Traceback" in ended.stderr
     assert "is not a folder" in ended.stderr

@@ -14,7 +14,7 @@ import pytest
 
 from dfolora.record import Store
 from pipelines.job import DEFECT, THREADS, Ended, alone, result
-from tests.commands import PROJECT, command
+from tests.commands import command, environment
 
 SWEEP = ["-m", "row=manual_prompt,c_lora,f_lora", "seed=8,13", "budget=25", "dim=40"]
 
@@ -55,10 +55,9 @@ def test_workers_that_are_no_number_are_refused(ended):
 
 @pytest.mark.slow
 def test_killed_worker_takes_no_job_with_it(tmp_path):
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     ran = subprocess.Popen(
         [sys.executable, "-m", "pipelines.run", "-m", "dim=40,44,48", "budget=1500", "workers=2"],
-        cwd=tmp_path, env=environment | {"PYTHONPATH": str(PROJECT)}, text=True,
+        cwd=tmp_path, env=environment(tmp_path), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -87,11 +86,11 @@ def test_job_that_kills_its_own_process_is_told_as_a_failure(monkeypatch):
 
 @pytest.mark.slow
 def test_workers_end_when_the_command_is_killed(tmp_path):
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     arguments = ["-m", "dim=40,44,48,52", "budget=100000", "workers=2"]
     ran = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.run", *arguments], cwd=PROJECT, env=environment
-    )
+        [sys.executable, "-m", "pipelines.run", *arguments],
+        cwd=tmp_path, env=environment(tmp_path),
+    )  # fmt: skip
     try:
         children = _eventually(lambda: _spawned(ran.pid))
     finally:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from mlflow.exceptions import MlflowException
 
 from dfolora.record import Store
 from pipelines import execute as pipeline
-from pipelines.job import DEFECT, MISTAKE, work
-from tests.commands import PROJECT, composed
+from pipelines.job import DEFECT, MISTAKE, failed, work
+from tests.commands import composed, environment
 from tests.pipelines.test_kill import CURVES
 from tests.racing import raced
 
@@ -37,15 +38,9 @@ def expected(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     config, choices = composed(*SMALL)
     config.tracking.uri = f"sqlite:///{folder}/mlflow.db"
-    assert work(config, choices, "s").ending == "done"
+    with chdir(folder):
+        assert work(config, choices, "s").ending == "done"
     return curves(Store(config.tracking.uri))
-
-
-@pytest.fixture
-def in_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    return tmp_path
 
 
 @pytest.fixture
@@ -75,23 +70,28 @@ def stopped_after(monkeypatch, steps, error):
     monkeypatch.setattr(pipeline.RunBar, "show", show)
 
 
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (OSError(28, "No space left on device", "journal.jsonl"),
-         "error: [Errno 28] No space left on device: 'journal.jsonl'. What was done is kept; call "
-         "again to go on."),
-        (MemoryError(), "error: MemoryError. What was done is kept; call again to go on."),
-        (pipeline.torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
-         "error: CUDA out of memory. Tried to allocate. What was done is kept; call again to go "
-         "on."),
-        (ZeroDivisionError("division by zero"),
-         "error: a defect of ours, ZeroDivisionError: division by zero. HYDRA_FULL_ERROR=1 shows "
-         "where."),
-    ],
-    ids=["disk", "memory", "gpu", "defect"],
-)  # fmt: skip
-def test_what_goes_wrong_is_one_line_and_the_next_call_goes_on(
+KEPT = "What was done is kept; call again to go on."
+ERRORS = [
+    (OSError(28, "No space left on device", "journal.jsonl"),
+     f"error: [Errno 28] No space left on device: 'journal.jsonl'. {KEPT}"),
+    (MemoryError(), f"error: MemoryError. {KEPT}"),
+    (pipeline.torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
+     f"error: CUDA out of memory. Tried to allocate. {KEPT}"),
+    (ZeroDivisionError("division by zero"),
+     "error: a defect of ours, ZeroDivisionError: division by zero. HYDRA_FULL_ERROR=1 shows "
+     "where."),
+]  # fmt: skip
+
+
+def test_what_goes_wrong_is_one_line(monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    told = [failed(error, KEPT) for error, _ in ERRORS]
+    assert [ended.line for ended in told] == [line for _, line in ERRORS]
+    assert {(ended.ending, ended.status) for ended in told} == {("failed", DEFECT)}
+
+
+@pytest.mark.parametrize(("error", "line"), [ERRORS[0], ERRORS[3]], ids=["shortage", "defect"])
+def test_after_what_goes_wrong_the_next_call_goes_on(
     error, line, store, expected, in_folder, monkeypatch
 ):  # fmt: skip
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
@@ -248,11 +248,10 @@ def test_other_library_or_commit_is_not_gone_on_with(store, in_folder, monkeypat
     ids=["term", "term two", "int two"],
 )
 def test_command_that_is_told_to_stop_ends_in_order(tmp_path, number, workers):
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     ran = subprocess.Popen(
         [sys.executable, "-m", "pipelines.run", "-m", "dim=40,44", "budget=100000",
          f"workers={workers}"],
-        cwd=tmp_path, env=environment | {"PYTHONPATH": str(PROJECT)}, text=True,
+        cwd=tmp_path, env=environment(tmp_path), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
@@ -274,12 +273,9 @@ def test_command_that_is_told_to_stop_ends_in_order(tmp_path, number, workers):
 
 @pytest.mark.slow
 def test_two_commands_at_once_share_the_jobs_of_one_store(tmp_path):
-    environment = os.environ | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "PYTHONPATH": str(PROJECT),
-    }  # fmt: skip
     command = [sys.executable, "-m", "pipelines.run", "-m", "seed=1,2,3,4", *SMALL]
     ran = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment, text=True,
+        subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), text=True,
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)
     ]  # fmt: skip
