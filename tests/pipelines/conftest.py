@@ -1,6 +1,9 @@
 """The commands within the test's own process."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -12,21 +15,23 @@ import pipelines.run
 from pipelines.command import run
 from pipelines.progress import Jobs
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[[], None]] = {
     "run": pipelines.run.main,
-    "report": lambda: run(pipelines.report.main),
-    "pretrain": lambda: run(pipelines.pretrain.__main__.main),
+    "report": partial(run, pipelines.report.main),
+    "pretrain": partial(run, pipelines.pretrain.__main__.main),
 }
 
 
 @pytest.fixture
-def ended(tmp_path, monkeypatch, capsys):
+def ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[object, str, str]]:
     """Runs a command here, where nothing is to be imported: its exit status, output and errors.
 
     That it is the same in a process of its own is shown once a status, by ``tests.commands``.
     """
 
-    def ended(module, *arguments):
+    def ended(module: str, *arguments: str) -> tuple[object, str, str]:
         monkeypatch.setattr(sys, "argv", [f"pipelines.{module}", *arguments])
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
@@ -37,9 +42,12 @@ def ended(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(pipelines.run, "_jobs", Jobs())
         GlobalHydra.instance().clear()
         capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
+        status: object = 0
+        try:
             COMMANDS[module]()
+        except SystemExit as end:
+            status = end.code
         HydraConfig.instance().cfg = None
-        return end.value.code, *capsys.readouterr()
+        return status, *capsys.readouterr()
 
     return ended

@@ -39,16 +39,15 @@ def test_sweep_command_runs_each_job_once_and_repeats_none(tmp_path):
     assert len(Store(f"sqlite:///{tmp_path}/mlflow.db").runs()) == 4
 
 
-@pytest.mark.slow
-def test_experiment_then_report_fill_the_table(tmp_path):
+def test_experiment_then_report_fill_the_table(tmp_path, ended):
     sweep = ["sweep.seeds=[8,13]", "profile=mini"]
     small = ["sweep.tasks=[mini/sst2,mini/rte]", "row=manual_prompt,c_lora,f_lora"]
-    ran = command(tmp_path, "run", "experiment=table1", *sweep, *small, "budget=25", "dim=40")
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("test 0.") == 10  # 2 tasks x (manual prompt + 2 methods x 2 seeds)
-    assert "12 runs: 10 done, 2 in the store already" in ran.stdout  # the prompt knows no seed
-    reported = command(tmp_path, "report", *sweep, f"folder={tmp_path}")
-    assert reported.returncode == 0, reported.stderr
+    status, out, error = ended("run", "experiment=table1", *sweep, *small, "budget=25", "dim=40")
+    assert status == 0, error
+    assert out.count("test 0.") == 10  # 2 tasks x (manual prompt + 2 methods x 2 seeds)
+    assert "12 runs: 10 done, 2 in the store already" in out  # the prompt knows no seed
+    status, _, error = ended("report", *sweep, f"folder={tmp_path}")
+    assert status == 0, error
     table = (tmp_path / "table1.md").read_text()
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if "|" in line}
     assert rows["Manual prompt"].count("—") == 7  # of the six other columns, and of the average

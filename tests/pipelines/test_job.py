@@ -12,8 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
+from dfolora.errors import UserError
 from dfolora.record import Store
-from pipelines.job import DEFECT, THREADS, Ended, alone, result
+from pipelines.job import DEFECT, MISTAKE, THREADS, Ended, alone, result
 from tests.commands import command, environment
 
 SWEEP = ["-m", "row=manual_prompt,c_lora,f_lora", "seed=8,13", "budget=25", "dim=40"]
@@ -46,6 +47,18 @@ def test_mistake_of_one_job_leaves_the_other_workers_going(tmp_path):
     assert ran.returncode == 2
     assert ran.stderr.count("error: dim=4") == 2
     assert ran.stdout.endswith("3 runs: 1 done, 2 failed\n")
+
+
+def test_status_is_that_of_the_gravest_failure(ended, monkeypatch):
+    def execute(config, *_given, **_shown):
+        raise UserError("given wrong") if config.dim == 40 else ZeroDivisionError("ours")
+
+    monkeypatch.setattr("pipelines.execute.execute", execute)
+    for dims, expected in (("40,44", DEFECT), ("40,40", MISTAKE), ("44,40", DEFECT)):
+        status, out, error = ended("run", "-m", f"dim={dims}", "seed=1")
+        assert (status, out) == (expected, "2 runs: 2 failed\n")
+        assert "[1/2] error: " in error
+        assert ("[2/2] error: given wrong." in error) == dims.endswith("40")
 
 
 def test_workers_that_are_no_number_are_refused(ended):
