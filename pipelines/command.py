@@ -7,33 +7,33 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipelines.job import DEFECT, MISTAKE, failed
+from pipelines.job import DEFECT, MISTAKE, failure
 
 
-class Told(SystemExit):
+class CommandError(SystemExit):
     """The end of a command that has said why; any other exit within Hydra is Hydra's own."""
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def reported() -> Iterator[None]:
     """Within, an error ends the command with a line that says what is wrong."""
     try:
         yield
     except Exception as error:
-        ended = failed(error)
-        print(ended.line, file=sys.stderr)
-        raise Told(ended.status) from None
+        result = failure(error)
+        print(result.line, file=sys.stderr)
+        raise CommandError(result.status) from None
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a function of ``hydra.main``'s; what Hydra itself does not take was given wrong.
 
     Args:
-        main: Tells of its own errors, as within ``told``.
+        main: Tells of its own errors, as within ``reported``.
     """
     try:
         main()
-    except Told:
+    except CommandError:
         raise
     except SystemExit as end:
         sys.exit(MISTAKE if end.code == DEFECT else end.code)

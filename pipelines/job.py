@@ -1,13 +1,14 @@
-"""One job of a command, whatever becomes of it, in this process or in another."""
+"""Jobs of a command, whatever becomes of them, in this process or in others."""
 
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
@@ -27,13 +28,17 @@ GRACE_SECONDS = 30.0
 """For a process to end what it does when it is told to stop."""
 
 
+Job = tuple[DictConfig, Mapping[str, str], str]
+"""Configuration, chosen options and the sweep's id."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Ended:
-    """What became of a job."""
+class JobResult:
+    """The result of a job: how it ended, a line about it and an exit status."""
 
     ending: Ending
     line: str
-    """What to tell."""
+    """For the user."""
     status: int = 0
     """The command's, as far as this job is concerned."""
 
@@ -46,7 +51,7 @@ def work(
     choices: Mapping[str, str],
     sweep_id: str,
     show: Callable[[str, int], RunBar] = _hidden,
-) -> Ended:
+) -> JobResult:
     """Execute a run; its failure is an outcome too, so that the rest of a sweep goes on."""
     # Imported late, so that --help and configuration errors come at once.
     from pipelines.execute import execute
@@ -54,13 +59,13 @@ def work(
     try:
         outcome = execute(config, choices, sweep_id=sweep_id, show=show)
     except Exception as error:  # Hydra would keep it, and the model with it, until all are over
-        return failed(error, "What was done is kept; call again to go on.")
+        return failure(error, "What was done is kept; call again to go on.")
     ending: Ending = "done" if outcome.new else "in the store already"
-    return Ended(ending=ending, line=outcome.line)
+    return JobResult(ending=ending, line=outcome.line)
 
 
-def failed(error: Exception, consolation: str = "") -> Ended:
-    """What an error comes to: one line, unless its traceback was asked for.
+def failure(error: Exception, consolation: str = "") -> JobResult:
+    """The result of an error: one line, unless its traceback was asked for.
 
     Args:
         error: Being handled.
@@ -82,14 +87,14 @@ def failed(error: Exception, consolation: str = "") -> Ended:
     else:
         what = f"{type(error).__name__}: {_one_line(error)}"
         line = f"error: a defect of ours, {what}. {TRACEBACK}=1 shows where."
-    return Ended(ending="failed", line=line, status=status)
+    return JobResult(ending="failed", line=line, status=status)
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).removesuffix(".") or type(error).__name__
 
 
-def stop_when_told(again: signal.Handlers = signal.SIG_DFL) -> None:
+def exit_on_signals(again: signal.Handlers = signal.SIG_DFL) -> None:
     """From now on SIGTERM and Ctrl-C unwind this process, so that what it does is left in order.
 
     Args:
@@ -105,36 +110,39 @@ def stop_when_told(again: signal.Handlers = signal.SIG_DFL) -> None:
         signal.signal(number, stop)
 
 
-def team(count: int) -> ProcessPoolExecutor:
+@contextmanager
+def worker_pool(count: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that take jobs as they are free; the cores' threads are shared out among them.
+
+    An error within, or a signal, makes them begin no more jobs and leave theirs in order.
 
     Args:
         count: How many.
     """
     os.environ.setdefault(THREADS, str(max(1, (os.cpu_count() or 1) // count)))
     context = get_context("spawn")
-    return ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in active_children():
+            process.terminate()
+        raise
+    pool.shutdown()
 
 
-def team_work(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> Ended:
-    """``work`` in a process of the team, which ends with the job when it is told to stop."""
+def work_in_pool(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> JobResult:
+    """``work`` in a process of a pool, which ends with the job on a signal."""
     try:
         return work(config, choices, sweep_id)
     except SystemExit:
         os._exit(DEFECT)  # the executor would give it the next job
 
 
-def dismiss(jobs: Iterable[Future[Ended]]) -> None:
-    """Begin no more of a team's jobs, and let its processes stop what they do."""
-    for job in jobs:
-        job.cancel()
-    for process in active_children():
-        process.terminate()
-
-
 def _end_with_parent() -> None:
-    """No process of the team outlives the command, however that was killed."""
-    stop_when_told(again=signal.SIG_IGN)  # who tells all processes tells this one twice
+    """No worker outlives the command, however that was killed."""
+    exit_on_signals(again=signal.SIG_IGN)  # who tells all processes tells this one twice
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command tells, being interrupted itself
     tqdm.set_lock(RLock())  # its own is the system's, and is left behind when the process stops
     parent = parent_process()
@@ -149,17 +157,40 @@ def _end_with_parent() -> None:
     Thread(target=watch, daemon=True).start()
 
 
-def result(job: Future[Ended]) -> Ended | None:
-    """What became of a job of the team's; None if one of its processes was killed."""
+def share_out(jobs: Sequence[Job], workers: int, report: Callable[[JobResult], None]) -> None:
+    """Run jobs in several processes, and report each as it ends.
+
+    A killed process breaks the pool; the jobs that it leaves undone then run one by one.
+    """
+    undone: list[Job] = []
+    if jobs:
+        with worker_pool(workers) as pool:
+            futures = {}
+            for job in jobs:
+                try:
+                    futures[pool.submit(work_in_pool, *job)] = job
+                except BrokenProcessPool:
+                    undone.append(job)
+            for future in as_completed(futures):
+                if (result := result_of(future)) is None:
+                    undone.append(futures[future])
+                else:
+                    report(result)
+    for job in undone:
+        report(alone(*job))
+
+
+def result_of(job: Future[JobResult]) -> JobResult | None:
+    """The result of a pool's job; None if one of the processes was killed."""
     try:
         return job.result()
     except BrokenProcessPool:
         return None
 
 
-def alone(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> Ended:
-    """A job in a process of its own, after one of the team's was killed: by this job perhaps."""
-    with team(1) as own:
+def alone(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> JobResult:
+    """Run a job in a pool of its own, for it may be what killed another's process."""
+    with worker_pool(1) as pool:
         line = "error: its process was killed, for want of memory perhaps; call again to go on"
-        killed = Ended(ending="failed", line=line, status=DEFECT)
-        return result(own.submit(team_work, config, choices, sweep_id)) or killed
+        killed = JobResult(ending="failed", line=line, status=DEFECT)
+        return result_of(pool.submit(work_in_pool, config, choices, sweep_id)) or killed

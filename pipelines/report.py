@@ -9,13 +9,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from pipelines.command import run, told
+from pipelines.command import reported, run
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="report")
 def main(config: DictConfig) -> None:
     """Write the table to the folder in every format, and print the Markdown."""
-    with told():
+    with reported():
         print(report(config, HydraConfig.get().runtime.choices["profile"]))
 
 

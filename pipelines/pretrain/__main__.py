@@ -17,13 +17,13 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from pipelines.command import run, told
+from pipelines.command import reported, run
 
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="pretrain")
 def main(config: DictConfig) -> None:
     """Write ``<folder>``: model in half precision, tokenizer, and the log of the training."""
-    with told():
+    with reported():
         print(pretrain(config))
 
 

@@ -13,7 +13,6 @@ import pipelines.pretrain.__main__
 import pipelines.report
 import pipelines.run
 from pipelines.command import run
-from pipelines.progress import Jobs
 
 COMMANDS: dict[str, Callable[[], None]] = {
     "run": pipelines.run.main,
@@ -35,11 +34,8 @@ def ended(
         monkeypatch.setattr(sys, "argv", [f"pipelines.{module}", *arguments])
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-        monkeypatch.setenv(pipelines.run.SWEEP_ID, "s")
         monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # as with -m: conf/ is found by files
-        monkeypatch.setattr(pipelines.run, "stop_when_told", lambda: None)  # the tests' signals
-        monkeypatch.setattr(pipelines.run, "_statuses", [])
-        monkeypatch.setattr(pipelines.run, "_jobs", Jobs())
+        monkeypatch.setattr(pipelines.run, "exit_on_signals", lambda: None)  # the tests' signals
         GlobalHydra.instance().clear()
         capsys.readouterr()
         status: object = 0

@@ -14,7 +14,7 @@ import pytest
 
 from dfolora.errors import UserError
 from dfolora.record import Store
-from pipelines.job import DEFECT, MISTAKE, THREADS, Ended, alone, result
+from pipelines.job import DEFECT, MISTAKE, THREADS, JobResult, alone, result_of
 from tests.commands import command, environment
 
 SWEEP = ["-m", "row=manual_prompt,c_lora,f_lora", "seed=8,13", "budget=25", "dim=40"]
@@ -91,7 +91,7 @@ def _kill_oneself(*_given):
 @pytest.mark.slow
 def test_job_that_kills_its_own_process_is_told_as_a_failure(monkeypatch):
     monkeypatch.delenv(THREADS, raising=False)
-    monkeypatch.setattr("pipelines.job.team_work", _kill_oneself)
+    monkeypatch.setattr("pipelines.job.work_in_pool", _kill_oneself)
     ended = alone(None, {}, "s")
     assert (ended.ending, ended.status) == ("failed", DEFECT)
     assert "killed" in ended.line
@@ -129,8 +129,8 @@ def _eventually(found, seconds=60.0):
 
 def test_result_of_a_job_is_handed_on():
     job = Future()
-    job.set_result(Ended(ending="done", line="a run"))
-    assert result(job) == Ended(ending="done", line="a run", status=0)
+    job.set_result(JobResult(ending="done", line="a run"))
+    assert result_of(job) == JobResult(ending="done", line="a run", status=0)
     broken = Future()
     broken.set_exception(BrokenProcessPool())
-    assert result(broken) is None
+    assert result_of(broken) is None
