@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from dfolora.record import Store
 from pipelines import execute as pipeline
-from pipelines.job import DEFECT, MISTAKE, failed, work
+from pipelines.job import DEFECT, MISTAKE, failure, work
 from tests.commands import composed, environment
 from tests.pipelines.test_kill import CURVES
 from tests.racing import raced
@@ -85,7 +85,7 @@ ERRORS = [
 
 def test_what_goes_wrong_is_one_line(monkeypatch):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    told = [failed(error, KEPT) for error, _ in ERRORS]
+    told = [failure(error, KEPT) for error, _ in ERRORS]
     assert [ended.line for ended in told] == [line for _, line in ERRORS]
     assert {(ended.ending, ended.status) for ended in told} == {("failed", DEFECT)}
 
