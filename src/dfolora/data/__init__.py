@@ -17,7 +17,7 @@ from dfolora.data.encode import (
 )
 from dfolora.data.metric import METRICS, accuracy, constant_score, majority_score
 from dfolora.data.rows import Part, Rows, fingerprint, load_rows, rows_of
-from dfolora.data.split import FewShotSplit, eligible_rows, sample_few_shot
+from dfolora.data.split import FewShotSplit, eligible_rows, sample_few_shot, shuffled_by_class
 from dfolora.data.task import (
     FILLER,
     HOLE,
@@ -64,4 +64,5 @@ __all__ = [
     "pieces",
     "rows_of",
     "sample_few_shot",
+    "shuffled_by_class",
 ]

@@ -64,13 +64,7 @@ def sample_few_shot(
         raise UserError(
             f"Few-shot k must be at least 1 and the seed at least 0, got {k} and {seed}."
         )
-    drawn: list[list[int]] = [[] for _ in names]
-    order: list[int] = []
-    for row in stream(seed, "split").permutation(len(labels)).tolist():
-        members = drawn[labels[row]]
-        if eligible[row] and len(members) < 2 * k:
-            members.append(row)
-            order.append(row)
+    order, drawn = shuffled_by_class(labels, eligible, classes=len(names), seed=seed)
     if min(map(len, drawn)) < 2 * k:
         counts = _eligible_counts(labels, eligible, names)
         raise UserError(
@@ -78,12 +72,35 @@ def sample_few_shot(
             f"{counts}; give more rows, a smaller k or a higher word limit."
         )
     train = {row for members in drawn for row in members[:k]}
+    dev = {row for members in drawn for row in members[k : 2 * k]}
     return FewShotSplit(
         k=k,
         seed=seed,
         train=tuple(row for row in order if row in train),
-        dev=tuple(row for row in order if row not in train),
+        dev=tuple(row for row in order if row in dev),
     )
+
+
+def shuffled_by_class(
+    labels: Sequence[int], eligible: Sequence[bool], *, classes: int, seed: int
+) -> tuple[Sequence[int], Sequence[Sequence[int]]]:
+    """The eligible rows in a split's random order: all of them, and those of each class.
+
+    Args:
+        labels: The rows' classes, ``(N,)``.
+        eligible: Which rows may be drawn, ``(N,)``.
+        classes: C.
+        seed: The split seed.
+
+    Returns:
+        Row numbers in order, and C sequences of them.
+    """
+    drawn = stream(seed, "split").permutation(len(labels)).tolist()
+    order = [row for row in drawn if eligible[row]]
+    members: list[list[int]] = [[] for _ in range(classes)]
+    for row in order:
+        members[labels[row]].append(row)
+    return order, members
 
 
 def _eligible_counts(labels: Sequence[int], eligible: Sequence[bool], names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dfolora.data import Encode, Encoder, Rows, Task, label_word_ids
+from dfolora.data import Encode, Encoder, Rows, Task, label_word_ids, shuffled_by_class
 from dfolora.errors import UserError
 from dfolora.fewshot.inputs import (
     check_kind,
@@ -35,7 +35,6 @@ from dfolora.fewshot.saved import (
 )
 from dfolora.methods import FewShotData, Fit, Method, Predictor, Progress, method_of
 from dfolora.model import Architecture, Backbone, Checkpoint
-from dfolora.seeding import stream
 from dfolora.validation import text, whole
 
 
@@ -398,8 +397,9 @@ class FewShotClassifier:
             numbers = np.searchsorted(classes, labels).tolist()
             return rows, read_rows(dev[0], task, "dev's X", numbers)
         k = None if self.k is None else whole(self.k, "k", least=1)
-        order = stream(seed, "split").permutation(len(rows)).tolist()
-        members = [[row for row in order if rows.labels[row] == n] for n in range(len(classes))]
+        order, members = shuffled_by_class(
+            rows.labels, [True] * len(rows), classes=len(classes), seed=seed
+        )
         if min(map(len, members)) < 2 * (k or 1):
             counts = ", ".join(f"{n}: {len(m)}" for n, m in zip(task.classes, members, strict=True))
             raise UserError(

@@ -27,8 +27,8 @@ from dfolora.methods import (
     RandomLora,
     gradient,
 )
-from dfolora.model import Backbone, SoftPrompt, load_adapter
-from dfolora.search.subspace import PromptSubspaceSpec
+from dfolora.model import Backbone, load_adapter
+from dfolora.search.subspace import PromptSubspaceSpec, load_soft_prompts
 from dfolora.validation import check_keys, mapping
 
 RECORD = "classifier.json"
@@ -179,7 +179,9 @@ def restore(
                 prompt = replace(plain.prompt, pattern=found["pattern"])
                 return adapted(replace(plain, prompt=prompt), {})
             case "soft_prompts":
-                return adapted(*_soft_prompts(folder, backbone, plain))
+                prompts = load_soft_prompts(folder, backbone)
+                positions = prompts[0].vectors.shape[1]
+                return adapted(PromptSubspaceSpec(positions=positions).encoder(plain), prompts)
             case "lora":
                 return adapted(plain, load_adapter(folder, backbone))
             case "trained":
@@ -187,20 +189,6 @@ def restore(
                 return trained.encoder(plain), _trained(folder, trained, backbone, label_ids)
             case kind:
                 raise ValueError(f"{kind!r} was fitted, which nothing here fits")
-
-
-def _soft_prompts(
-    folder: Path, backbone: Backbone, plain: Encoder
-) -> tuple[Encoder, Interventions]:
-    tensors = load_file(folder / "soft_prompts.safetensors")
-    start = 0 if backbone.architecture.family.kind == "causal" else 1
-    prompts = {
-        layer: SoftPrompt(
-            layer=layer, start=start, vectors=tensors[f"layer.{layer}"][None].to(backbone.device)
-        )
-        for layer in range(len(tensors))
-    }
-    return PromptSubspaceSpec(positions=prompts[0].vectors.shape[1]).encoder(plain), prompts
 
 
 def _trained(

@@ -1,7 +1,7 @@
 """Frozen random maps from search vectors to interventions: low-rank factors, or soft prompts."""
 
 from dfolora.search.subspace.lora import LoraSubspace, LoraSubspaceSpec
-from dfolora.search.subspace.prompt import PromptSubspace, PromptSubspaceSpec
+from dfolora.search.subspace.prompt import PromptSubspace, PromptSubspaceSpec, load_soft_prompts
 from dfolora.search.subspace.subspace import Subspace, SubspaceSpec
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "PromptSubspaceSpec",
     "Subspace",
     "SubspaceSpec",
+    "load_soft_prompts",
 ]

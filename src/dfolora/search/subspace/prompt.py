@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dfolora.data import Encoder
@@ -26,6 +26,8 @@ from dfolora.search.subspace.statistics import layer_stds
 from dfolora.search.subspace.subspace import Incumbents
 from dfolora.seeding import stream
 from dfolora.validation import flag, positive, whole
+
+FILE = "soft_prompts.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +112,7 @@ class PromptSubspace:
         self._spec = spec
         self._projections = projections
         self._device = backbone.device
-        # After the token that begins a masked model's sequences.
-        self._start = 0 if architecture.family.kind == "causal" else 1
+        self._start = _start(architecture)
         self._incumbents = Incumbents(self.intervention)
 
     def intervention(self, block: int, candidates: NDArray[np.float64]) -> SoftPrompt:
@@ -129,8 +130,24 @@ class PromptSubspace:
     def save(self, folder: Path, _backbone: Backbone, solution: NDArray[np.float64]) -> None:
         """Write ``soft_prompts.safetensors``: vectors ``(n, H)`` of every layer, zeros included."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(dict(self._named(solution)), folder / "soft_prompts.safetensors")
+        save_file(dict(self._named(solution)), folder / FILE)
 
     def _named(self, solution: NDArray[np.float64]) -> Iterator[tuple[str, Tensor]]:
         for block, z in enumerate(solution):
             yield f"layer.{block}", self.intervention(block, z[None]).vectors[0].cpu().contiguous()
+
+
+def load_soft_prompts(folder: Path, backbone: Backbone) -> dict[int, SoftPrompt]:
+    """The soft prompts by layer that ``PromptSubspace.save`` wrote for this model."""
+    tensors, start = load_file(folder / FILE), _start(backbone.architecture)
+    return {
+        layer: SoftPrompt(
+            layer=layer, start=start, vectors=tensors[f"layer.{layer}"][None].to(backbone.device)
+        )
+        for layer in range(len(tensors))
+    }
+
+
+def _start(architecture: Architecture) -> int:
+    """The first position of the vectors: after the token that begins a masked model's sequences."""
+    return 0 if architecture.family.kind == "causal" else 1
