@@ -1,6 +1,7 @@
 """A search's parts on a toy batch: subspace, evaluator, solution and candidates."""
 
 from copy import copy
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,6 +43,14 @@ def evaluator_of(
         PopulationEvaluator(engine, subspace, batch.labels, objective=objective, metric=metric),
         subspace,
     )
+
+
+def in_float64(subspace):
+    """The subspace with projections in float64: in float32 factors differ with the population."""
+    subspace._projections = [
+        replace(layer, down=layer.down.double(), up=layer.up.double())
+        for layer in subspace._projections
+    ]
 
 
 def some_solution(candidates=5, *, layers=3, seed=2):

@@ -15,7 +15,15 @@ from dfolora.engine.forward import COARSE, Engine
 from dfolora.model.backbone import Backbone
 from tests.conftest import SIZES, random_batch, tiny_model
 from tests.reference import one_candidate
-from tests.searching import DIM, evaluator_of, limited, logits_of, some_solution, subspace_of
+from tests.searching import (
+    DIM,
+    evaluator_of,
+    in_float64,
+    limited,
+    logits_of,
+    some_solution,
+    subspace_of,
+)
 
 LABELS = torch.tensor([7, 50, 99])
 SUBSETS = [
@@ -352,6 +360,7 @@ def test_any_sequence_of_calls(data):
             limited(backbone, tokens=tokens), batch, LABELS, carry=draw(st.booleans()),
             targets=tuple(draw(st.sampled_from(SUBSETS), label="targets")),
         )  # fmt: skip
+    in_float64(subspace)
     solution, _ = some_solution()
     for _ in range(draw(st.integers(1, 4), label="calls")):
         block = draw(st.integers(0, 2), label="block")
@@ -360,7 +369,7 @@ def test_any_sequence_of_calls(data):
         expected = one_candidate.losses(
             backbone, subspace, batch, LABELS, solution, block, candidates
         )
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)  # factors are float32
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)  # logits are float32
         if draw(st.booleans(), label="changed"):
             solution[draw(st.integers(0, 2), label="row")] = candidates[0]
 

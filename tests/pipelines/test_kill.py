@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import time
-import traceback
 from collections import Counter
 from itertools import count
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import pipelines.execute
 from dfolora.record import Store, runlog
 from tests.commands import composed
+from tests.forking import forked
 
 pytestmark = pytest.mark.slow
 
@@ -35,19 +35,14 @@ def start(folder, row, seed, flush=30.0):
     """A process at work on one run; with a store and a working folder of its own."""
     config, choices = composed(f"row={row}", f"seed={seed}", *SMALL)
     config.tracking.uri = f"sqlite:///{folder}/mlflow.db"
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
+
+    def work():
         os.chdir(folder)
         runlog.FLUSH_SECONDS = flush  # as often as can be, or only in the end
         pipelines.execute.commit = lambda: "of the test"  # the code's own may change meanwhile
         pipelines.execute.execute(config, choices, sweep_id="s")
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(1)
+
+    return forked(work)
 
 
 STAGES = {

@@ -17,6 +17,7 @@ from dfolora.record import Store
 from pipelines import execute as pipeline
 from pipelines.job import DEFECT, MISTAKE, failure, work
 from tests.commands import composed, environment
+from tests.forking import forked
 from tests.pipelines.test_kill import CURVES
 from tests.racing import raced
 
@@ -117,16 +118,14 @@ def test_traceback_comes_when_it_is_asked_for(in_folder, monkeypatch):
 def test_disk_that_is_really_full_tears_a_line_that_is_dropped(store, expected, in_folder):
     """The system refuses to write past so many bytes of a file, in the middle of a line."""
     config, choices = composed(*SMALL)
-    pid = os.fork()
-    if not pid:
-        try:
-            pipeline.Store.start = lambda *_arguments, **_options: Silent()
-            pipeline.RunBar.show = leave_little_room
-            ended = work(config, choices, "s")
-            (in_folder / "told").write_text(ended.line[:100])
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
+
+    def without_room():
+        pipeline.Store.start = lambda *_arguments, **_options: Silent()
+        pipeline.RunBar.show = leave_little_room
+        ended = work(config, choices, "s")
+        (in_folder / "told").write_text(ended.line[:100])
+
+    assert os.waitpid(forked(without_room), 0)[1] == 0
     assert "File too large" in (in_folder / "told").read_text()
     (journal,) = in_folder.glob("outputs/*/journal.jsonl")
     *lines, torn = journal.read_bytes().split(b"\n")
