@@ -28,7 +28,7 @@ def telling_warnings(name: str) -> Iterator[None]:
         tqdm.write(f"warning: {name}: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.showwarning = show  # type: ignore[assignment]
+        warnings.showwarning = show  # type: ignore[assignment]  # assigning is the documented way
         yield
 
 

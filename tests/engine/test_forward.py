@@ -384,3 +384,5 @@ def test_vocabulary_is_read_at_any_place(family, batch, tokens, grouping):
     expected = model.logits[torch.arange(len(places))[:, None], places]
     torch.testing.assert_close(got, expected, **CLOSE)
     assert expected.std() > 0.1
+    answers = Engine(limited(backbone, tokens=tokens), batch, LABELS).vocabulary()
+    torch.testing.assert_close(answers, expected[:, :1], **CLOSE)

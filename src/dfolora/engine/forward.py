@@ -81,12 +81,13 @@ class Engine:
         return self._retried(lambda: self._logits(incumbents, searched), population)
 
     @torch.inference_mode()
-    def vocabulary(self, places: Tensor) -> Tensor:
+    def vocabulary(self, places: Tensor | None = None) -> Tensor:
         """Logits of all tokens by the unadapted model.
 
         Args:
             places: Where to read them, ``(N, K)`` positions; of a causal model's rows none is past
-                the answer.
+                the answer. None: at the answers alone (K = 1), which costs a part of the last layer
+                less.
 
         Returns:
             ``(N, K, V)``, float32.
@@ -94,17 +95,20 @@ class Engine:
         Raises:
             UserError: Not even one example finds enough memory.
         """
-        return self._retried(lambda: self._vocabulary(places.to(self._backbone.device)), 1)
+        places = None if places is None else places.to(self._backbone.device)
+        return self._retried(lambda: self._vocabulary(places), 1)
 
-    def _vocabulary(self, places: Tensor) -> Tensor:
-        shape = *places.shape, len(self._backbone.embedding)
+    def _vocabulary(self, places: Tensor | None) -> Tensor:
+        number = 1 if places is None else places.shape[1]
+        shape = len(self._sequences.lengths), number, len(self._backbone.embedding)
         logits = torch.empty(shape, device=self._backbone.device)
         for prefix in self._prefixes:
             pack = prefix.pack
-            hidden = self._backbone.embed(pack)
-            for layer in self._backbone.layers:
-                hidden = layer(hidden, pack)
-            read = hidden[0, pack.starts[:, None] + places[pack.rows]]
+            hidden = self._through(pack, self._backbone.embed(pack), answers_only=places is None)
+            if places is None:
+                read = hidden[0, :, None]
+            else:
+                read = hidden[0, pack.starts[:, None] + places[pack.rows]]
             logits[pack.rows] = self._backbone.vocabulary_logits(read)
         return logits
 
@@ -151,11 +155,25 @@ class Engine:
 
     def _finish(self, pack: Pack, hidden: Tensor, start: int, incumbents: Interventions) -> Tensor:
         """Logits from the input of layer ``start``: ``(P, N, C)``."""
-        for index in range(start, len(self._backbone.layers)):
-            hidden = self._backbone.layers[index](
-                hidden, pack, incumbents.get(index), answers_only=self._is_last(index)
-            )
+        hidden = self._through(pack, hidden, start, incumbents)
         return self._backbone.label_logits(hidden, self._label_ids)
+
+    def _through(
+        self,
+        pack: Pack,
+        hidden: Tensor,
+        start: int = 0,
+        incumbents: Interventions = NOTHING,
+        *,
+        answers_only: bool = True,
+    ) -> Tensor:
+        """The last layer's output from the input of layer ``start``: ``(P, N or M, H)``."""
+        for index in range(start, len(self._backbone.layers)):
+            trimmed = answers_only and self._is_last(index)
+            hidden = self._backbone.layers[index](
+                hidden, pack, incumbents.get(index), answers_only=trimmed
+            )
+        return hidden
 
     def _is_last(self, layer: int) -> bool:
         return layer == len(self._backbone.layers) - 1

@@ -90,7 +90,7 @@ def fitted_of(method: Method, encode: Encode) -> Mapping[str, Any]:
             return {"kind": "lora"}
         case GradientTuning(trained=trained) if type(trained) in TRAINABLES.values():
             name = type(trained).__name__
-            return {"kind": "trained", "trained": name, "options": asdict(trained)}  # type: ignore[call-overload]
+            return {"kind": "trained", "trained": name, "options": asdict(trained)}  # type: ignore[call-overload]  # all are dataclasses
     raise UserError(f"A classifier of {method!r} cannot be saved; use one of the methods by name.")
 
 

@@ -186,7 +186,8 @@ class TableSpec:
 def _made(kind: type[Made], value: object, where: str) -> Made:
     """Build a part from plain data; raises UserError for missing or unknown fields."""
     given = mapping(value, where)
-    bare = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind)}  # type: ignore[arg-type]
+    of_kind = fields(kind)  # type: ignore[arg-type]  # Made is a dataclass, which no bound can say
+    bare = {f.name: f.default is MISSING and f.default_factory is MISSING for f in of_kind}
     check_keys(
         given,
         where,

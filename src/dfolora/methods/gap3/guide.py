@@ -93,7 +93,7 @@ class Passes:
     def token_scores(self, hole: Hole) -> TokenScores:
         """Two passes: one with the gold labels filled in, one with the labels left open."""
         gold = self._template.encode_gold(self._rows, hole)
-        (given,) = self._log_probabilities(gold, gold.answer[:, None])
+        (given,) = self._log_probabilities(gold)
         blank, places = self._template.encode_blank(self._rows, hole)
         free, answers = self._log_probabilities(blank, torch.stack([places, blank.answer], 1))
         gains = (_over_rows(given) - _over_rows(free)).cpu().numpy()
@@ -106,7 +106,7 @@ class Passes:
             UserError: The model gives no finite numbers.
         """
         batch = self._template.encode(self._rows, genome)
-        (answers,) = self._log_probabilities(batch, batch.answer[:, None])
+        (answers,) = self._log_probabilities(batch)
         words = answers[:, self._label_ids.to(answers.device)].cpu()
         (loss,) = cross_entropy(words[None], self._labels)
         if not np.isfinite(loss):
@@ -123,8 +123,8 @@ class Passes:
             log_likelihood=self._log_likelihood(answers),
         )
 
-    def _log_probabilities(self, batch: Batch, places: Tensor) -> tuple[Tensor, ...]:
-        """Of all tokens, in one pass: ``(N, K) -> K times (N, V)``, float32."""
+    def _log_probabilities(self, batch: Batch, places: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Of all tokens at K places or at the answer, in one pass: K times ``(N, V)``, float32."""
         engine = Engine(self._backbone, batch, self._label_ids, carry=False)
         return engine.vocabulary(places).log_softmax(-1).unbind(1)
 
