@@ -1,23 +1,36 @@
-"""A child process that begins with all that this one has loaded."""
+"""A child process that begins with the pipeline loaded."""
 
 import os
-import traceback
 from collections.abc import Callable
+from contextlib import chdir
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import torch
 
+# A fork of the test's own process would copy locks that its other threads may hold, and hang.
+# The server only imports: its one Python thread holds no lock. It loads once what takes seconds.
+SERVER = get_context("forkserver")
+SERVER.set_forkserver_preload([
+    "accelerate", "cma", "mlflow.store.tracking.sqlalchemy_store", "mlflow.tracking", "peft",
+    "pipelines.execute", "pipelines.job", "tests.commands", "tests.forking",
+    "transformers.models.roberta.modeling_roberta",
+])  # fmt: skip
 
-def forked(work: Callable[[], None]) -> int:
-    """The id of a child that does the work; it ends with status 0, or 1 if the work raised."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        # torch makes its pool anew after a fork, but not for several loading threads at once.
-        torch.set_num_threads(1)
-        work()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(1)
+
+def forked(work: Callable[..., None], *arguments: object) -> BaseProcess:
+    """A started child that does the work in this process's folder; exit code 1 if it raised.
+
+    The work and its arguments must be picklable. What is patched in this process is not in it.
+    """
+    child = SERVER.Process(target=in_folder, args=(Path.cwd(), work, *arguments))
+    with chdir(Path(__file__).parents[1]):  # where the server finds what it loads
+        child.start()
+    return child
+
+
+def in_folder(folder: Path, work: Callable[..., None], *arguments: object) -> None:
+    os.chdir(folder)
+    torch.set_num_threads(1)  # the tests beside need the other cores
+    work(*arguments)

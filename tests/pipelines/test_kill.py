@@ -5,7 +5,6 @@
 
 import json
 import os
-import signal
 import time
 from collections import Counter
 from itertools import count
@@ -33,16 +32,16 @@ MEASURED = ("memory/", "time/", "dev/best_s")
 
 def start(folder, row, seed, flush=30.0):
     """A process at work on one run; with a store and a working folder of its own."""
+    return forked(run, folder, row, seed, flush)
+
+
+def run(folder, row, seed, flush):
     config, choices = composed(f"row={row}", f"seed={seed}", *SMALL)
     config.tracking.uri = f"sqlite:///{folder}/mlflow.db"
-
-    def work():
-        os.chdir(folder)
-        runlog.FLUSH_SECONDS = flush  # as often as can be, or only in the end
-        pipelines.execute.commit = lambda: "of the test"  # the code's own may change meanwhile
-        pipelines.execute.execute(config, choices, sweep_id="s")
-
-    return forked(work)
+    os.chdir(folder)
+    runlog.FLUSH_SECONDS = flush  # as often as can be, or only in the end
+    pipelines.execute.commit = lambda: "of the test"  # the code's own may change meanwhile
+    pipelines.execute.execute(config, choices, sweep_id="s")
 
 
 STAGES = {
@@ -54,49 +53,43 @@ STAGES = {
 """Where a kill may strike, by the file that shows that it has come so far."""
 
 
-def ended(pid):
-    """Whether the process has come to its end."""
-    done, status = os.waitpid(pid, os.WNOHANG)
-    assert not done or os.waitstatus_to_exitcode(status) == 0
-    return bool(done)
-
-
-def killed_at(pid, folder, stage, delay):
+def killed_at(process, folder, stage, delay):
     """Kill a process so many seconds after it has come to a stage; whether it had not ended."""
     shown = STAGES[stage]
     while shown is not None and not list(folder.glob(f"outputs/*/{shown}")):
-        if ended(pid):
-            return False
+        if not process.is_alive():
+            break
         time.sleep(0.001)
-    time.sleep(delay)
-    if ended(pid):
+    process.join(delay)
+    if process.exitcode is not None:
+        assert process.exitcode == 0
         return False
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    process.kill()
+    process.join()
     return True
 
 
 def whole(folder, row, seed):
     """Let a run come to its end."""
-    pid = start(folder, row, seed)
-    while not ended(pid):
-        time.sleep(0.01)
+    process = start(folder, row, seed)
+    process.join()
+    assert process.exitcode == 0
 
 
-def record(store, run):
+def record(store, one):
     """All that a run left, but for what is measured by a clock."""
     measured = tuple(f"metrics.{name}" for name in MEASURED)
     kept = {
         name: value
-        for name, value in run.items()
+        for name, value in one.items()
         if name.startswith("metrics.") and not name.startswith(measured)
     }
     history = store._client.get_metric_history
     curves = {
-        name: [(point.step, point.value) for point in history(run["run_id"], name)]
+        name: [(point.step, point.value) for point in history(one["run_id"], name)]
         for name in CURVES
     }
-    folder = Path(run["artifact_uri"].removeprefix("file://"))
+    folder = Path(one["artifact_uri"].removeprefix("file://"))
     files = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -111,7 +104,6 @@ def record(store, run):
     return kept, curves, files, steps
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_runs_that_are_killed_end_as_if_nothing_had_happened(tmp_path):
     rng = np.random.default_rng(0)
     untouched, killed = tmp_path / "untouched", tmp_path / "killed"

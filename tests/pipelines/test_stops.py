@@ -117,21 +117,21 @@ def test_traceback_comes_when_it_is_asked_for(in_folder, monkeypatch):
 
 def test_disk_that_is_really_full_tears_a_line_that_is_dropped(store, expected, in_folder):
     """The system refuses to write past so many bytes of a file, in the middle of a line."""
-    config, choices = composed(*SMALL)
-
-    def without_room():
-        pipeline.Store.start = lambda *_arguments, **_options: Silent()
-        pipeline.RunBar.show = leave_little_room
-        ended = work(config, choices, "s")
-        (in_folder / "told").write_text(ended.line[:100])
-
-    assert os.waitpid(forked(without_room), 0)[1] == 0
+    child = forked(without_room, *composed(*SMALL))
+    child.join()
+    assert child.exitcode == 0
     assert "File too large" in (in_folder / "told").read_text()
     (journal,) = in_folder.glob("outputs/*/journal.jsonl")
     *lines, torn = journal.read_bytes().split(b"\n")
     assert [line.count(b"points") for line in lines] == [0, 0, 1]  # train, dev, step
     assert len(torn) == ROOM
     again(store, expected)
+
+
+def without_room(config, choices):
+    pipeline.Store.start = lambda *_arguments, **_options: Silent()
+    pipeline.RunBar.show = leave_little_room
+    Path("told").write_text(work(config, choices, "s").line[:100])
 
 
 ROOM = 200
