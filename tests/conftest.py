@@ -17,8 +17,9 @@ from dfolora.data import Batch, Rows
 from dfolora.engine.forward import COARSE
 from dfolora.mini import BUNDLED
 from dfolora.model.backbone import Backbone
+from dfolora.model.preflight import loader_of
+from tests.families import CONFIGS, VOCABULARY
 
-VOCABULARY = 120
 SIZES = {
     "roberta": {
         "hidden_size": 32,
@@ -57,15 +58,16 @@ def mini_tokenizer(kind: str):
     return transformers.AutoTokenizer.from_pretrained(BUNDLED[name])
 
 
-def tiny_model(family: str, **changes):
-    """Weights and biases of a spread at which candidates do differ (0.02 would hide them)."""
-    sizes = {"vocab_size": VOCABULARY, "initializer_range": 0.2} | SIZES[family] | changes
-    config = transformers.AutoConfig.for_model(family, **sizes)
+def tiny_model(name: str, **changes):
+    """A model of ``SIZES`` or ``CONFIGS``, at a spread of weights where candidates do differ."""
+    sizes = {"model_type": name, "vocab_size": VOCABULARY, "initializer_range": 0.2}
+    sizes |= SIZES[name] if name in SIZES else CONFIGS[name]
+    config = transformers.AutoConfig.for_model(**sizes | changes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = LOADERS[family].from_config(config).eval()
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
+        model = loader_of(config).from_config(config).eval()
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.2)
     return model
 

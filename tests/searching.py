@@ -48,7 +48,11 @@ def evaluator_of(
 def in_float64(subspace):
     """The subspace with projections in float64: in float32 factors differ with the population."""
     subspace._projections = [
-        replace(layer, down=layer.down.double(), up=layer.up.double())
+        replace(
+            layer,
+            down=[part.double() for part in layer.down],
+            up=[part.double() for part in layer.up],
+        )
         for layer in subspace._projections
     ]
 

@@ -56,7 +56,8 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "torchao": {"model.quantize"},
     "tqdm": {"fewshot.classifier"},
     "transformers": {
-        "data", "fewshot", "model.checkpoint", "model.preflight", "model.quantize",
+        "data", "fewshot", "model.attention", "model.backbone", "model.checkpoint",
+        "model.preflight", "model.quantize",
     },
     "yaml": {"data.task"},
 }  # fmt: skip

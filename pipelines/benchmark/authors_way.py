@@ -36,12 +36,12 @@ def _low_rank_terms(backbone: Backbone, layers: Mapping[int, LayerLora]) -> Iter
             for name, factors in lora.factors.items():
                 linear = backbone.layers[index].maps[name]
                 module = backbone.model.get_submodule(linear.path)
-                handle = module.register_forward_hook(_adder(linear.columns, factors))
+                handle = module.register_forward_hook(_adder(linear.place.columns, factors))
                 stack.callback(handle.remove)
         yield
 
 
-def _adder(columns: slice, factors: LoraFactors) -> Any:
+def _adder(columns: slice | Tensor, factors: LoraFactors) -> Any:
     def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         down, up = factors.down[0].to(output.dtype), factors.up[0].to(output.dtype)
         output[..., columns] += (args[0] @ down) @ up

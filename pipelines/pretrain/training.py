@@ -150,9 +150,7 @@ class Pretraining:
             target = ids[:, 1:][real[:, 1:]]
         with torch.autocast("cpu", torch.bfloat16):
             body = self.model.get_submodule(self._family.body)
-            hidden = body(
-                input_ids=shown, attention_mask=real.long(), **self._family.forward_options
-            ).last_hidden_state
+            hidden = body(input_ids=shown, attention_mask=real.long()).last_hidden_state
             logits = self.model.lm_head(hidden[guessed])
         return functional.cross_entropy(logits.float(), target)
 
@@ -184,7 +182,7 @@ class Pretraining:
             information = np.log(pairs * pairs.sum() / np.outer(counts, counts))
         left, scale, _ = np.linalg.svd(np.maximum(information, 0))
         start = left[:, :width] * np.sqrt(scale[:width])
-        weight = self.model.get_submodule(self._family.embedding).weight
+        weight = self.model.get_input_embeddings().weight
         with torch.no_grad():
             weight += torch.from_numpy(start * (0.05 / start.std())).to(weight)
             if (bias := self.model.lm_head.bias if self._masked else None) is not None:

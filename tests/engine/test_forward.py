@@ -58,10 +58,22 @@ def watch(module):
     return rows
 
 
+def count(module, monkeypatch):
+    """How many rows a module's own function works on, noted a call."""
+    own, rows = module.forward, []
+
+    def counting(x):
+        rows.append(x[..., 0].numel())
+        return own(x)
+
+    monkeypatch.setattr(module, "forward", counting)
+    return rows
+
+
 def part(backbone, layer, name):
     """A module of one layer: up or down of its FFN."""
     family = backbone.architecture.family
-    return backbone.model.get_submodule(f"{family.layers}.{layer}.{getattr(family.parts, name)}")
+    return backbone.model.get_submodule(f"{family.layers}.{layer}.{getattr(family, name)}")
 
 
 @pytest.mark.parametrize("block", [0, 1, 2])
@@ -258,10 +270,11 @@ def test_another_generation_of_the_same_layer_passes_no_prefix(family, batch):
 
 @pytest.mark.parametrize("tokens", [20, 90, 200, 10_000])
 @pytest.mark.parametrize("block", [0, 1, 2])
-def test_candidates_share_the_frozen_maps_of_the_searched_layer(batch, block, tokens):
+def test_candidates_share_the_frozen_maps_of_the_searched_layer(batch, block, tokens, monkeypatch):
     backbone = Backbone(tiny_model("roberta"))
     subspace = subspace_of(backbone, batch)
-    rows = {name: watch(backbone.layers[block].maps[name].module) for name in ("q", "k", "v")}
+    maps = backbone.layers[block].maps
+    rows = {name: count(maps[name].module, monkeypatch) for name in ("q", "k", "v")}
     solution, candidates = some_solution(7)
     engine = Engine(limited(backbone, tokens=tokens), batch, LABELS)
     logits_of(engine, subspace, solution, block, candidates)
@@ -294,7 +307,7 @@ def test_vocabulary_head_never_runs(batch, family, monkeypatch):
     def refuse(*_arguments):
         raise AssertionError("the vocabulary head ran")
 
-    decoder = backbone.model.get_submodule(backbone.architecture.family.decoder)
+    decoder = backbone.model.get_output_embeddings()
     monkeypatch.setattr(decoder, "forward", refuse)
     evaluator, _ = evaluator_of(backbone, batch, LABELS)
     solution, candidates = some_solution()

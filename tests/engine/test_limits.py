@@ -32,7 +32,7 @@ RUN_OUT = {
 
 def up(backbone, layer):
     family = backbone.architecture.family
-    return backbone.model.get_submodule(f"{family.layers}.{layer}.{family.parts.up}")
+    return backbone.model.get_submodule(f"{family.layers}.{layer}.{family.up}")
 
 
 def watch(backbone):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dfolora.model.factors import LinearMap, LoraFactors
+from dfolora.model.factors import LinearMap, LoraFactors, MapPlace, beside
 
 CLOSE = {"rtol": 0, "atol": 1e-5}  # float32 products of width 32, other summation order
 
@@ -19,24 +19,47 @@ def random_factors(candidates, width=32, rank=2):
     )
 
 
-@pytest.mark.parametrize("shape", [(32,), (5, 32), (2, 3, 5, 32)])
-@pytest.mark.parametrize("name", ["q", "k", "v", "o"])
-def test_map_is_its_columns_of_the_modules_output(backbone, name, shape):
-    """In GPT-2 the maps q, k and v are one module."""
-    for layer in backbone.layers:
-        linear, x = layer.maps[name], draw(*shape)
-        expected = linear.module(x.reshape(-1, 32))[..., linear.columns].reshape(shape)
-        torch.testing.assert_close(linear(x), expected, **CLOSE)
+def test_maps_of_a_fused_module_share_its_columns_out(backbone):
+    places = backbone.architecture.maps
+    fused = {name for name in "qkv" if places[name].d_module > places[name].d_out}
+    assert fused in (set(), set("qkv"))
+    for name in fused:
+        assert places[name].d_module == sum(places[other].d_out for other in "qkv")
+    columns = [torch.arange(96)[places[name].columns] for name in sorted(fused)]
+    assert sorted(torch.cat(columns).tolist() if columns else range(96)) == list(range(96))
 
 
-def test_map_may_be_a_block_of_rows_of_a_fused_linear():
-    module = torch.nn.Linear(8, 24).requires_grad_(False)
-    module.weight.copy_(draw(24, 8, seed=5))
-    for block in range(3):
-        columns = slice(8 * block, 8 * block + 8)
-        linear = LinearMap(module=module, path="", columns=columns, d_in=8, d_out=8, d_module=24)
-        x = draw(2, 5, 8)
-        torch.testing.assert_close(linear(x), module(x)[..., columns], **CLOSE)
+@pytest.mark.parametrize("columns", [slice(8, 16), torch.tensor([3, 0, 23, 9])])
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_factors_beside_each_other_are_each_maps_own(columns, candidates):
+    """Of two maps in one module: what is added to its output is added to their columns."""
+    module, width = torch.nn.Linear(8, 24), len(torch.arange(24)[columns])
+    maps = [
+        LinearMap(
+            module=module,
+            path="",
+            place=MapPlace(module="", columns=where, d_in=8, d_out=d_out, d_module=24),
+        )
+        for where, d_out in ((slice(16, 24), 8), (columns, width))
+    ]
+    factors = [
+        LoraFactors(down=draw(candidates, 8, rank), up=draw(candidates, rank, d_out, seed=1))
+        for rank, d_out in ((2, 8), (3, width))
+    ]
+    x, zero = draw(1, 5, 8, seed=2), torch.zeros(1, 5, 24)
+    expected = torch.zeros(candidates, 5, 24)
+    for linear, own in zip(maps, factors, strict=True):
+        expected[..., linear.place.columns] += (x @ own.down) @ own.up
+    got = beside(list(zip(maps, factors, strict=True)))
+    assert got.down.shape[-1] == 5
+    torch.testing.assert_close(got.added(zero, x), expected, **CLOSE)
+
+
+def test_factors_of_a_whole_module_are_as_they_were():
+    place = MapPlace(module="", columns=slice(0, 32), d_in=32, d_out=32, d_module=32)
+    factors = random_factors(3)
+    linear = LinearMap(module=torch.nn.Linear(32, 32), path="", place=place)
+    assert beside([(linear, factors)]) is factors
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ def merged_model(backbone: Backbone, layers):
             weight = model.get_parameter(f"{linear.path}.weight")
             update = factors.down[0] @ factors.up[0]
             if isinstance(linear.module, torch.nn.Linear):
-                weight.data[linear.columns] += update.T
+                weight.data[linear.place.columns] += update.T
             else:
-                weight.data[:, linear.columns] += update
+                weight.data[:, linear.place.columns] += update
     return model
 
 

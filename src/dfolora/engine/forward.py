@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dfolora.data import Batch
 from dfolora.errors import UserError, is_shortage
-from dfolora.model import Backbone, Intervention, Pack, Sequences
+from dfolora.model import Backbone, Intervention, Pack, Packed, Sequences
 
 COARSE = {"cpu": False, "cuda": True}
 """Whether lengths are grouped coarsely for attention."""
@@ -41,8 +41,8 @@ class Engine:
         backbone: The frozen model.
         batch: The encoded examples.
         label_ids: ``(C,)``, the label words' token ids.
-        carry: Whether to keep what enters the searched layer, M H numbers in all, for the next
-            call; else each call starts from the embeddings.
+        carry: Whether to keep what enters the searched layer, ``carried_numbers`` a token, for the
+            next call; else each call starts from the embeddings.
 
     Raises:
         UserError: The memory allowed does not hold one candidate on the longest example.
@@ -104,7 +104,7 @@ class Engine:
         logits = torch.empty(shape, device=self._backbone.device)
         for prefix in self._prefixes:
             pack = prefix.pack
-            hidden = self._through(pack, self._backbone.embed(pack), answers_only=places is None)
+            hidden = self._through(*self._backbone.embed(pack), answers_only=places is None)
             if places is None:
                 read = hidden[0, :, None]
             else:
@@ -130,11 +130,12 @@ class Engine:
         for prefix in self._prefixes:
             pack = prefix.pack
             if searched is None:
-                hidden = self._backbone.embed(pack)
-                logits[:, pack.rows] = self._finish(pack, hidden, 0, incumbents)
+                hidden, packed = self._backbone.embed(pack)
+                logits[:, pack.rows] = self._finish(hidden, packed, 0, incumbents)
                 continue
             for part, hidden in self._searched_layer(prefix, incumbents, searched):
-                logits[part, pack.rows] = self._finish(pack, hidden, searched.layer + 1, incumbents)
+                above = searched.layer + 1
+                logits[part, pack.rows] = self._finish(hidden, prefix.packed, above, incumbents)
             if not self._carry:
                 prefix.forget()
         return logits
@@ -143,25 +144,27 @@ class Engine:
         self, prefix: "_Prefix", incumbents: Interventions, searched: Intervention
     ) -> Iterator[tuple[slice, Tensor]]:
         """The searched layer's output, some candidates at a time: ``(P or fewer, M or N, H)``."""
-        hidden, pack = prefix.at(searched.layer, incumbents), prefix.pack
+        hidden, packed = prefix.at(searched.layer, incumbents), prefix.packed
         layer, last = self._backbone.layers[searched.layer], self._is_last(searched.layer)
         shared = None
-        for part in _slices(searched.population, self._tokens // pack.size):
+        for part in _slices(searched.population, self._tokens // prefix.pack.size):
             some = searched.part(part)
-            entered = some.enter(hidden, pack)
+            entered = some.enter(hidden, prefix.pack)
             if shared is None or entered is not hidden:
-                shared = layer.project(entered, pack, answers_only=last)
-            yield part, layer.attend(shared, pack, some.factors)
+                shared = layer.project(entered, packed, answers_only=last)
+            yield part, layer.attend(shared, packed, some.factors)
 
-    def _finish(self, pack: Pack, hidden: Tensor, start: int, incumbents: Interventions) -> Tensor:
+    def _finish(
+        self, hidden: Tensor, packed: Packed, start: int, incumbents: Interventions
+    ) -> Tensor:
         """Logits from the input of layer ``start``: ``(P, N, C)``."""
-        hidden = self._through(pack, hidden, start, incumbents)
+        hidden = self._through(hidden, packed, start, incumbents)
         return self._backbone.label_logits(hidden, self._label_ids)
 
     def _through(
         self,
-        pack: Pack,
         hidden: Tensor,
+        packed: Packed,
         start: int = 0,
         incumbents: Interventions = NOTHING,
         *,
@@ -171,7 +174,7 @@ class Engine:
         for index in range(start, len(self._backbone.layers)):
             trimmed = answers_only and self._is_last(index)
             hidden = self._backbone.layers[index](
-                hidden, pack, incumbents.get(index), answers_only=trimmed
+                hidden, packed, incumbents.get(index), answers_only=trimmed
             )
         return hidden
 
@@ -193,7 +196,7 @@ class Engine:
             return sys.maxsize
         size = self._backbone.dtype.itemsize
         lengths = self._sequences.lengths
-        carried = int(lengths.sum()) * architecture.width * size if self._carry else 0
+        carried = int(lengths.sum()) * architecture.carried_numbers * size if self._carry else 0
         a_token = architecture.live_numbers * size
         # Half for the candidates, half for what they share.
         fitting, longest = (allowed - carried) // (2 * a_token), int(lengths.max())
@@ -255,22 +258,30 @@ class _Prefix:
         self._backbone = backbone
         self._passed: list[Intervention | None] = []
         self._hidden: Tensor | None = None
+        self._packed: Packed | None = None
 
     def at(self, layer: int, incumbents: Interventions) -> Tensor:
         """The input of a layer, ``(1, M, H)``; computes only what is new since the last call."""
         passing = [incumbents.get(index) for index in range(layer)]
         unchanged = all(old is new for old, new in zip(self._passed, passing, strict=False))
         if self._hidden is None or len(self._passed) > layer or not unchanged:
-            self._hidden, self._passed = self._backbone.embed(self.pack), []
+            self._hidden, self._packed = self._backbone.embed(self.pack)
+            self._passed = []
         # Noted layer by layer, so that whoever interrupts this may go on later.
         for index in range(len(self._passed), layer):
-            hidden = self._backbone.layers[index](self._hidden, self.pack, passing[index])
+            hidden = self._backbone.layers[index](self._hidden, self.packed, passing[index])
             self._hidden, self._passed = hidden, passing[: index + 1]
         return self._hidden
 
+    @property
+    def packed(self) -> Packed:
+        """The pack as layers take it, once ``at`` was called."""
+        assert self._packed is not None
+        return self._packed
+
     def forget(self) -> None:
         """Drop what is carried."""
-        self._hidden, self._passed = None, []
+        self._hidden, self._packed, self._passed = None, None, []
 
 
 def _needed(batch: Batch, *, causal: bool) -> Sequences:

@@ -4,11 +4,13 @@ Architecture and Checkpoint tell of a model before its weights are loaded; Backb
 Interventions are LoRA factors or soft prompts of one layer, for a whole population.
 """
 
-from dfolora.model.architecture import FAMILIES, Architecture
+from dfolora.model.architecture import Architecture
 from dfolora.model.backbone import Backbone
 from dfolora.model.checkpoint import Checkpoint
 from dfolora.model.factors import LoraFactors
+from dfolora.model.families import FAMILIES
 from dfolora.model.intervention import Intervention, LayerLora, SoftPrompt
+from dfolora.model.layer import Packed
 from dfolora.model.limits import Limits
 from dfolora.model.packing import Pack, Sequences
 from dfolora.model.peft_export import load_adapter, save_adapter
@@ -23,6 +25,7 @@ __all__ = [
     "Limits",
     "LoraFactors",
     "Pack",
+    "Packed",
     "Sequences",
     "SoftPrompt",
     "load_adapter",

@@ -1,188 +1,24 @@
-"""A model's family, layers, maps and sizes, known before its weights are loaded.
+"""A model's family, layers, maps and sizes, known before its weights are loaded."""
 
-A new family is one entry in ``FAMILIES``.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.nn import functional
 
-from dfolora.data import Kind
 from dfolora.errors import UserError
+from dfolora.model.factors import MapPlace
+from dfolora.model.families import FAMILIES, UNSUPPORTED, Family
 from dfolora.validation import subset, whole
-
-
-@dataclass(frozen=True, kw_only=True)
-class MapPlace:
-    """Where a layer stores one of its attention maps."""
-
-    module: str
-    """Dotted name inside the layer."""
-    block: int = 0
-    """This map's index among the ``blocks`` equal parts of the module's output columns."""
-    blocks: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerParts:
-    """Dotted names, inside a layer, of the modules around its attention maps."""
-
-    attention: str
-    """The module with the attention scores' ``scaling`` and ``is_causal``."""
-    attention_norm: str
-    up: str
-    activation: str
-    down: str
-    ffn_norm: str
-    norm_first: bool
-    """Whether norms come before attention and FFN (GPT-2), or after the residual sums (BERT)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """Where one ``model_type`` of transformers stores its parts."""
-
-    kind: Kind
-    """``masked``: the answer is read at the mask; ``causal``: at the last token."""
-    body: str
-    """The model without its vocabulary head; its output is ``last_hidden_state``."""
-    layers: str
-    embedding: str
-    decoder: str
-    """The vocabulary head's last module; its weight has one row per token."""
-    maps: Mapping[str, MapPlace]
-    parts: LayerParts
-    input_first: bool
-    """Whether weights are stored as (input, output), as in GPT-2, not as (output, input)."""
-    embed: Callable[[Any, Tensor], Tensor]
-    """``(model, input_ids (B, T)) -> (B, T, H)``: what enters layer 0."""
-    transform: Callable[[Any, Tensor], Tensor]
-    """``(model, hidden (B, H)) -> (B, H)``: everything between the last layer and ``decoder``."""
-    body_transforms: bool
-    """Whether ``transform`` belongs to ``body``, as in GPT-2, or to the head."""
-    caches: bool
-    """Whether attention accepts cached keys and values, which prefix tuning needs."""
-    forward_options: Mapping[str, Any]
-
-
-def _roberta_embed(model: Any, input_ids: Tensor) -> Tensor:
-    return model.roberta.embeddings(input_ids=input_ids)
-
-
-def _bert_embed(model: Any, input_ids: Tensor) -> Tensor:
-    return model.bert.embeddings(input_ids=input_ids)
-
-
-def _gpt2_embed(model: Any, input_ids: Tensor) -> Tensor:
-    body = model.transformer
-    return body.wte(input_ids) + body.wpe.weight[: input_ids.shape[1]]
-
-
-def _roberta_transform(model: Any, hidden: Tensor) -> Tensor:
-    head = model.lm_head
-    return head.layer_norm(functional.gelu(head.dense(hidden)))
-
-
-def _bert_transform(model: Any, hidden: Tensor) -> Tensor:
-    return model.cls.predictions.transform(hidden)
-
-
-def _gpt2_transform(model: Any, hidden: Tensor) -> Tensor:
-    return model.transformer.ln_f(hidden)
-
-
-_ENCODER_MAPS = {
-    "q": MapPlace(module="attention.self.query"),
-    "k": MapPlace(module="attention.self.key"),
-    "v": MapPlace(module="attention.self.value"),
-    "o": MapPlace(module="attention.output.dense"),
-}
-_ENCODER_PARTS = LayerParts(
-    attention="attention.self",
-    attention_norm="attention.output.LayerNorm",
-    up="intermediate.dense",
-    activation="intermediate.intermediate_act_fn",
-    down="output.dense",
-    ffn_norm="output.LayerNorm",
-    norm_first=False,
-)
-_GPT2_PARTS = LayerParts(
-    attention="attn",
-    attention_norm="ln_1",
-    up="mlp.c_fc",
-    activation="mlp.act",
-    down="mlp.c_proj",
-    ffn_norm="ln_2",
-    norm_first=True,
-)
-FAMILIES: Mapping[str, Family] = {
-    "roberta": Family(
-        kind="masked",
-        body="roberta",
-        layers="roberta.encoder.layer",
-        embedding="roberta.embeddings.word_embeddings",
-        decoder="lm_head.decoder",
-        maps=_ENCODER_MAPS,
-        parts=_ENCODER_PARTS,
-        input_first=False,
-        embed=_roberta_embed,
-        transform=_roberta_transform,
-        body_transforms=False,
-        caches=True,
-        forward_options={},
-    ),
-    "bert": Family(
-        kind="masked",
-        body="bert",
-        layers="bert.encoder.layer",
-        embedding="bert.embeddings.word_embeddings",
-        decoder="cls.predictions.decoder",
-        maps=_ENCODER_MAPS,
-        parts=_ENCODER_PARTS,
-        input_first=False,
-        embed=_bert_embed,
-        transform=_bert_transform,
-        body_transforms=False,
-        caches=True,
-        forward_options={},
-    ),
-    "gpt2": Family(
-        kind="causal",
-        body="transformer",
-        layers="transformer.h",
-        embedding="transformer.wte",
-        decoder="lm_head",
-        maps={
-            "q": MapPlace(module="attn.c_attn", block=0, blocks=3),
-            "k": MapPlace(module="attn.c_attn", block=1, blocks=3),
-            "v": MapPlace(module="attn.c_attn", block=2, blocks=3),
-            "o": MapPlace(module="attn.c_proj"),
-        },
-        parts=_GPT2_PARTS,
-        input_first=True,
-        embed=_gpt2_embed,
-        transform=_gpt2_transform,
-        body_transforms=True,
-        caches=True,
-        forward_options={"use_cache": False},
-    ),
-}
-
 
 SIZES = (
     "num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings",
     "vocab_size",
 )  # fmt: skip
 """Sizes that every family has, by transformers' common names."""
-
-
-def _ffn_width(config: Any) -> int:
-    """The FFN's width; GPT-2's may be None, which means four times the hidden size."""
-    width = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
-    return width or 4 * config.hidden_size
+FFN_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim")
+"""What configurations call the FFN's width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +28,11 @@ class Architecture:
     family: Family
     layers: int
     width: int
-    """H, the hidden size; every attention map is H x H."""
+    """H, the hidden size."""
     heads: int
+    kv_heads: int
+    """Heads of keys and values; several heads of queries may share one."""
+    head_width: int
     ffn_width: int
     max_length: int
     """Longest input in tokens, special tokens included."""
@@ -211,42 +50,95 @@ class Architecture:
         Raises:
             UserError: The model type is not supported, or a size is invalid.
         """
-        family = FAMILIES.get(config.model_type)
-        if family is None:
-            raise UserError(
-                f"The model is of type {config.model_type!r}; supported are {', '.join(FAMILIES)}. "
-                f"To add one, write its entry in FAMILIES (src/dfolora/model/architecture.py)."
-            )
+        family = _family(config)
         for size in SIZES:
             whole(getattr(config, size, None), f"the model's {size}", least=1)
-        if config.hidden_size % config.num_attention_heads:
+        heads, width = config.num_attention_heads, config.hidden_size
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_width = getattr(config, "head_dim", None)
+        if not head_width and width % heads:
             raise UserError(
-                f"The model's hidden_size={config.hidden_size} does not divide into "
-                f"num_attention_heads={config.num_attention_heads} equal parts; correct its "
-                f"config.json or model.architecture."
+                f"The model's hidden_size={width} does not divide into "
+                f"num_attention_heads={heads} equal parts; correct its config.json or "
+                f"model.architecture."
             )
-        if config.model_type == "roberta":
+        if heads % kv_heads:
+            raise UserError(
+                f"The model's num_attention_heads={heads} cannot share "
+                f"num_key_value_heads={kv_heads} evenly; correct its config.json or "
+                f"model.architecture."
+            )
+        if family.padding_first:
             whole(config.pad_token_id, "the model's pad_token_id", least=0)
-        # RoBERTa numbers its positions from the padding id + 1 on.
-        offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+        offset = config.pad_token_id + 1 if family.padding_first else 0
+        ffn_width = next(filter(None, (getattr(config, x, None) for x in FFN_WIDTHS)), 4 * width)
         return cls(
             family=family,
             layers=config.num_hidden_layers,
-            width=config.hidden_size,
-            heads=config.num_attention_heads,
-            ffn_width=_ffn_width(config),
+            width=width,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_width=head_width or width // heads,
+            ffn_width=ffn_width,
             max_length=config.max_position_embeddings - offset,
             quantized=quantized,
         )
 
     @property
+    def maps(self) -> dict[str, MapPlace]:
+        """The attention maps q, k, v and o of every layer."""
+        own, shared = self.heads * self.head_width, self.kv_heads * self.head_width
+        widths = {"q": own, "k": shared, "v": shared}
+        total, first = sum(widths.values()), 0
+        places = dict[str, MapPlace]()
+        for name, d_out in widths.items():
+            columns: slice | Tensor = slice(0, d_out)
+            if self.family.fused == "side by side":
+                columns = slice(first, first + d_out)
+            elif self.family.fused == "by head":
+                each = torch.arange(total).view(self.heads, 3, self.head_width)
+                columns = each[:, len(places)].flatten()
+            places[name] = MapPlace(
+                module=self.family.maps[name],
+                columns=columns,
+                d_in=self.width,
+                d_out=d_out,
+                d_module=d_out if self.family.fused == "apart" else total,
+            )
+            first += d_out
+        places["o"] = MapPlace(
+            module=self.family.maps["o"],
+            columns=slice(0, self.width),
+            d_in=own,
+            d_out=self.width,
+            d_module=self.width,
+        )
+        return places
+
+    @property
+    def map_numbers(self) -> int:
+        """Weights of a layer's attention maps."""
+        return sum(place.d_in * place.d_out for place in self.maps.values())
+
+    @property
+    def ffn_numbers(self) -> int:
+        """Weights of a layer's FFN."""
+        return self.family.ffn_maps * self.width * self.ffn_width
+
+    @property
+    def carried_numbers(self) -> int:
+        """Numbers per token that enter a layer: its input, and rotary positions of two kinds."""
+        return self.width + 4 * self.head_width * self.family.rotary
+
+    @property
     def live_numbers(self) -> int:
         """An upper bound on the numbers per token that a layer holds at once.
 
-        They are the input, its norm, q, k, v, their context and the output, and twice the FFN's
-        width, for its activation may not work in place.
+        They are the input, its norm, q, k, v, their context and the output, and for each map of the
+        FFN its width, for its activation may not work in place.
         """
-        return 8 * self.width + 2 * self.ffn_width
+        attention = 2 * (self.heads + self.kv_heads) * self.head_width
+        return 4 * self.width + attention + self.family.ffn_maps * self.ffn_width
 
     def check_targets(self, targets: Sequence[str], where: str = "targets") -> None:
         """Raise UserError if the targets are not distinct attention maps."""
@@ -263,9 +155,9 @@ class Architecture:
                 v are named.
         """
         places = self.family.maps
-        modules = dict.fromkeys(places[name].module for name in maps)
+        modules = dict.fromkeys(places[name] for name in maps)
         for module in modules:
-            held = [name for name, place in places.items() if place.module == module]
+            held = [name for name, place in places.items() if place == module]
             if missing := [name for name in held if name not in maps]:
                 raise UserError(
                     f"Got {', '.join(maps)}, but this model keeps {', '.join(held)} in one module, "
@@ -273,3 +165,26 @@ class Architecture:
                     f"none of them."
                 )
         return tuple(modules)
+
+
+def _family(config: Any) -> Family:
+    kind = config.model_type
+    if kind in UNSUPPORTED:
+        raise UserError(
+            f"Models of type {kind!r} cannot be run exactly: {UNSUPPORTED[kind]}. Supported are "
+            f"{', '.join(FAMILIES)}."
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"The model is an encoder-decoder ({kind}); supported are masked and causal language "
+            f"models: {', '.join(FAMILIES)}."
+        )
+    family = FAMILIES.get(kind)
+    if family is None:
+        raise UserError(
+            f"The model is of type {kind!r}; supported are {', '.join(FAMILIES)}. To add one, "
+            f"write its entry in FAMILIES (src/dfolora/model/families.py)."
+        )
+    if not getattr(config, "do_layer_norm_before", True):  # OPT-350M alone
+        family = replace(family, norm_first=False)
+    return family

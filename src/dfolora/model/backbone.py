@@ -1,18 +1,22 @@
 """The frozen language model: the only module that touches a ``transformers`` model's insides."""
 
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from dfolora.errors import UserError
 from dfolora.model.architecture import Architecture
 from dfolora.model.factors import LinearMap
-from dfolora.model.layer import Layer
+from dfolora.model.layer import Layer, Packed
 from dfolora.model.limits import TOKENS, Limits
-from dfolora.model.packing import Pack
+from dfolora.model.packing import Group, Pack
+from dfolora.model.swapping import forwards
 
 
 class Backbone:
@@ -41,10 +45,12 @@ class Backbone:
         quantized = any(type(weight) is not nn.Parameter for weight in model.parameters())
         self.architecture = Architecture.of(model.config, quantized=quantized)
         self._family = self.architecture.family
-        modules = model.get_submodule(self._family.layers)
+        self._body: nn.Module = model.get_submodule(self._family.body)
+        self._decoder: Any = model.get_output_embeddings()
+        self._modules = list(model.get_submodule(self._family.layers))
         self.layers = [
-            Layer(module, self._maps(module, f"{self._family.layers}.{index}"), self.architecture)
-            for index, module in enumerate(modules)
+            Layer(module, index, self._maps(module, f"{self._family.layers}.{index}"), self._family)
+            for index, module in enumerate(self._modules)
         ]
         """The transformer layers, on packed sequences."""
 
@@ -72,16 +78,37 @@ class Backbone:
     @property
     def embedding(self) -> Tensor:
         """The word embeddings, ``(V, H)``."""
-        return self.model.get_submodule(self._family.embedding).weight
+        return self.model.get_input_embeddings().weight
 
     @torch.inference_mode()
-    def embed(self, pack: Pack) -> Tensor:
-        """The input of layer 0: ``(1, M, H)``."""
-        hidden = [
-            group.packed(self._family.embed(self.model, group.input_ids).flatten(0, 1)[None])
-            for group in pack.groups
-        ]
-        return torch.cat(hidden, dim=1)
+    def embed(self, pack: Pack) -> tuple[Tensor, Packed]:
+        """The input of layer 0, ``(1, M, H)``, and what goes with the pack through all layers."""
+        entering = [self._entering(group) for group in pack.coarse]
+        joined = dict[int, Any]()
+        by_layer = zip(*(arguments for _hidden, arguments in entering), strict=True)
+        arguments = [_joined(parts, joined) for parts in by_layer]
+        hidden = torch.cat([hidden for hidden, _arguments in entering], dim=1)
+        return hidden, Packed(pack=pack, arguments=arguments)
+
+    def _entering(self, group: Group) -> tuple[Tensor, list[dict[str, Any]]]:
+        """What the body gives its first layer, and all layers beside it, without padding."""
+        given: list[tuple[Tensor, Mapping[str, Any]]] = []
+
+        def noting(module: nn.Module) -> Callable[..., Tensor]:
+            signature = inspect.signature(module.forward)
+
+            def note(hidden: Tensor, *others: Any, **named: Any) -> Tensor:
+                given.append((hidden, signature.bind(hidden, *others, **named).arguments))
+                return hidden
+
+            return note
+
+        mask = None if group.keys is None else group.keys.long()
+        with forwards({module: noting(module) for module in self._modules}):
+            self.forward(input_ids=group.input_ids, attention_mask=mask)
+        packed = dict[int, Any]()  # many layers are given the same
+        arguments = [_packed(_named(arguments), group, packed) for _hidden, arguments in given]
+        return _packed(given[0][0], group, packed), arguments
 
     @torch.inference_mode()
     def label_logits(self, hidden: Tensor, label_ids: Tensor) -> Tensor:
@@ -94,12 +121,12 @@ class Backbone:
         Returns:
             ``(..., C)``, float32.
         """
-        return self._decoded(self._family.transform(self.model, hidden), label_ids)
+        return self._head(self._final(hidden), label_ids)
 
     @torch.inference_mode()
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         """Logits of all V tokens: ``(..., H) -> (..., V)``, float32; see `label_logits`."""
-        return self._decoded(self._family.transform(self.model, hidden), slice(None))
+        return self._head(self._final(hidden), slice(None))
 
     def forward(self, **inputs: Any) -> Tensor:
         """The model's own padded forward, before the head; gradients pass.
@@ -111,34 +138,91 @@ class Backbone:
         Returns:
             ``(n, T, H)``.
         """
-        body = self.model.get_submodule(self._family.body)
-        return body(**inputs, **self._family.forward_options).last_hidden_state
+        if self._family.kind == "causal":
+            inputs = {"use_cache": False} | inputs
+        return self._body(**inputs).last_hidden_state
 
     def answer_logits(self, hidden: Tensor, label_ids: Tensor) -> Tensor:
         """As ``label_logits``, from the output of ``forward`` at the answers; gradients pass."""
-        if not self._family.body_transforms:
-            hidden = self._family.transform(self.model, hidden)
-        return self._decoded(hidden, label_ids)
+        return self._head(hidden, label_ids)
 
-    def _decoded(self, transformed: Tensor, tokens: Tensor | slice) -> Tensor:
-        decoder = self.model.get_submodule(self._family.decoder)
-        bias = None if decoder.bias is None else decoder.bias[tokens].float()
-        with torch.autocast(transformed.device.type, enabled=False):
-            return functional.linear(transformed.float(), decoder.weight[tokens].float(), bias)
+    def _final(self, hidden: Tensor) -> Tensor:
+        """What the body does after its last layer."""
+        for path in self._family.final:
+            parent, _, name = path.rpartition(".")
+            module = getattr(self.model.get_submodule(parent), name, None)
+            hidden = hidden if module is None else module(hidden)
+        return hidden
+
+    def _head(self, hidden: Tensor, tokens: Tensor | slice) -> Tensor:
+        """The model's own head on what its body gives, for some tokens only: ``(..., _)``."""
+
+        def decoded(transformed: Tensor) -> Tensor:
+            bias = getattr(self._decoder, "bias", None)
+            bias = None if bias is None else bias[tokens].float()
+            weight = self._decoder.weight[tokens].float()
+            with torch.autocast(transformed.device.type, enabled=False):
+                return functional.linear(transformed.float(), weight, bias)
+
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        body = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=rows)
+        with forwards({self._body: lambda *_given, **_named: body, self._decoder: decoded}):
+            return self.model(input_ids=None).logits.view(*hidden.shape[:-1], -1)
 
     def _maps(self, layer: Any, path: str) -> dict[str, LinearMap]:
-        width = self.architecture.width
         return {
             name: LinearMap(
                 module=layer.get_submodule(place.module),
                 path=f"{path}.{place.module}",
-                columns=slice(place.block * width, (place.block + 1) * width),
-                d_in=width,
-                d_out=width,
-                d_module=place.blocks * width,
+                place=place,
             )
-            for name, place in self._family.maps.items()
+            for name, place in self.architecture.maps.items()
         }
+
+
+UNUSED = ("self", "hidden_states", "attention_mask", "position_ids", "kwargs")
+"""Arguments that a layer is not given again. Its attention has a mask of our own, and position ids
+serve kernels that find sequences by them."""
+
+
+def _named(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a layer is given beside its hidden states, by name."""
+    named = {**arguments, **arguments.get("kwargs", {})}
+    return {
+        name: value
+        for name, value in named.items()
+        if name not in UNUSED and value is not None and value is not False
+    }
+
+
+def _packed(value: Any, group: Group, known: dict[int, Any]) -> Any:
+    """Tensors without padding, ``(n or 1, T, ...) -> (1, _, ...)``, in whatever holds them."""
+    if isinstance(value, dict):
+        return {name: _packed(part, group, known) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_packed(part, group, known) for part in value)
+    if isinstance(value, Tensor):
+        if id(value) not in known:
+            whole = value.expand(group.count, *value.shape[1:]).flatten(0, 1)[None]
+            known[id(value)] = group.packed(whole)
+        return known[id(value)]
+    if isinstance(value, (bool, int, str)):
+        return value
+    raise UserError(f"The model gives its layers a {type(value).__name__}, which cannot be packed.")
+
+
+def _joined(parts: Sequence[Any], known: dict[int, Any]) -> Any:
+    """The groups' tensors one after another, in whatever holds them."""
+    first = parts[0]
+    if isinstance(first, dict):
+        return {name: _joined([part[name] for part in parts], known) for name in first}
+    if isinstance(first, tuple):
+        return tuple(_joined(each, known) for each in zip(*parts, strict=True))
+    if isinstance(first, Tensor):
+        if id(first) not in known:
+            known[id(first)] = torch.cat(list(parts), dim=1)
+        return known[id(first)]
+    return first
 
 
 def _nbytes(tensor: Tensor) -> int:

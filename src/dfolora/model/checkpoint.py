@@ -85,7 +85,7 @@ class Checkpoint:
             expected = expected_shapes(config, where)
             if folder.is_dir():
                 self._check_weights(config)
-                check_files(folder, expected, Architecture.of(config).family.body)
+                check_files(folder, expected, Architecture.of(config).family.prefix)
         return config
 
     @property

@@ -4,12 +4,25 @@ Low-rank adaptation (Hu et al. 2021) in the row-vector convention of Jin, Liu, T
 ``x W + s (x A) B`` with ``A = down`` and ``B = up``. Letters: P candidates, M tokens, r rank.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapPlace:
+    """Where a layer stores one of its attention maps."""
+
+    module: str
+    """Dotted name inside the layer."""
+    columns: slice | Tensor
+    """The map's columns in the module's output."""
+    d_in: int
+    d_out: int
+    d_module: int
+    """Output width of the whole module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,31 +33,8 @@ class LinearMap:
     """``nn.Linear`` or transformers' ``Conv1D``; its output contains the map's."""
     path: str
     """The module's dotted name in the model."""
-    columns: slice
-    """The map's columns in the module's output."""
-    d_in: int
-    d_out: int
-    d_module: int
-    """Output width of the whole module."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """``(..., d_in) -> (..., d_out)``; a fused module's other maps are not computed."""
-        if self.d_module == self.d_out:
-            return self.module(x)
-        weight, bias = self._own
-        if isinstance(self.module, nn.Linear):
-            return functional.linear(x, weight, bias)
-        rows = x.reshape(-1, self.d_in)
-        return torch.addmm(bias, rows, weight).view(*x.shape[:-1], self.d_out)
-
-    @cached_property
-    def _own(self) -> tuple[Tensor, Tensor]:
-        """Views of this map's part of the module's weight and bias."""
-        weight, bias = self.module.get_parameter("weight"), self.module.get_parameter("bias")
-        with torch.inference_mode(mode=False):  # int8 tensors cannot be sliced in it
-            if isinstance(self.module, nn.Linear):
-                return weight[self.columns], bias[self.columns]
-            return weight[:, self.columns], bias[self.columns]
+    place: MapPlace
+    """The map's sizes, and its columns in the module's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,3 +75,23 @@ class LoraFactors:
     def to(self, dtype: torch.dtype) -> "LoraFactors":
         """The factors, rounded to another type."""
         return LoraFactors(down=self.down.to(dtype), up=self.up.to(dtype))
+
+
+def beside(parts: Sequence[tuple[LinearMap, LoraFactors]]) -> LoraFactors:
+    """One module's factors: those of its maps side by side, r being the sum of theirs.
+
+    Args:
+        parts: The maps that are adapted, all in one module, and their factors.
+    """
+    (linear, factors), *others = parts
+    if not others and linear.place.d_module == linear.place.d_out:
+        return factors
+    candidates = max(len(factors.down) for _linear, factors in parts)
+    ups = []
+    for linear, factors in parts:
+        _, rank, _ = factors.up.shape
+        up = factors.up.new_zeros(candidates, rank, linear.place.d_module)
+        up[..., linear.place.columns] = factors.up
+        ups.append(up)
+    downs = [factors.down.expand(candidates, -1, -1) for _linear, factors in parts]
+    return LoraFactors(down=torch.cat(downs, dim=2), up=torch.cat(ups, dim=1))

@@ -1,39 +1,62 @@
-"""A frozen transformer layer on packed sequences, for one candidate or many at once.
+"""A frozen layer of the model on packed sequences, for one candidate or many at once.
 
+The layer is transformers' own: its modules run as they are, but for those of the attention maps,
+which give what has been computed for all candidates at once, with each one's low-rank terms added.
 The leading axis of all tensors is that of candidates. It has length 1 as long as all candidates
 agree, so that shared work is done once; it grows to P where their factors first differ.
 Letters: P candidates, M tokens and N sequences of a pack, H hidden size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfolora.model.architecture import Architecture
-from dfolora.model.factors import LinearMap, LoraFactors
+from dfolora.model.attention import Attending, attending_in_packs
+from dfolora.model.factors import LinearMap, LoraFactors, beside
+from dfolora.model.families import Family
 from dfolora.model.intervention import Intervention
-from dfolora.model.packing import Group, Pack
+from dfolora.model.packing import Pack
+from dfolora.model.swapping import forwards
 
-GELUS = {"GELUActivation": "none", "NewGELUActivation": "tanh", "GELUTanh": "tanh"}
-"""Activations of transformers that torch has as one fused GELU, and its ``approximate``."""
+IN_PLACE: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "GELUActivation": torch.ops.aten.gelu_,
+    "NewGELUActivation": partial(torch.ops.aten.gelu_, approximate="tanh"),
+    "GELUTanh": partial(torch.ops.aten.gelu_, approximate="tanh"),
+    "SiLUActivation": partial(functional.silu, inplace=True),
+}
+"""Activations of transformers that torch has as one operation, which writes over the FFN's widest
+tensor instead of making others beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A pack, and what the model's body tells its layers of it."""
+
+    pack: Pack
+    arguments: Sequence[Mapping[str, Any]]
+    """A layer's arguments beside the hidden states and the mask, such as rotary positions, by
+    layer; tensors are ``(1, M, ...)``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Projected:
     """A layer's frozen projections of its input, before any factors are added."""
 
-    inputs: Mapping[str, Tensor]
-    """Inputs of the maps q, k and v, ``(P, M or N, H)``."""
-    outputs: Mapping[str, Tensor]
-    """Their outputs, of the same shape."""
-    residual: Tensor
-    """The residual stream that attention is added to, ``(P, M or N, H)``."""
+    hidden: Tensor
+    """The layer's input where its output is wanted, ``(P, M or N, H)``."""
+    normed: Tensor
+    """What its attention reads, ``(P, M, H)``."""
+    inputs: Mapping[nn.Module, Tensor]
+    """Of the modules that hold q, k and v: ``(P, M, H)``; of q's own only what asks."""
+    outputs: Mapping[nn.Module, Tensor]
+    """Their outputs, ``(P, M, d_module)``."""
     answers_only: bool
-    """Whether only the N answer positions have queries."""
+    """Whether the output is wanted at the N answers alone."""
 
 
 class Layer:
@@ -41,31 +64,32 @@ class Layer:
 
     Args:
         module: The layer of transformers.
+        index: Its number.
         maps: Its attention maps q, k, v and o.
-        architecture: The model's.
+        family: The model's.
     """
 
     def __init__(
-        self, module: nn.Module, maps: Mapping[str, LinearMap], architecture: Architecture
+        self, module: nn.Module, index: int, maps: Mapping[str, LinearMap], family: Family
     ) -> None:
-        parts = architecture.family.parts
         self.maps = maps
-        self._heads = architecture.heads
-        self._norm_first = parts.norm_first
-        self._attention_norm = module.get_submodule(parts.attention_norm)
-        self._ffn_norm = module.get_submodule(parts.ffn_norm)
-        self._up = module.get_submodule(parts.up)
-        self._down = module.get_submodule(parts.down)
-        self._activation = module.get_submodule(parts.activation)
-        self._gelu = GELUS.get(type(self._activation).__name__)
-        attention: Any = module.get_submodule(parts.attention)
-        self._scale = float(attention.scaling)
-        self._causal = bool(attention.is_causal)
+        self._module = module
+        self._index = index
+        self._attention = module.get_submodule(family.attention)
+        self._norm = module.get_submodule(family.attention_norm) if family.norm_first else None
+        self._inward = list(dict.fromkeys(maps[name].module for name in "qkv"))
+        self._asking = maps["q"].module if len(self._inward) == 3 else None
+        self._outward = maps["o"].module
+        self._activations = {
+            part: IN_PLACE[name]
+            for part in module.modules()
+            if (name := type(part).__name__) in IN_PLACE
+        }
 
     def __call__(
         self,
         hidden: Tensor,
-        pack: Pack,
+        packed: Packed,
         intervention: Intervention | None = None,
         *,
         answers_only: bool = False,
@@ -75,81 +99,81 @@ class Layer:
         In a causal model, sequences must then end at their answers.
         """
         if intervention is None:
-            return self.attend(self.project(hidden, pack, answers_only=answers_only), pack, {})
-        entered = intervention.enter(hidden, pack)
-        projected = self.project(entered, pack, answers_only=answers_only)
-        return self.attend(projected, pack, intervention.factors)
+            return self.attend(self.project(hidden, packed, answers_only=answers_only), packed, {})
+        entered = intervention.enter(hidden, packed.pack)
+        projected = self.project(entered, packed, answers_only=answers_only)
+        return self.attend(projected, packed, intervention.factors)
 
-    def project(self, hidden: Tensor, pack: Pack, *, answers_only: bool = False) -> Projected:
+    def project(self, hidden: Tensor, packed: Packed, *, answers_only: bool = False) -> Projected:
         """Apply the frozen maps q, k and v; candidates with the same input share the result."""
-        normed = self._attention_norm(hidden) if self._norm_first else hidden
-        asking = normed[:, pack.answers] if answers_only else normed
-        inputs = {"q": asking, "k": normed, "v": normed}
+        normed = hidden if self._norm is None else self._norm(hidden)
+        inputs = dict.fromkeys(self._inward, normed)
+        if answers_only and self._asking is not None:
+            inputs[self._asking] = normed[:, packed.pack.answers]
         return Projected(
+            hidden=hidden[:, packed.pack.answers] if answers_only else hidden,
+            normed=normed,
             inputs=inputs,
-            outputs={name: self.maps[name](x) for name, x in inputs.items()},
-            residual=hidden[:, pack.answers] if answers_only else hidden,
+            outputs={module: module(x) for module, x in inputs.items()},
             answers_only=answers_only,
         )
 
     def attend(
-        self, projected: Projected, pack: Pack, factors: Mapping[str, LoraFactors]
+        self, projected: Projected, packed: Packed, factors: Mapping[str, LoraFactors]
     ) -> Tensor:
         """Add the factors and run the rest of the layer."""
-        q, k, v = (
-            _adapted(projected.outputs[name], projected.inputs[name], factors.get(name))
-            for name in ("q", "k", "v")
-        )
-        context = self._attention(q, k, v, pack, projected.answers_only)
-        hidden = _adapted(self.maps["o"](context), context, factors.get("o"))
-        hidden += projected.residual
-        if self._norm_first:
-            return self._feed_forward(self._ffn_norm(hidden)).add_(hidden)
-        hidden = self._attention_norm(hidden)
-        return self._ffn_norm(self._feed_forward(hidden).add_(hidden))
+        normed, pack = projected.normed, packed.pack
+        population = max([len(normed), *(len(own.down) for own in factors.values())])
+        whole = normed.expand(population, -1, -1)
+        at_answers = (lambda x: x[:, pack.answers]) if projected.answers_only else _unchanged
+        attend, outward = self._attention.forward, self._outward.forward
 
-    def _feed_forward(self, hidden: Tensor) -> Tensor:
-        wide = self._up(hidden)
-        if self._gelu is None:
-            return self._down(self._activation(wide))
-        torch.ops.aten.gelu_(wide, approximate=self._gelu)
-        return self._down(wide)
-
-    def _attention(self, q: Tensor, k: Tensor, v: Tensor, pack: Pack, answers_only: bool) -> Tensor:
-        """Attention within each group, without padding: ``(P, M or N, H)``."""
-        population = max(map(len, (q, k, v)))
-        contexts = []
-        for group in pack.groups:
-            asking = group.sequences if answers_only else group.tokens
-            mask = None if group.keys is None else self._mask(group, answers_only, population)
-            queries = q[:, asking] if answers_only else group.padded(q[:, asking])
-            keys, values = group.padded(k[:, group.tokens]), group.padded(v[:, group.tokens])
-            context = functional.scaled_dot_product_attention(
-                self._by_head(queries, group, population),
-                self._by_head(keys, group, population),
-                self._by_head(values, group, population),
-                attn_mask=mask,
-                is_causal=self._causal and mask is None and not answers_only,
-                scale=self._scale,
+        def adapted(module: nn.Module) -> Tensor:
+            output = self._added(
+                module, projected.outputs[module], projected.inputs[module], factors
             )
-            context = context.transpose(1, 2).reshape(population, -1, q.shape[-1])
-            contexts.append(context if answers_only else group.packed(context))
-        return torch.cat(contexts, dim=1)
+            if projected.answers_only and module is self._asking:
+                spread = output.new_zeros(len(output), pack.size, output.shape[-1])
+                output = spread.index_copy_(1, pack.answers, output)
+            return output.expand(population, -1, -1)
 
-    def _by_head(self, x: Tensor, group: Group, population: int) -> Tensor:
-        """``(P or 1, n T, H) -> (P n, heads, T, H / heads)``."""
-        x = x.unflatten(1, (group.count, -1)).unflatten(-1, (self._heads, -1))
-        return x.expand(population, -1, -1, -1, -1).flatten(0, 1).transpose(1, 2)
+        def attended(*given: Any, **named: Any) -> Any:
+            named.pop("hidden_states", None)
+            return attend(whole, *given[1:], **named)
 
-    def _mask(self, group: Group, answers_only: bool, population: int) -> Tensor:
-        """The attention mask of a padded group: ``(P n, 1, T or 1, T)``, bool."""
-        assert group.keys is not None
-        mask = group.keys[:, None, None, :]
-        if self._causal and not answers_only:
-            length = group.keys.shape[1]
-            mask = mask & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-        return mask.repeat(population, 1, 1, 1)
+        def out(context: Tensor) -> Tensor:
+            context = at_answers(context)
+            return self._added(self._outward, outward(context), context, factors)
+
+        functions: dict[nn.Module, Callable[..., Any]] = {
+            module: _giving(adapted(module)) for module in self._inward
+        }
+        functions |= self._activations
+        functions |= {self._attention: attended, self._outward: out}
+        if self._norm is not None:
+            functions[self._norm] = _giving(at_answers(normed))
+        with attending_in_packs(self._attention), forwards(functions):
+            return self._module(
+                projected.hidden,
+                attention_mask=Attending(pack=pack, answers_only=projected.answers_only),
+                **packed.arguments[self._index],
+            )
+
+    def _added(
+        self, module: nn.Module, output: Tensor, x: Tensor, factors: Mapping[str, LoraFactors]
+    ) -> Tensor:
+        """The module's output at ``x``, with the factors of the maps that it holds."""
+        held = [
+            (linear, factors[name])
+            for name, linear in self.maps.items()
+            if linear.module is module and name in factors
+        ]
+        return beside(held).added(output, x) if held else output
 
 
-def _adapted(output: Tensor, x: Tensor, factors: LoraFactors | None) -> Tensor:
-    return output if factors is None else factors.added(output, x)
+def _giving(result: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda _x: result
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x

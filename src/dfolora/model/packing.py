@@ -3,7 +3,7 @@
 Letters: N sequences, n of them in a group, T their length, M tokens of a pack.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from math import ceil, log
@@ -35,15 +35,23 @@ class Group:
         """n, the number of sequences."""
         return len(self.input_ids)
 
+    @property
+    def length(self) -> int:
+        """T, the length of the longest."""
+        return self.input_ids.shape[1]
+
     def padded(self, x: Tensor) -> Tensor:
-        """Spread the tokens over all positions, zeros at padding: ``(P, _, H) -> (P, n T, H)``."""
+        """Spread the tokens over all positions, zeros at padding.
+
+        ``(P, _, ...) -> (P, n T, ...)``
+        """
         if self.places is None:
             return x
-        positions = x.new_zeros(len(x), self.input_ids.numel(), x.shape[-1])
+        positions = x.new_zeros(len(x), self.input_ids.numel(), *x.shape[2:])
         return positions.index_copy_(1, self.places, x)
 
     def packed(self, x: Tensor) -> Tensor:
-        """Drop the padding: ``(P, n T, H) -> (P, _, H)``."""
+        """Drop the padding: ``(P, n T, ...) -> (P, _, ...)``."""
         return x if self.places is None else x[:, self.places]
 
 
@@ -54,6 +62,9 @@ class Pack:
     rows: Tensor
     """Their row numbers in the batch, ``(N,)``."""
     groups: Sequence[Group]
+    """Those of attention."""
+    coarse: Sequence[Group]
+    """The same sequences in few groups, for what costs little at a position."""
     starts: Tensor
     """The first token of each sequence among the M, ``(N,)``."""
     answers: Tensor
@@ -97,20 +108,32 @@ class Sequences:
     def _pack(self, taken: list[int], device: torch.device, coarse: bool) -> Pack:
         rows, lengths = torch.tensor(taken), self.lengths[taken].tolist()
         starts = [0, *accumulate(lengths)]
-        groups, first = [], 0
-        for _length, members in groupby(lengths, key=_coarse if coarse else None):
-            last = first + len(list(members))
-            tokens, sequences = slice(starts[first], starts[last]), slice(first, last)
-            groups.append(self._group(rows[sequences], tokens, sequences, device))
-            first = last
+        few = self._groups(rows, starts, _coarse, device)
         begins = torch.tensor(starts[:-1])
         return Pack(
             rows=rows.to(device),
-            groups=groups,
+            groups=few if coarse else self._groups(rows, starts, int, device),
+            coarse=few,
             starts=begins.to(device),
             answers=(begins + self.answer[rows]).to(device),
             size=starts[-1],
         )
+
+    def _groups(
+        self,
+        rows: Tensor,
+        starts: Sequence[int],
+        kind: Callable[[int], int],
+        device: torch.device,
+    ) -> list[Group]:
+        """Neighbours whose lengths are of one kind."""
+        groups, first = [], 0
+        for _kind, members in groupby(self.lengths[rows].tolist(), key=kind):
+            last = first + len(list(members))
+            tokens, sequences = slice(starts[first], starts[last]), slice(first, last)
+            groups.append(self._group(rows[sequences], tokens, sequences, device))
+            first = last
+        return groups
 
     def _group(self, rows: Tensor, tokens: slice, sequences: slice, device: torch.device) -> Group:
         lengths = self.lengths[rows, None]

@@ -5,12 +5,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from dfolora.model.backbone import Backbone
-from dfolora.model.factors import LinearMap, LoraFactors
+from dfolora.model.factors import LinearMap, LoraFactors, beside
 from dfolora.model.intervention import LayerLora
 
 PEFT_PREFIX = "base_model.model."
@@ -35,10 +33,10 @@ def save_adapter(folder: Path, backbone: Backbone, layers: Iterable[LayerLora]) 
     tensors = {}
     ranks = {}
     for path, parts in modules.items():
-        down, up = _fused(parts)
-        tensors[f"{PEFT_PREFIX}{path}.lora_A.weight"] = down
-        tensors[f"{PEFT_PREFIX}{path}.lora_B.weight"] = up
-        ranks[path] = len(down)
+        whole = beside(parts)
+        tensors[f"{PEFT_PREFIX}{path}.lora_A.weight"] = whole.down[0].T.cpu().contiguous()
+        tensors[f"{PEFT_PREFIX}{path}.lora_B.weight"] = whole.up[0].T.cpu().contiguous()
+        ranks[path] = whole.down.shape[-1]
     rank = max(ranks.values())
     others = {path: value for path, value in ranks.items() if value != rank}
     config = {
@@ -78,7 +76,7 @@ def load_adapter(folder: Path, backbone: Backbone) -> dict[int, LayerLora]:
                 continue
             rank = config["rank_pattern"].get(linear.path, config["r"])
             alpha = config["alpha_pattern"].get(linear.path, config["lora_alpha"])
-            up = tensors[key % "B"][linear.columns] * (alpha / rank)
+            up = tensors[key % "B"][linear.place.columns] * (alpha / rank)
             used = up.any(0)  # a fused module has ranks of its other maps, which are 0 here
             if used.any():
                 factors[name] = LoraFactors(
@@ -88,15 +86,3 @@ def load_adapter(folder: Path, backbone: Backbone) -> dict[int, LayerLora]:
         if factors:
             layers[index] = LayerLora(layer=index, factors=factors)
     return layers
-
-
-def _fused(parts: list[tuple[LinearMap, LoraFactors]]) -> tuple[Tensor, Tensor]:
-    """PEFT's A ``(r, d_in)`` and B ``(d_out, r)`` of one module, r summed over its maps."""
-    d_out = parts[0][0].d_module
-    downs, ups = [], []
-    for linear, factors in parts:
-        downs.append(factors.down[0].T)
-        up = torch.zeros(d_out, factors.up.shape[1])
-        up[linear.columns] = factors.up[0].T.cpu()
-        ups.append(up)
-    return torch.cat(downs).cpu().contiguous(), torch.cat(ups, dim=1).contiguous()

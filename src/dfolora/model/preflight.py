@@ -51,7 +51,7 @@ def expected_shapes(config: Any, where: str) -> Mapping[str, Shape]:
         UserError: No such model can be built, or it needs more memory than the machine has.
     """
     architecture = Architecture.of(config)
-    layer = 4 * architecture.width**2 + 2 * architecture.width * architecture.ffn_width
+    layer = architecture.map_numbers + architecture.ffn_numbers
     numbers = architecture.layers * layer + config.vocab_size * architecture.width
     check_room(2 * numbers, f"The model of {where}", "choose a smaller one")
     with (
@@ -65,7 +65,7 @@ def expected_shapes(config: Any, where: str) -> Mapping[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def check_files(folder: Path, expected: Mapping[str, Shape], body: str) -> None:
+def check_files(folder: Path, expected: Mapping[str, Shape], prefix: str) -> None:
     """Raise UserError unless a folder's weights can be read and have the model's shapes.
 
     Missing and superfluous tensors are the loader's to report.
@@ -73,7 +73,7 @@ def check_files(folder: Path, expected: Mapping[str, Shape], body: str) -> None:
     Args:
         folder: The model's folder, with ``config.json``.
         expected: From ``expected_shapes``.
-        body: The prefix that checkpoints without a head, such as GPT-2's, leave out of names.
+        prefix: What checkpoints without a head, such as GPT-2's, leave out of names.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -85,7 +85,7 @@ def check_files(folder: Path, expected: Mapping[str, Shape], body: str) -> None:
         )
     for path in files:
         for name, shape in _shapes(path).items():
-            wanted = expected.get(name, expected.get(f"{body}.{name}", shape))
+            wanted = expected.get(name, expected.get(f"{prefix}.{name}", shape))
             if shape != wanted:
                 raise UserError(
                     f"{path} holds {name} of shape {shape}, the model of config.json has {wanted}: "

@@ -6,7 +6,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dfolora.errors import UserError
-from dfolora.model.architecture import FAMILIES
+from dfolora.model.families import FAMILIES
 
 
 def check_torchao() -> None:

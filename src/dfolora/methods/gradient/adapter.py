@@ -51,7 +51,7 @@ class Adapter:
         """Adapters start as the identity, since their last layers start at zero."""
         architecture = backbone.architecture
         family = architecture.family
-        modules = {"attention": family.maps["o"].module, "ffn": family.parts.down}
+        modules = {"attention": family.maps["o"], "ffn": family.down}
         with drawn(seed):
             adapters = {
                 f"{family.layers}.{layer}.{modules[place]}": _Bottleneck(

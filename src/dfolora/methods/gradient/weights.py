@@ -82,15 +82,15 @@ class BitFit:
 
     def _modules(self, architecture: Architecture) -> list[str]:
         """Dotted names inside a layer."""
-        maps, parts = architecture.family.maps, architecture.family.parts
-        places = {name: getattr(parts, name) for name in OTHERS}
+        maps = architecture.family.maps
+        places = {name: getattr(architecture.family, name) for name in OTHERS}
         subset(self.biases, "method.trained.biases", (*maps, *places))
         whole = architecture.whole_modules([name for name in self.biases if name in maps])
         return [*whole, *(places[name] for name in self.biases if name in places)]
 
 
 OTHERS = ("up", "down", "attention_norm", "ffn_norm")
-"""Modules with a bias other than attention maps, by their names in ``LayerParts``."""
+"""Modules with a bias other than attention maps, by their names in ``Family``."""
 
 
 class _Reading(nn.Module):

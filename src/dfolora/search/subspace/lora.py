@@ -102,34 +102,37 @@ class LoraSubspaceSpec:
         for name in self.targets:
             linear = backbone.layers[layer].maps[name]
             rng = stream(seed, f"projection/{layer}/{name}")
-            down.append(_normal(rng, (fan_in, linear.d_in * self.rank), normal_std))
-            shape = (fan_in, self.rank * linear.d_out)
+            down.append(_normal(rng, (fan_in, linear.place.d_in * self.rank), normal_std))
+            shape = (fan_in, self.rank * linear.place.d_out)
             up.append(
                 _uniform(rng, shape, 1 / np.sqrt(fan_in))
                 if uniform_b
                 else _normal(rng, shape, normal_std)
             )
-        stacked = Projections(down=torch.stack(down), up=torch.stack(up))
-        return stacked.pinned() if backbone.device.type == "cuda" else stacked
+        drawn = Projections(down=down, up=up)
+        return drawn.pinned() if backbone.device.type == "cuda" else drawn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Projections:
-    """One layer's random matrices, float32, stacked over the adapted maps (M of them)."""
+    """One layer's random matrices, float32, one for each of the M adapted maps."""
 
-    down: Tensor
-    """``(M, d / 2M, d_in * r)``."""
-    up: Tensor
-    """``(M, d / 2M, r * d_out)``."""
+    down: Sequence[Tensor]
+    """``(d / 2M, d_in * r)`` each."""
+    up: Sequence[Tensor]
+    """``(d / 2M, r * d_out)`` each."""
 
     @property
     def stored(self) -> int:
         """Numbers in the layer's factors."""
-        return sum(len(part) * part.shape[-1] for part in (self.down, self.up))
+        return sum(part.shape[-1] for part in (*self.down, *self.up))
 
     def pinned(self) -> "Projections":
         """In pinned memory: the GPU holds one layer's projections at a time."""
-        return Projections(down=self.down.pin_memory(), up=self.up.pin_memory())
+        return Projections(
+            down=[part.pin_memory() for part in self.down],
+            up=[part.pin_memory() for part in self.up],
+        )
 
 
 class LoraSubspace:
@@ -160,24 +163,21 @@ class LoraSubspace:
     def intervention(self, block: int, candidates: NDArray[np.float64]) -> LayerLora:
         """The LoRA factors of P candidates for one layer: ``(P, d) -> LayerLora``, float32."""
         spec, projections = self.spec, self._projections[block]
-        down, up = (
-            part.to(self._device, non_blocking=True) for part in (projections.down, projections.up)
-        )
-        z = torch.from_numpy(candidates).to(down)
+        dtype = projections.down[0].dtype
+        z = torch.from_numpy(candidates).to(self._device, dtype)
         # Parts are ordered A_1, B_1, A_2, B_2, ... over the targets.
         parts = z.reshape(len(z), len(spec.targets), 2, -1)
-        downs = torch.einsum("pmf,mfo->mpo", parts[:, :, 0], down)
-        ups = torch.einsum("pmf,mfo->mpo", parts[:, :, 1], up) * spec.scaling
-        return LayerLora(
-            layer=block,
-            factors={
-                name: LoraFactors(
-                    down=downs[index].reshape(len(z), -1, spec.rank),
-                    up=ups[index].reshape(len(z), spec.rank, -1),
-                )
-                for index, name in enumerate(spec.targets)
-            },
-        )
+        factors = {}
+        for index, name in enumerate(spec.targets):
+            down, up = (
+                parts[:, index, half] @ drawn[index].to(self._device, non_blocking=True)
+                for half, drawn in enumerate((projections.down, projections.up))
+            )
+            factors[name] = LoraFactors(
+                down=down.reshape(len(z), -1, spec.rank),
+                up=up.reshape(len(z), spec.rank, -1) * spec.scaling,
+            )
+        return LayerLora(layer=block, factors=factors)
 
     def incumbents(
         self, solution: NDArray[np.float64], *, without: int | None = None

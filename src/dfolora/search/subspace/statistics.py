@@ -44,10 +44,10 @@ def layer_stds(
         answer=torch.zeros_like(real),
     )
     packs = list(sequences.packs(STATISTICS_TOKENS, backbone.device))
-    hidden = [backbone.embed(pack) for pack in packs]
+    entering = [backbone.embed(pack) for pack in packs]
     for layer in backbone.layers[:-1]:
-        hidden = [layer(*entering) for entering in zip(hidden, packs, strict=True)]
-        yield clipped_std(torch.cat(hidden, dim=1))
+        entering = [(layer(hidden, packed), packed) for hidden, packed in entering]
+        yield clipped_std(torch.cat([hidden for hidden, _packed in entering], dim=1))
 
 
 def clipped_std(values: Tensor) -> float:

@@ -1,0 +1,130 @@
+"""Every family runs on packed sequences as transformers' own padded forward runs it."""
+
+from itertools import chain, combinations, cycle
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from dfolora.engine.forward import Engine
+from dfolora.errors import UserError
+from dfolora.model import save_adapter
+from dfolora.model.architecture import Architecture
+from dfolora.model.backbone import Backbone
+from dfolora.model.families import FAMILIES, UNSUPPORTED
+from dfolora.model.quantize import quantize_layers
+from tests.conftest import random_batch, tiny_model
+from tests.families import CONFIGS
+from tests.reference import one_candidate
+from tests.searching import evaluator_of, some_solution, subspace_of
+
+LABELS = torch.tensor([7, 50, 99])
+TARGETS = [
+    "".join(maps) for maps in chain.from_iterable(combinations("qkvo", n) for n in range(1, 5))
+]
+LENGTHS, ANSWERS = [3, 64, 3, 40, 19, 17, 4, 64, 3], [0, 63, 2, 20, 18, 9, 0, 31, 1]
+CLOSE = {"rtol": 0, "atol": 1e-5}  # float32, other summation order
+
+
+@pytest.fixture(params=CONFIGS)
+def name(request):
+    return request.param
+
+
+def test_every_family_is_here():
+    assert {config["model_type"] for config in CONFIGS.values()} == set(FAMILIES)
+    assert not set(UNSUPPORTED) & set(FAMILIES)
+
+
+@pytest.mark.usefixtures("grouping")
+def test_losses_and_ranks_are_those_of_merged_weights(name):
+    """All sets of maps, over all layers, populations, and lengths up to the limit."""
+    backbone, batch = Backbone(tiny_model(name)), random_batch(LENGTHS, ANSWERS)
+    for targets, block, size in zip(TARGETS, cycle([0, 1, 2]), cycle([1, 2, 7, 2]), strict=False):
+        evaluator, subspace = evaluator_of(backbone, batch, LABELS, targets=tuple(targets))
+        solution, population = some_solution(size)
+        got = evaluator(solution, block, population).losses
+        expected = one_candidate.losses(
+            backbone, subspace, batch, LABELS, solution, block, population
+        )
+        np.testing.assert_allclose(got, expected, **CLOSE)
+        assert list(np.argsort(got)) == list(np.argsort(expected))
+        assert np.ptp(expected) > 3e-5 or size == 1  # the candidates do differ
+
+
+def test_logits_of_the_whole_vocabulary_are_the_models_own(name):
+    """At several places of a row, with whatever the head does to logits."""
+    backbone, batch = Backbone(tiny_model(name)), random_batch(LENGTHS, ANSWERS)
+    places = torch.stack([batch.answer, batch.answer // 2], dim=1)
+    got = Engine(backbone, batch, LABELS).vocabulary(places)
+    model = backbone.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    expected = model.logits[torch.arange(len(places))[:, None], places]
+    torch.testing.assert_close(got, expected, **CLOSE)
+    assert expected.std() > 0.01
+
+
+def test_padding_on_the_left_changes_nothing(name):
+    """In transformers' own forward, for models that number positions by the mask or are told."""
+    backbone, lengths = Backbone(tiny_model(name)), [3, 17, 40]
+    if backbone.architecture.family.kind == "masked":
+        pytest.skip("masked models are padded on the right")
+    batch = random_batch(lengths, [length - 1 for length in lengths])
+    rows = [row[:length] for row, length in zip(batch.input_ids, lengths, strict=True)]
+    ids, mask = torch.ones_like(batch.input_ids), torch.zeros_like(batch.input_ids)
+    for row, (given, length) in enumerate(zip(rows, lengths, strict=True)):
+        ids[row, -length:], mask[row, -length:] = given, 1
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        model = backbone.model(input_ids=ids, attention_mask=mask, position_ids=positions)
+    got = Engine(backbone, batch, LABELS)({})[0]
+    torch.testing.assert_close(got, model.logits[:, -1, LABELS], **CLOSE)
+
+
+def test_peft_gives_the_engines_logits(name, tmp_path):
+    backbone, batch = Backbone(tiny_model(name)), random_batch(LENGTHS, ANSWERS)
+    subspace = subspace_of(backbone, batch, targets=("q", "k", "v", "o"))
+    incumbents = subspace.incumbents(some_solution()[0])
+    save_adapter(tmp_path, backbone, incumbents.values())
+    adapted = PeftModel.from_pretrained(tiny_model(name), str(tmp_path)).eval()
+    expected = Engine(backbone, batch, LABELS)(incumbents)[0]
+    got = one_candidate.answer_logits(adapted, batch, LABELS)
+    torch.testing.assert_close(got, expected, rtol=0, atol=3e-5)  # logits up to 10
+    base = one_candidate.answer_logits(tiny_model(name), batch, LABELS)
+    assert (expected - base).abs().max() > 1e-3
+
+
+def test_weights_in_8_bits_run(name):
+    """As the model's own forward has them, which torchao's rounded weights run too."""
+    pytest.importorskip("torchao")
+    model = tiny_model(name)
+    quantize_layers(model)
+    batch = random_batch(LENGTHS, ANSWERS)
+    got = Engine(Backbone(model), batch, LABELS)({})[0]
+    torch.testing.assert_close(got, one_candidate.answer_logits(model, batch, LABELS), **CLOSE)
+
+
+def test_sizes_are_those_of_the_weights(name):
+    """Of every map, of the FFN as a whole, and of the longest input."""
+    backbone = Backbone(tiny_model(name))
+    architecture = backbone.architecture
+    for layer in backbone.layers:
+        for map_name, linear in layer.maps.items():
+            place = architecture.maps[map_name]
+            shape = sorted(linear.module.weight.shape)
+            assert shape == sorted((place.d_in, place.d_module))
+            assert len(torch.arange(place.d_module)[place.columns]) == place.d_out
+    family = architecture.family
+    inside = backbone.model.get_submodule(f"{family.layers}.1")
+    every = {part for part in inside.modules() if hasattr(part, "weight") and part.weight.ndim == 2}
+    maps = {linear.module for linear in backbone.layers[1].maps.values()}
+    assert sum(part.weight.numel() for part in maps) == architecture.map_numbers
+    assert sum(part.weight.numel() for part in every - maps) == architecture.ffn_numbers
+    assert architecture.max_length == 64
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_what_cannot_be_exact_is_refused_with_the_reason(kind):
+    config = type("Config", (), {"model_type": kind})()
+    with pytest.raises(UserError, match=f"{kind}.* cannot be run exactly: .*Supported are bert"):
+        Architecture.of(config)
