@@ -53,7 +53,7 @@ def test_shipped_file_is_the_same_task_by_file_and_by_hydra(path):
     assert task.name == path.stem
     assert task == Task.from_mapping(composed(path.stem))
     own = {"bbt"} if path.stem in ("sst2", "agnews") else set()  # where BBT's prompts are others
-    assert {"released", "published", "gap3"} | own == set(task.prompts)
+    assert {"released", "published", "natural", "gap3"} | own == set(task.prompts)
     for variant in ("released", "gap3"):
         assert {"masked", "causal"} == set(task.prompts[variant])
 

@@ -16,6 +16,8 @@ from dfolora.validation import check_keys, file_name, flag, mapping, text, text_
 Kind = Literal["masked", "causal"]
 """How a model answers: by filling a mask, or by continuing the prompt."""
 
+BEFORE = "a"
+"""What a natural label word follows, to see which tokens it then has."""
 LabelWordStyle = Literal["released", "natural"]
 """``released``: the bare word, as in the authors' code; ``natural``: with a space before it."""
 
@@ -275,9 +277,8 @@ def label_word_ids(
     """
     if style not in get_args(LabelWordStyle):
         raise UserError(f"Label word style {style!r} is unknown; choose released or natural.")
-    space = " " if style == "natural" else ""
     words = prompt.label_words
-    encoded = [tokenizer.encode(space + word, add_special_tokens=False) for word in words]
+    encoded = [_pieces(tokenizer, word, style) for word in words]
     for word, ids in zip(words, encoded, strict=True):
         if not ids or ids[0] == tokenizer.unk_token_id:
             raise UserError(
@@ -287,13 +288,21 @@ def label_word_ids(
     first = [ids[0] for ids in encoded]
     if clashing := [n for n, token in enumerate(first) if first.count(token) > 1]:
         pieces = [tokenizer.convert_ids_to_tokens(encoded[n]) for n in clashing]
-        advice = "choose" if space else "set label_words=natural or choose"
+        advice = "choose" if style == "natural" else "set label_words=natural or choose"
         raise UserError(
             f"Label words {[words[n] for n in clashing]} start with the same token for "
             f"{tokenizer.name_or_path} (pieces {pieces}), so their classes cannot be told apart; "
             f"{advice} other words."
         )
     return tuple(first)
+
+
+def _pieces(tokenizer: "PreTrainedTokenizerBase", word: str, style: LabelWordStyle) -> list[int]:
+    """The word's tokens. Of SentencePiece's, a space alone would be the first of most words'."""
+    if style == "released":
+        return tokenizer.encode(word, add_special_tokens=False)
+    before = tokenizer.encode(BEFORE, add_special_tokens=False)
+    return tokenizer.encode(f"{BEFORE} {word}", add_special_tokens=False)[len(before) :]
 
 
 def _read(path: Path) -> Mapping[str, Any]:

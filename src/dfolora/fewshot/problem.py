@@ -79,10 +79,11 @@ class ProblemSpec:
     root: str | None = None
     """A folder of local files; None for the task's own source."""
     prompt: str = "released"
-    """The prompt's variant: ``released``, ``published``, or, where a task has them, ``bbt`` (from
-    BBT's code, causal) and ``gap3`` (GAP3's fields and label words)."""
+    """The prompt's variant: ``released``, ``published``, ``natural`` (ours, plain English), or, where
+    a task has them, ``bbt`` (from BBT's code, causal) and ``gap3`` (GAP3's fields and label words)."""
     label_words: LabelWordStyle = "released"
-    """``released`` (the bare word) or ``natural`` (with a space before it)."""
+    """``released`` (the bare word) or ``natural`` (with a space before it), which those of the
+    natural prompts always are."""
     readout: Readout = "last_token"
     """Where a causal model answers: ``last_token`` or ``released`` (the last padded column)."""
     overlong: str = "truncate"
@@ -134,7 +135,8 @@ class ProblemSpec:
         """
         self.check(task, kind)
         prompt = task.prompt(self.prompt, kind)
-        label_ids = label_word_ids(prompt, tokenizer, self.label_words)
+        style = "natural" if self.prompt == "natural" else self.label_words
+        label_ids = label_word_ids(prompt, tokenizer, style)
         limit = min(self.max_length, max_length)
         if self.overlong == "released":
             eligible = fits(train, prompt, tokenizer, max_length=limit)
