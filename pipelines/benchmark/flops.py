@@ -9,27 +9,58 @@ examples, T tokens of the longest, M tokens of all, H hidden size, V words, C cl
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dfolora.model import Architecture
+
+TARGETS = ("q", "k")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """Sizes of a model, a LoRA and a task."""
 
-    width: int
-    """H; the FFN is 4 H wide."""
-    layers: int
+    architecture: Architecture
     vocabulary: int
     """V."""
     rank: int
     """r."""
     classes: int
     """C."""
-    causal: bool
-    """Whether the vocabulary head has no dense layer of its own, as GPT-2's."""
+
+    @property
+    def word(self) -> int:
+        """FLOPs of one word's logit at one position."""
+        return 2 * self.architecture.width
 
     @property
     def dense(self) -> int:
-        """FLOPs of the head's dense layer at one position."""
-        return 0 if self.causal else 2 * self.width**2
+        """FLOPs of the dense layer that a masked model's head has, at one position."""
+        masked = self.architecture.family.kind == "masked"
+        return 2 * self.architecture.width**2 if masked else 0
+
+    def maps(self, names: Sequence[str]) -> int:
+        """FLOPs of these attention maps at one token."""
+        places = self.architecture.maps
+        return sum(2 * places[name].d_in * places[name].d_out for name in names)
+
+    @property
+    def feed_forward(self) -> int:
+        """FLOPs of a layer's FFN at one token."""
+        return 2 * self.architecture.ffn_numbers
+
+    @property
+    def attention(self) -> int:
+        """FLOPs of a query with one key: its score, and its part of the result."""
+        return 4 * self.architecture.heads * self.architecture.head_width
+
+    def factors(self, name: str) -> int:
+        """FLOPs of one map's low-rank term at one token, added to its columns alone."""
+        place = self.architecture.maps[name]
+        return 2 * self.rank * (place.d_in + place.d_out)
+
+    @property
+    def apart(self) -> bool:
+        """Whether q, k and v have a module each."""
+        return self.architecture.family.fused == "apart"
 
 
 def flops_authors(shape: Shape, lengths: Sequence[int]) -> int:
@@ -42,9 +73,10 @@ def flops_authors(shape: Shape, lengths: Sequence[int]) -> int:
         lengths: Tokens of each example.
     """
     padded, longest = len(lengths) * max(lengths), max(lengths)
-    layer = padded * (_maps(shape) + 4 * shape.width * longest)
-    head = padded * (shape.dense + 2 * shape.width * shape.vocabulary)
-    return shape.layers * layer + head
+    token = shape.maps("qkvo") + shape.feed_forward + sum(map(shape.factors, TARGETS))
+    layer = padded * (token + shape.attention * longest)
+    head = padded * (shape.dense + shape.word * shape.vocabulary)
+    return shape.architecture.layers * layer + head
 
 
 def flops_engine(
@@ -60,23 +92,28 @@ def flops_engine(
         advanced: Layers below that have to be passed first: 1 as layers take turns, 0 if the
             engine has been at this layer before.
     """
-    width, rank, examples, tokens = shape.width, shape.rank, len(lengths), sum(lengths)
-    attention = 4 * width * sum(length**2 for length in lengths)
-    whole = tokens * _maps(shape) + attention
+    examples, tokens = len(lengths), sum(lengths)
+    attention = shape.attention * sum(length**2 for length in lengths)
+    if shape.apart:
+        added = {name: shape.factors(name) for name in TARGETS}
+    else:  # one product for the module, as wide as it is
+        place = shape.architecture.maps["q"]
+        added = {"qk": 2 * len(TARGETS) * shape.rank * (place.d_in + place.d_module)}
+    inward = shape.maps("qkv")
+    rest = shape.maps("o") + shape.feed_forward
+    whole = tokens * (inward + sum(added.values()) + rest) + attention
     shared = min(layer, advanced) * whole
     # In the last layer, one query an example, over all of its keys: the answer's.
-    factors = 4 * width * rank * (tokens + examples)
-    answers = 18 * width**2 * examples + 4 * width * tokens + factors
-    head = examples * (shape.dense + 2 * width * shape.classes)
-    if layer == shape.layers - 1:
-        shared += 4 * width**2 * tokens + 2 * width**2 * examples
-        return answers + head + shared / population
-    shared += 6 * width**2 * tokens
-    searched = tokens * (18 * width**2 + 8 * width * rank) + attention
-    last = answers + 4 * width**2 * tokens + 2 * width**2 * examples
-    return searched + (shape.layers - 2 - layer) * whole + last + head + shared / population
-
-
-def _maps(shape: Shape) -> int:
-    """FLOPs of a layer at one token: attention maps, FFN, and the factors of q and k."""
-    return 24 * shape.width**2 + 8 * shape.width * shape.rank
+    asking = {"q": examples} if shape.apart else {}
+    answers = rest * examples + shape.attention * tokens
+    answers += sum(flops * asking.get(name, tokens) for name, flops in added.items())
+    last_inward = tokens * inward - (tokens - examples) * shape.maps("q" if shape.apart else "")
+    head = examples * (shape.dense + shape.word * shape.classes)
+    # A parallel FFN of the searched layer reads what is the same for all.
+    common = shape.feed_forward * (1 - 1 / population) if shape.architecture.parallel else 0
+    if layer == shape.architecture.layers - 1:
+        return answers - examples * common + head + (shared + last_inward) / population
+    shared += tokens * inward
+    searched = tokens * (sum(added.values()) + rest - common) + attention
+    between = (shape.architecture.layers - 2 - layer) * whole
+    return searched + between + answers + last_inward + head + shared / population

@@ -62,14 +62,11 @@ def load(model: DictConfig, precision: str) -> Backbone:
 
 def shape_of(backbone: Backbone, rank: int) -> Shape:
     """The sizes that the cost formulae need."""
-    architecture = backbone.architecture
     return Shape(
-        width=architecture.width,
-        layers=architecture.layers,
+        architecture=backbone.architecture,
         vocabulary=backbone.model.config.vocab_size,
         rank=rank,
         classes=CLASSES,
-        causal=architecture.family.kind == "causal",
     )
 
 
@@ -157,11 +154,13 @@ def engine_seconds(
 def gemm_rate(backbone: Backbone) -> float:
     """FLOP/s of plain ``torch.nn.functional.linear`` on a layer's shapes."""
     architecture, device = backbone.architecture, backbone.device
-    wide, narrow = architecture.ffn_width, architecture.width
+    wide, narrow, maps = architecture.ffn_width, architecture.width, architecture.family.ffn_maps
+    shapes = [(place.d_in, place.d_out, 1) for place in architecture.maps.values()]
+    shapes += [(narrow, wide, maps - 1), (wide, narrow, 1)]
     rows = backbone.tokens
     total = flops = 0.0
     with torch.inference_mode():
-        for d_in, d_out, count in ((narrow, narrow, 4), (narrow, wide, 1), (wide, narrow, 1)):
+        for d_in, d_out, count in shapes:
             x, weight = (
                 torch.randn(size, d_in, device=device, dtype=backbone.dtype)
                 for size in (rows, d_out)
@@ -198,8 +197,8 @@ def compare(
     shape = shape_of(ours, subspace.spec.rank)
     batch = batch_of(lengths, shape.vocabulary, rng)
     label_ids = torch.arange(CLASSES) + FIRST_TOKEN
-    layers = spread(shape.layers, sampled)
-    factors = subspace.incumbents(rng.normal(size=(shape.layers, subspace.spec.dim)))
+    layers = spread(shape.architecture.layers, sampled)
+    factors = subspace.incumbents(rng.normal(size=(shape.architecture.layers, subspace.spec.dim)))
 
     def their_way(times: int = 1) -> float:
         if authors is None:
@@ -224,14 +223,14 @@ def compare(
         theirs.append(their_way(repeats))
         gemm.append(gemm_rate(ours))
     work = np.mean(
-        [flops_engine(shape, layer, lengths, population) for layer in range(shape.layers)]
+        [flops_engine(shape, layer, lengths, population) for layer in range(shape.architecture.layers)]
     )
     return Speed(
         sequences=len(lengths),
         tokens=sum(lengths),
         longest=max(lengths),
         authors_s=float(np.mean(theirs)),
-        engine_s=mean_over_layers(taken, shape.layers),
+        engine_s=mean_over_layers(taken, shape.architecture.layers),
         engine_flops=float(work),
         less_work=flops_authors(shape, lengths) / float(work),
         gemm=float(np.mean(gemm)),

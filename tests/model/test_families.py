@@ -1,14 +1,26 @@
 """Every family runs on packed sequences as transformers' own padded forward runs it."""
 
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain, combinations, cycle
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from torch.nn import functional
 
 from dfolora.engine.forward import Engine
 from dfolora.errors import UserError
+from dfolora.methods.gradient import (
+    Adapter,
+    BitFit,
+    Lora,
+    ModelTuning,
+    PrefixTuning,
+    PromptTuning,
+)
+from dfolora.methods.gradient.trainable import Trainable
 from dfolora.model import save_adapter
 from dfolora.model.architecture import Architecture
 from dfolora.model.backbone import Backbone
@@ -23,6 +35,15 @@ LABELS = torch.tensor([7, 50, 99])
 TARGETS = [
     "".join(maps) for maps in chain.from_iterable(combinations("qkvo", n) for n in range(1, 5))
 ]
+TRAINED: dict[str, Trainable] = {
+    "whole": ModelTuning(),
+    "classifier": ModelTuning(head="classifier"),
+    "adapter": Adapter(bottleneck=5),
+    "bitfit": BitFit(),
+    "lora": Lora(rank=2, targets=("q", "k", "v", "o")),
+    "prompt": PromptTuning(tokens=3),
+    "prefix": PrefixTuning(tokens=3),
+}
 LENGTHS, ANSWERS = [3, 64, 3, 40, 19, 17, 4, 64, 3], [0, 63, 2, 20, 18, 9, 0, 31, 1]
 CLOSE = {"rtol": 0, "atol": 1e-5}  # float32, other summation order
 
@@ -116,11 +137,59 @@ def test_sizes_are_those_of_the_weights(name):
             assert len(torch.arange(place.d_module)[place.columns]) == place.d_out
     family = architecture.family
     inside = backbone.model.get_submodule(f"{family.layers}.1")
-    every = {part for part in inside.modules() if hasattr(part, "weight") and part.weight.ndim == 2}
     maps = {linear.module for linear in backbone.layers[1].maps.values()}
-    assert sum(part.weight.numel() for part in maps) == architecture.map_numbers
-    assert sum(part.weight.numel() for part in every - maps) == architecture.ffn_numbers
+    sizes = {
+        part: value.numel()
+        for part in inside.modules()
+        for value in part.parameters(recurse=False)
+        if value.ndim == 2
+    }
+    assert sum(sizes[part] for part in maps) == architecture.map_numbers
+    assert sum(sizes[part] for part in sizes.keys() - maps) == architecture.ffn_numbers
     assert architecture.max_length == 64
+
+
+@contextmanager
+def checked(part, backbone):
+    part.check(backbone.architecture)
+    with part.attached(backbone, LABELS, 0) as attached:
+        yield attached
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+def test_trained_parts_start_as_the_model_and_leave_it_so(name, trained):
+    """Or are refused; with a gradient for some of their parameters."""
+    backbone, batch = Backbone(tiny_model(name, vocab_size=1100)), random_batch([19, 4], [6, 3])
+    before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
+    part, layers = TRAINED[trained], backbone.architecture.family.layers
+    lacking = {
+        "bitfit": not any(key.startswith(layers) and key.endswith("bias") for key in before),
+        "prefix": not backbone.architecture.family.caches,
+    }
+    if lacking.get(trained):
+        refusals = r"has a bias in this model|takes no keys and values"
+        with pytest.raises(UserError, match=refusals), checked(part, backbone):
+            pass
+        return
+    with checked(part, backbone) as attached:
+        got = attached.reader(batch)(torch.arange(2))
+        got.sum().backward()
+        slopes = [value.grad for value in attached.parameters.values()]
+    assert any(slope is not None and slope.abs().max() > 0 for slope in slopes)
+    after = backbone.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    if trained == "prompt":  # starts as a row of filler words
+        fillers = torch.arange(1000, 1003).expand(2, 3)
+        batch = replace(
+            batch,
+            input_ids=torch.cat([fillers, batch.input_ids], dim=1),
+            attention_mask=functional.pad(batch.attention_mask, (3, 0), value=1),
+            answer=batch.answer + 3,
+        )
+    if trained not in ("prefix", "classifier"):  # which have no such start
+        expected = one_candidate.answer_logits(backbone.model, batch, LABELS)
+        torch.testing.assert_close(got.detach(), expected, rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize("kind", UNSUPPORTED)

@@ -4,10 +4,12 @@ from functools import lru_cache
 
 import pytest
 import torch
+import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dfolora.engine.forward import COARSE, Engine
+from dfolora.model.architecture import Architecture
 from dfolora.model.backbone import Backbone
 from pipelines.benchmark.flops import Shape, flops_authors, flops_engine
 from tests.conftest import random_batch, tiny_model
@@ -20,11 +22,18 @@ SIZES = {
     "roberta": {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4},
     "bert": {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4},
     "gpt2": {"n_embd": 64, "n_layer": 4},
+    "distilbert": {"n_layers": 4},
+    "llama with wide heads and biases": {"num_hidden_layers": 4},
+    "gpt_neox": {"num_hidden_layers": 4},
+    "phi3": {"num_hidden_layers": 4, "sliding_window": None},
+    "modernbert": {"num_hidden_layers": 4, "local_attention": 128},
 }
 
 
 def shape(family):
-    return Shape(width=64, layers=4, vocabulary=200, rank=2, classes=3, causal=family == "gpt2")
+    return Shape(
+        architecture=shared_backbone(family).architecture, vocabulary=200, rank=2, classes=3
+    )
 
 
 @lru_cache
@@ -72,7 +81,10 @@ def _fine_groups(monkeypatch):
     [
         ("roberta", 0, 10_000), ("roberta", 1, 10_000), ("roberta", 2, 10_000),
         ("roberta", 2, 1300), ("roberta", 3, 10_000), ("roberta", 3, 90),
-        ("gpt2", 1, 10_000), ("gpt2", 3, 10_000),
+        ("gpt2", 1, 10_000), ("gpt2", 3, 10_000), ("distilbert", 2, 10_000),
+        ("llama with wide heads and biases", 0, 10_000), ("phi3", 1, 10_000), ("phi3", 3, 10_000),
+        ("llama with wide heads and biases", 3, 10_000), ("gpt_neox", 1, 10_000),
+        ("gpt_neox", 3, 10_000), ("modernbert", 0, 10_000),
     ],
 )  # fmt: skip
 def test_engine_costs_what_the_formula_says(family, layer, tokens):
@@ -89,21 +101,23 @@ def test_engine_costs_what_the_formula_says(family, layer, tokens):
         assert got == pytest.approx(POPULATION * each, rel=1e-9)
 
 
+@pytest.mark.parametrize("family", SIZES)
 def test_authors_way_costs_what_the_formula_says(family):
     """The whole padded forward of transformers; LoRA not merged, added to every layer's q and k."""
     model = tiny_model(family, vocab_size=200, **SIZES[family])
     maps = [layer.maps[name] for layer in Backbone(model).layers for name in ("q", "k")]
-    down, up = torch.zeros(64, 2), torch.zeros(2, 64)
 
-    def added(columns):
+    def added(place):
+        down, up = torch.zeros(place.d_in, 2), torch.zeros(2, place.d_out)
+
         def hook(_module, args, output):
-            output[..., columns] += args[0] @ down @ up
+            output[..., place.columns] += args[0] @ down @ up
             return output
 
         return hook
 
     for linear in maps:
-        linear.module.register_forward_hook(added(linear.columns))
+        linear.module.register_forward_hook(added(linear.place))
     given = {"input_ids": batch().input_ids, "attention_mask": batch().attention_mask}
     with torch.no_grad():
         got = counted(lambda: model(**given))
@@ -112,7 +126,11 @@ def test_authors_way_costs_what_the_formula_says(family):
 
 def test_a_search_of_roberta_large_costs_a_fifth():
     """Mean over the layers, 32 texts of SST-2's length, by hand."""
-    large = Shape(width=1024, layers=24, vocabulary=50_265, rank=2, classes=2, causal=False)
+    config = transformers.RobertaConfig(
+        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
+        vocab_size=50_265, max_position_embeddings=514,
+    )  # fmt: skip
+    large = Shape(architecture=Architecture.of(config), vocabulary=50_265, rank=2, classes=2)
     lengths = [18] * 31 + [44]
     mean = sum(flops_engine(large, layer, lengths, 20) for layer in range(24)) / 24
     assert flops_authors(large, lengths) == pytest.approx(1.014e12, rel=0.01)

@@ -297,7 +297,7 @@ def label_word_ids(
     return tuple(first)
 
 
-def _pieces(tokenizer: "PreTrainedTokenizerBase", word: str, style: LabelWordStyle) -> list[int]:
+def _pieces(tokenizer: Tokenizer, word: str, style: LabelWordStyle) -> list[int]:
     """The word's tokens. Of SentencePiece's, a space alone would be the first of most words'."""
     if style == "released":
         return tokenizer.encode(word, add_special_tokens=False)

@@ -79,8 +79,8 @@ class ProblemSpec:
     root: str | None = None
     """A folder of local files; None for the task's own source."""
     prompt: str = "released"
-    """The prompt's variant: ``released``, ``published``, ``natural`` (ours, plain English), or, where
-    a task has them, ``bbt`` (from BBT's code, causal) and ``gap3`` (GAP3's fields and label words)."""
+    """The prompt's variant: ``released``, ``published``, ``natural`` (ours, in plain English), or,
+    where a task has them, ``bbt`` (BBT's, causal) and ``gap3`` (GAP3's fields and label words)."""
     label_words: LabelWordStyle = "released"
     """``released`` (the bare word) or ``natural`` (with a space before it), which those of the
     natural prompts always are."""

@@ -29,11 +29,15 @@ class Architecture:
     layers: int
     width: int
     """H, the hidden size."""
+    body_width: int
+    """Width of what the body gives its head: H, but for OPT-350M."""
     heads: int
     kv_heads: int
     """Heads of keys and values; several heads of queries may share one."""
     head_width: int
     ffn_width: int
+    parallel: bool
+    """Whether the FFN reads the layer's input, as in Pythia, and not what attention added to it."""
     max_length: int
     """Longest input in tokens, special tokens included."""
     quantized: bool = False
@@ -76,10 +80,12 @@ class Architecture:
             family=family,
             layers=config.num_hidden_layers,
             width=width,
+            body_width=getattr(config, "word_embed_proj_dim", width),
             heads=heads,
             kv_heads=kv_heads,
             head_width=head_width or width // heads,
             ffn_width=ffn_width,
+            parallel=bool(getattr(config, "use_parallel_residual", False)),
             max_length=config.max_position_embeddings - offset,
             quantized=quantized,
         )

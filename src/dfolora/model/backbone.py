@@ -77,8 +77,13 @@ class Backbone:
 
     @property
     def embedding(self) -> Tensor:
-        """The word embeddings, ``(V, H)``."""
+        """The word embeddings, ``(V, H)``; in some models shorter than H."""
         return self.model.get_input_embeddings().weight
+
+    @property
+    def embedding_scale(self) -> float:
+        """What the model multiplies word embeddings by; 1 but in Gemma."""
+        return float(getattr(self.model.get_input_embeddings(), "embed_scale", 1.0))
 
     @torch.inference_mode()
     def embed(self, pack: Pack) -> tuple[Tensor, Packed]:

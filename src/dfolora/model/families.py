@@ -47,8 +47,6 @@ class Family:
     """Whether positions are numbered from the padding id + 1 on, as in RoBERTa."""
     rotary: bool = False
     """Whether layers are given the rotary positions' cosines and sines."""
-    scaled_embedding: bool = False
-    """Whether word embeddings are multiplied by the square root of their length, as in Gemma."""
 
     @property
     def prefix(self) -> str:
@@ -89,7 +87,7 @@ _LLAMA = Family(
     final=("model.norm",),
     rotary=True,
 )
-_GEMMA = replace(_LLAMA, ffn_norm="pre_feedforward_layernorm", scaled_embedding=True)
+_GEMMA = replace(_LLAMA, ffn_norm="pre_feedforward_layernorm")
 
 FAMILIES: Mapping[str, Family] = {
     "bert": _BERT,

@@ -35,7 +35,7 @@ class FeatureHead:
     def attached(self, backbone: Backbone, label_ids: Tensor, seed: int) -> Iterator[Attached]:
         """The model is only read."""
         with drawn(seed):
-            head = HEADS[self.head](backbone.architecture.width, len(label_ids))
+            head = HEADS[self.head](backbone.architecture.body_width, len(label_ids))
         head.to(backbone.device)
 
         def reader(batch: Batch) -> Reader:
@@ -81,7 +81,7 @@ HEADS: Mapping[str, Callable[[int, int], nn.Module]] = {"mlp": _Mlp, "bilstm": _
 @torch.no_grad()
 def _features(backbone: Backbone, batch: Batch) -> Tensor:
     """The last hidden states of the frozen model: ``(N, T, H)``, float32, 0 at padding."""
-    shape = *batch.input_ids.shape, backbone.architecture.width
+    shape = *batch.input_ids.shape, backbone.architecture.body_width
     features = torch.zeros(shape, device=backbone.device)
     for rows in pieces(batch, backbone.tokens):
         some = part(batch, rows).to(backbone.device)

@@ -41,7 +41,13 @@ class PromptTuning:
         from peft import PromptTuningConfig
 
         words = backbone.embedding[FIRST_FILLER : FIRST_FILLER + self.tokens]
-        config = PromptTuningConfig(num_virtual_tokens=self.tokens)
+        words = words * backbone.embedding_scale
+        config = PromptTuningConfig(
+            num_virtual_tokens=self.tokens,
+            token_dim=backbone.embedding.shape[1],
+            num_layers=backbone.architecture.layers,
+            num_attention_heads=backbone.architecture.heads,
+        )
         wrapped = _peft_model(backbone, config, seed, lambda vectors: vectors.copy_(words))
 
         def hidden(batch: Batch, mask: Tensor) -> Tensor:

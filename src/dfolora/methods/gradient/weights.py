@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dfolora.data import Batch, Encode, Encoder, TextEncoder
+from dfolora.errors import UserError
 from dfolora.methods.gradient.trainable import (
     Attached,
     answers,
@@ -56,7 +57,7 @@ class ModelTuning:
 
 @dataclass(frozen=True, kw_only=True)
 class BitFit:
-    """Biases of every layer (Ben Zaken et al. 2022)."""
+    """Biases of every layer, where the model has them (Ben Zaken et al. 2022)."""
 
     biases: Sequence[str] = ("q", "k", "v", "o", "attention_norm", "ffn_norm", "down")
     """The modules whose biases are trained: a subset of q, k, v, o, up, down and the two norms."""
@@ -73,11 +74,18 @@ class BitFit:
     @contextmanager
     def attached(self, backbone: Backbone, label_ids: Tensor, _seed: int) -> Iterator[Attached]:
         architecture = backbone.architecture
-        names = [
+        named = [
             f"{architecture.family.layers}.{layer}.{module}.bias"
             for layer in range(architecture.layers)
             for module in self._modules(architecture)
         ]
+        parameters = dict(backbone.model.named_parameters())
+        names = [name for name in named if name in parameters]
+        if not names:
+            raise UserError(
+                f"None of {', '.join(self.biases)} has a bias in this model, so BitFit has nothing "
+                f"to train; use another method, such as method=lora."
+            )
         yield _answering_by_words(backbone, names, label_ids)
 
     def _modules(self, architecture: Architecture) -> list[str]:
@@ -138,7 +146,7 @@ def _answering_by_classifier(backbone: Backbone, classes: int, seed: int) -> Att
     weights = backbone.model.get_submodule(body).named_parameters()
     copies = _copies(backbone, (f"{body}.{name}" for name, _ in weights))
     with drawn(seed):
-        head = nn.Linear(backbone.architecture.width, classes)
+        head = nn.Linear(backbone.architecture.body_width, classes)
     head.to(backbone.device)
     features = _with_copies(backbone, copies, partial(answers, backbone))
 

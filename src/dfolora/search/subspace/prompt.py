@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -84,7 +85,8 @@ class PromptSubspaceSpec:
         projections = [
             self._draw(layer, std, backbone, seed) for layer, std in enumerate(islice(stds, blocks))
         ]
-        return PromptSubspace(self, projections, backbone)
+        start = _start(backbone, first_token=int(input_ids[0, 0]))
+        return PromptSubspace(self, projections, backbone, start)
 
     def _draw(self, layer: int, std: float, backbone: Backbone, seed: int) -> Tensor:
         shape = self.dim, self.positions * backbone.architecture.width
@@ -100,11 +102,16 @@ class PromptSubspace:
     Args:
         spec: What it was built from.
         projections: A block each, ``(d, n H)``, float32.
-        backbone: The model: where the vectors are wanted, and where its sequences begin.
+        backbone: The model: where the vectors are wanted.
+        start: The first of their positions.
     """
 
     def __init__(
-        self, spec: PromptSubspaceSpec, projections: Sequence[Tensor], backbone: Backbone
+        self,
+        spec: PromptSubspaceSpec,
+        projections: Sequence[Tensor],
+        backbone: Backbone,
+        start: int,
     ) -> None:
         architecture = backbone.architecture
         self.blocks = len(projections)
@@ -112,7 +119,7 @@ class PromptSubspace:
         self._spec = spec
         self._projections = projections
         self._device = backbone.device
-        self._start = _start(architecture)
+        self._start = start
         self._incumbents = Incumbents(self.intervention)
 
     def intervention(self, block: int, candidates: NDArray[np.float64]) -> SoftPrompt:
@@ -128,9 +135,13 @@ class PromptSubspace:
         return self._incumbents(solution, without)
 
     def save(self, folder: Path, _backbone: Backbone, solution: NDArray[np.float64]) -> None:
-        """Write ``soft_prompts.safetensors``: vectors ``(n, H)`` of every layer, zeros included."""
+        """Write ``soft_prompts.safetensors``: vectors ``(n, H)`` of every layer, zeros included.
+
+        Its metadata have the ``start``, the position of the first vector.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(dict(self._named(solution)), folder / FILE)
+        metadata = {"start": str(self._start)}
+        save_file(dict(self._named(solution)), folder / FILE, metadata=metadata)
 
     def _named(self, solution: NDArray[np.float64]) -> Iterator[tuple[str, Tensor]]:
         for block, z in enumerate(solution):
@@ -139,7 +150,10 @@ class PromptSubspace:
 
 def load_soft_prompts(folder: Path, backbone: Backbone) -> dict[int, SoftPrompt]:
     """The soft prompts by layer that ``PromptSubspace.save`` wrote for this model."""
-    tensors, start = load_file(folder / FILE), _start(backbone.architecture)
+    tensors = load_file(folder / FILE)
+    with safe_open(folder / FILE, "pt") as file:
+        written = (file.metadata() or {}).get("start")
+    start = _start(backbone) if written is None else int(written)  # older files lack it
     return {
         layer: SoftPrompt(
             layer=layer, start=start, vectors=tensors[f"layer.{layer}"][None].to(backbone.device)
@@ -148,6 +162,7 @@ def load_soft_prompts(folder: Path, backbone: Backbone) -> dict[int, SoftPrompt]
     }
 
 
-def _start(architecture: Architecture) -> int:
-    """The first position of the vectors: after the token that begins a masked model's sequences."""
-    return 0 if architecture.family.kind == "causal" else 1
+def _start(backbone: Backbone, first_token: int | None = None) -> int:
+    """The first position of the vectors: after the token that begins a sequence, where one does."""
+    begins = first_token is not None and first_token == backbone.model.config.bos_token_id
+    return 1 if begins or backbone.architecture.family.kind == "masked" else 0

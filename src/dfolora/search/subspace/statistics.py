@@ -34,7 +34,7 @@ def layer_stds(
         yield from [1.0] * len(backbone.layers)
         return
     # Layer 0 takes the whole embedding matrix in place of its input (released code).
-    yield backbone.embedding.float().std().item()
+    yield backbone.embedding.float().std().item() * backbone.embedding_scale
     real = attention_mask.sum(-1)
     counted = torch.full_like(real, input_ids.shape[1])
     sequences = Sequences(
