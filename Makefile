@@ -36,9 +36,9 @@ quickstart: reproduce-quickstart ## The prompt alone, C-LoRA and F-LoRA on one e
 
 # Its times are told, so nothing may run beside it.
 reproduce-table3: WORKERS := 1
-reproduce-all: $(ITEMS:%=reproduce-%) ## All that follows, one after another (PROFILE=mini or paper)
+reproduce-all: $(ITEMS:%=reproduce-%) ## All that follows, one after another (PROFILE=mini, small or paper)
 
-reproduce-table1: ## Run what the store still lacks, then write reports/table1.md, .html, .tex, .csv (paper: table1-paper.md)
+reproduce-table1: ## Run what the store still lacks, then write reports/table1.md, .html, .tex, .csv (small: table1-small.md)
 reproduce-table2: ## The same with causal language models
 reproduce-table3: ## Memory and time, with early stopping
 reproduce-table4: ## What the projections' scale and the search contribute

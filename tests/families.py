@@ -36,6 +36,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model_type": "gpt2", "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4,
         "n_positions": 64, "initializer_range": 0.1, "scale_attn_weights": False,
     },
+    "gpt_neo": {
+        "model_type": "gpt_neo", **_SIZES, "num_heads": 4, "num_layers": 3, "window_size": 9,
+        "attention_types": [[["local", "global", "local"], 1]],
+    },
     "llama": {"model_type": "llama", **_GROUPED},
     "llama with wide heads and biases": {
         "model_type": "llama", **_GROUPED, "head_dim": 12, "attention_bias": True, "mlp_bias": True,

@@ -148,3 +148,11 @@ def test_truncated_weights_are_refused(folder):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read: .*copy it again"):
         checkpoint(folder).load_backbone()
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "pytorch_model.bin"])
+def test_weights_in_another_format_are_named(folder, name):
+    (folder / "model.safetensors").rename(folder / name)
+    message = rf"holds no \*\.safetensors but {name}, and no pickle and no GGUF is read; load"
+    with pytest.raises(UserError, match=message):
+        checkpoint(folder).config()

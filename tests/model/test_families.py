@@ -7,6 +7,7 @@ from itertools import chain, combinations, cycle
 import numpy as np
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from torch.nn import functional
 
@@ -24,6 +25,7 @@ from dfolora.methods.gradient.trainable import Trainable
 from dfolora.model import save_adapter
 from dfolora.model.architecture import Architecture
 from dfolora.model.backbone import Backbone
+from dfolora.model.checkpoint import Checkpoint
 from dfolora.model.families import FAMILIES, UNSUPPORTED
 from dfolora.model.quantize import quantize_layers
 from tests.conftest import random_batch, tiny_model
@@ -192,8 +194,68 @@ def test_trained_parts_start_as_the_model_and_leave_it_so(name, trained):
         torch.testing.assert_close(got.detach(), expected, rtol=0, atol=3e-5)
 
 
+def test_folder_gives_the_same_model(name, tmp_path):
+    """Loaded as a user's is, with an attention that its padded forward can have too."""
+    tiny_model(name).save_pretrained(tmp_path)
+    loaded = Checkpoint(
+        path=str(tmp_path),
+        revision="main",
+        tokenizer=None,
+        weights="pretrained",
+        architecture=None,
+        device="cpu",
+        precision="fp32",
+    ).load_backbone()
+    batch = random_batch(LENGTHS, ANSWERS)
+    got = Engine(loaded, batch, LABELS)({})[0]
+    expected = one_candidate.answer_logits(tiny_model(name), batch, LABELS)
+    torch.testing.assert_close(got, expected, **CLOSE)
+    with torch.no_grad():
+        hidden = loaded.forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    answers = hidden[torch.arange(len(batch.answer)), batch.answer]
+    torch.testing.assert_close(loaded.answer_logits(answers, LABELS), expected, **CLOSE)
+
+
+def config_of(**values):
+    return transformers.AutoConfig.for_model(**values)
+
+
 @pytest.mark.parametrize("kind", UNSUPPORTED)
 def test_what_cannot_be_exact_is_refused_with_the_reason(kind):
-    config = type("Config", (), {"model_type": kind})()
     with pytest.raises(UserError, match=f"{kind}.* cannot be run exactly: .*Supported are bert"):
+        Architecture.of(config_of(model_type=kind))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (config_of(model_type="t5"), r"an encoder-decoder \(t5\); supported are masked and causal"),
+        (
+            config_of(model_type="vit"),
+            r"of type 'vit'; supported are .* To add one, write",
+        ),
+        (
+            config_of(model_type="llama", architectures=["LlamaForSequenceClassification"]),
+            r"is a LlamaForSequenceClassification: it has no head .* Take the model that it was",
+        ),
+        (
+            config_of(model_type="llama", num_attention_heads=8, num_key_value_heads=3),
+            r"num_attention_heads=8 cannot share num_key_value_heads=3 evenly; correct",
+        ),
+        (
+            config_of(model_type="bert", num_attention_heads=5),
+            r"hidden_size=768 does not divide into num_attention_heads=5 equal parts; correct",
+        ),
+    ],
+)
+def test_what_is_no_such_model_is_refused(config, message):
+    with pytest.raises(UserError, match=message):
         Architecture.of(config)
+
+
+@pytest.mark.parametrize("kind", ["phi3", "gpt_neox", "modernbert"])
+def test_some_maps_of_a_fused_module_can_be_searched_but_not_trained(kind):
+    architecture = Backbone(tiny_model(kind)).architecture
+    architecture.check_targets(["q", "v"])
+    with pytest.raises(UserError, match=r"keeps q, k, v in one module, .*; name k too, or none"):
+        Lora(rank=2, targets=("q", "v")).check(architecture)

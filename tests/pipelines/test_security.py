@@ -354,7 +354,7 @@ def changed(path, **values):
 @pytest.mark.parametrize(
     ("spoilt", "message"),
     [
-        (only_pickles, r"holds no \*\.safetensors but pytorch_model\.bin, a pickle"),
+        (only_pickles, r"holds no \*\.safetensors but pytorch_model\.bin, and no pickle"),
         (index_of_pickles, r"names weights in \['pytorch_model\.bin'\]; only \*\.safetensors"),
         (index_out_of_the_folder, r"\['\.\./model\.safetensors'\]; only .* beside it are read"),
         (pickle_named_by_the_configuration, r"names the weights adapter_model\.bin; they must"),

@@ -1,5 +1,6 @@
 """A model's family, layers, maps and sizes, known before its weights are loaded."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,6 +39,8 @@ class Architecture:
     ffn_width: int
     parallel: bool
     """Whether the FFN reads the layer's input, as in Pythia, and not what attention added to it."""
+    capped: bool
+    """Whether a tanh bounds the scores of attention, as in Gemma 2, which torch has not fused."""
     max_length: int
     """Longest input in tokens, special tokens included."""
     quantized: bool = False
@@ -85,10 +88,19 @@ class Architecture:
             kv_heads=kv_heads,
             head_width=head_width or width // heads,
             ffn_width=ffn_width,
+            capped=getattr(config, "attn_logit_softcapping", None) is not None,
             parallel=bool(getattr(config, "use_parallel_residual", False)),
             max_length=config.max_position_embeddings - offset,
             quantized=quantized,
         )
+
+    @property
+    def padded_attention(self) -> str:
+        """What attends in the model's own padded forward.
+
+        Named, for a config.json may name a kernel of the hub, which is code.
+        """
+        return "eager" if self.capped or not self.family.interface else "sdpa"
 
     @property
     def maps(self) -> dict[str, MapPlace]:
@@ -173,8 +185,18 @@ class Architecture:
         return tuple(modules)
 
 
+HEADS_OF_OTHERS = re.compile(r"For(\w*Classification|QuestionAnswering|MultipleChoice)$")
+"""Ends of the names of models whose head is none over the vocabulary."""
+
+
 def _family(config: Any) -> Family:
     kind = config.model_type
+    for name in getattr(config, "architectures", None) or ():
+        if HEADS_OF_OTHERS.search(name):
+            raise UserError(
+                f"The checkpoint is a {name}: it has no head over the vocabulary, whose logits of "
+                f"label words are read here. Take the model that it was made from."
+            )
     if kind in UNSUPPORTED:
         raise UserError(
             f"Models of type {kind!r} cannot be run exactly: {UNSUPPORTED[kind]}. Supported are "

@@ -7,6 +7,7 @@ h heads (of queries, or of keys and values), D their width.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,8 +30,20 @@ class Attending:
 
 
 @contextmanager
-def attending_in_packs(attention: nn.Module) -> Iterator[None]:
-    """A context in which a model's attention module takes an ``Attending`` as its mask."""
+def attending_in_packs(attention: nn.Module, *, interface: bool) -> Iterator[None]:
+    """A context in which a model's attention module takes an ``Attending`` as its mask.
+
+    Args:
+        attention: The module.
+        interface: Whether it attends by transformers' interface, or by a method as GPT-Neo does.
+    """
+    if not interface:
+        vars(attention)["_attn"] = partial(_as_gpt_neo, attention)
+        try:
+            yield
+        finally:
+            del vars(attention)["_attn"]
+        return
     config: Any = attention.config
     own = config._attn_implementation
     config._attn_implementation = NAME
@@ -95,6 +108,17 @@ def attend(
 
 
 AttentionInterface.register(NAME, attend)
+
+
+def _as_gpt_neo(
+    attention: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Attending
+) -> tuple[Tensor, None]:
+    """What GPT-Neo's ``_attn`` gives, ``(P, h, M, D)``; it does not scale its scores."""
+    window = attention.config.window_size if attention.attention_type == "local" else None
+    context, _ = attend(
+        attention, query, key, value, attention_mask, scaling=1.0, sliding_window=window
+    )
+    return context.transpose(1, 2), None
 
 
 def _by_sequence(x: Tensor, group: Group) -> Tensor:

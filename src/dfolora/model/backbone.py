@@ -99,12 +99,12 @@ class Backbone:
         """What the body gives its first layer, and all layers beside it, without padding."""
         given: list[tuple[Tensor, Mapping[str, Any]]] = []
 
-        def noting(module: nn.Module) -> Callable[..., Tensor]:
+        def noting(module: nn.Module) -> Callable[..., Any]:
             signature = inspect.signature(module.forward)
 
-            def note(hidden: Tensor, *others: Any, **named: Any) -> Tensor:
+            def note(hidden: Tensor, *others: Any, **named: Any) -> Any:
                 given.append((hidden, signature.bind(hidden, *others, **named).arguments))
-                return hidden
+                return hidden if self._family.interface else (hidden, None)
 
             return note
 

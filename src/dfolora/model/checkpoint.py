@@ -139,7 +139,12 @@ class Checkpoint:
         if self._random:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(RANDOM_WEIGHTS_SEED)
-                return loader.from_config(config, dtype=dtype, trust_remote_code=False)
+                return loader.from_config(
+                    config,
+                    dtype=dtype,
+                    attn_implementation=Architecture.of(config).padded_attention,
+                    trust_remote_code=False,
+                )
         transformers.utils.logging.disable_progress_bar()
         with _explained(f"the weights of {self.path}", "model.path"):
             self._check_weights(config)
@@ -149,7 +154,7 @@ class Checkpoint:
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
-                attn_implementation="sdpa",  # config.json may name a kernel of the hub: code
+                attn_implementation=Architecture.of(config).padded_attention,
                 output_loading_info=True,
             )
         if info["missing_keys"]:

@@ -37,6 +37,9 @@ class Family:
     down: str
     ffn_maps: int = 2
     """Maps of the FFN: 3 where a gate multiplies ``up``."""
+    interface: bool = True
+    """Whether attention goes through transformers' interface; else, as in GPT-Neo, it is the method
+    ``_attn`` of the attention module, and layers return tuples."""
     caches: bool = True
     """Whether attention accepts cached keys and values, which prefix tuning needs."""
     final: tuple[str, ...] = ()
@@ -145,6 +148,25 @@ FAMILIES: Mapping[str, Family] = {
         final=("transformer.ln_f",),
         input_first=True,
     ),
+    "gpt_neo": Family(
+        kind="causal",
+        body="transformer",
+        layers="transformer.h",
+        attention="attn.attention",
+        attention_norm="ln_1",
+        ffn_norm="ln_2",
+        norm_first=True,
+        maps={
+            "q": "attn.attention.q_proj",
+            "k": "attn.attention.k_proj",
+            "v": "attn.attention.v_proj",
+            "o": "attn.attention.out_proj",
+        },
+        up="mlp.c_fc",
+        down="mlp.c_proj",
+        final=("transformer.ln_f",),
+        interface=False,
+    ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
@@ -199,6 +221,5 @@ UNSUPPORTED: Mapping[str, str] = {
     "albert": "its layers are one module, so no layer can have factors of its own",
     "deberta-v2": "its attention adds terms of relative positions by code of its own",
     "falcon": "its attention is code of its own, not transformers' exchangeable one",
-    "gpt_neo": "its attention is code of its own, not transformers' exchangeable one",
 }
 """Types that are often asked for, and what stands in the way of their exact evaluation."""

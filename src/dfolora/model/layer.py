@@ -80,6 +80,7 @@ class Layer:
         self._inward = list(dict.fromkeys(maps[name].module for name in "qkv"))
         self._asking = maps["q"].module if len(self._inward) == 3 else None
         self._outward = maps["o"].module
+        self._interface = family.interface
         self._activations = {
             part: IN_PLACE[name]
             for part in module.modules()
@@ -152,12 +153,13 @@ class Layer:
         functions |= {self._attention: attended, self._outward: out}
         if self._norm is not None:
             functions[self._norm] = _giving(at_answers(normed))
-        with attending_in_packs(self._attention), forwards(functions):
-            return self._module(
+        with attending_in_packs(self._attention, interface=self._interface), forwards(functions):
+            output = self._module(
                 projected.hidden,
                 attention_mask=Attending(pack=pack, answers_only=projected.answers_only),
                 **packed.arguments[self._index],
             )
+        return output if isinstance(output, Tensor) else output[0]
 
     def _added(
         self, module: nn.Module, output: Tensor, x: Tensor, factors: Mapping[str, LoraFactors]

@@ -58,9 +58,8 @@ def expected_shapes(config: Any, where: str) -> Mapping[str, Shape]:
         explained(lambda error: f"No model can be made of {where}: {error}; correct it."),
         torch.device("meta"),
     ):
-        # As when it is loaded: config.json may name a kernel on the hub, which is code.
         model = loader_of(config).from_config(
-            config, attn_implementation="sdpa", trust_remote_code=False
+            config, attn_implementation=architecture.padded_attention, trust_remote_code=False
         )
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
@@ -77,8 +76,8 @@ def check_files(folder: Path, expected: Mapping[str, Shape], prefix: str) -> Non
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        pickled = sorted(path.name for path in folder.glob("*.bin"))
-        beside = f" but {', '.join(pickled)}, a pickle, and none is read" if pickled else ""
+        others = sorted(path.name for end in ("bin", "gguf") for path in folder.glob(f"*.{end}"))
+        beside = f" but {', '.join(others)}, and no pickle and no GGUF is read" if others else ""
         raise UserError(
             f"{folder} holds no *.safetensors{beside}; load the model where it comes from, "
             f"save_pretrained it, and copy that folder."
