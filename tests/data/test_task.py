@@ -3,9 +3,11 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from transformers import PreTrainedTokenizerFast
 
 from dfolora.data import load_rows
 from dfolora.data.task import Prompt, Task, label_word_ids
@@ -240,3 +242,25 @@ def test_defaults_that_only_hydra_follows_are_told(tmp_path):
         UserError, match=r"No such file or directory; give a file, or one of agnews"
     ):
         Task.from_file("sst3")
+
+
+def sentencepiece(words):
+    """A tokenizer whose words begin with a mark for the space before them, as Llama 2's."""
+    scores = {"<unk>": -9.0, "\u2581": -5.0, **dict.fromkeys(words, -5.0)}
+    vocabulary = [*scores.items(), *((f"\u2581{word}", -1.0) for word in ("a", *words))]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=0))
+    made.normalizer = tokenizers.normalizers.Sequence([
+        tokenizers.normalizers.Prepend("\u2581"),
+        tokenizers.normalizers.Replace(" ", "\u2581"),
+    ])  # fmt: skip
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("style", ["released", "natural"])
+def test_label_words_of_sentencepiece_have_its_mark(style):
+    """A space before the word would be a mark of its own, the same for all words."""
+    tokenizer = sentencepiece(["bad", "great"])
+    assert tokenizer.tokenize(" bad") == ["\u2581", "\u2581bad"]
+    words = Prompt(pattern="{a} is", kind="causal", label_words=("bad", "great"))
+    ids = label_word_ids(words, tokenizer, style)
+    assert tokenizer.convert_ids_to_tokens(list(ids)) == ["\u2581bad", "\u2581great"]

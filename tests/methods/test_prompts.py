@@ -62,6 +62,24 @@ FILLED = {
     ("snli", "gap3", "causal"): "A Red fox, running . It's 3 ducks",
     ("rte", "gap3", "masked"): "A Red fox, running .<mask> It's 3 ducks",
     ("rte", "gap3", "causal"): "A Red fox, running . It's 3 ducks",
+    ("sst2", "natural", "masked"): "A Red fox, running . It was<mask>.",
+    ("sst2", "natural", "causal"): "A Red fox, running . It was",
+    ("yelpp", "natural", "masked"): "A Red fox, running . It was<mask>.",
+    ("yelpp", "natural", "causal"): "A Red fox, running . It was",
+    ("agnews", "natural", "masked"): "<mask> News: A Red fox, running .",
+    ("agnews", "natural", "causal"): "A Red fox, running . This news is about",
+    ("dbpedia", "natural", "masked"): "Category:<mask>. A Red fox, running .",
+    ("dbpedia", "natural", "causal"): "A Red fox, running . This text is about the category",
+    ("mrpc", "natural", "masked"): "A Red fox, running .<mask>, It's 3 ducks",
+    (
+        "mrpc",
+        "natural",
+        "causal",
+    ): "A Red fox, running . It's 3 ducks Do they mean the same? Answer:",
+    ("snli", "natural", "masked"): "A Red fox, running .<mask>, It's 3 ducks",
+    ("snli", "natural", "causal"): "A Red fox, running . Is it true that: It's 3 ducks Answer:",
+    ("rte", "natural", "masked"): "A Red fox, running .<mask>, It's 3 ducks",
+    ("rte", "natural", "causal"): "A Red fox, running . Is it true that: It's 3 ducks Answer:",
 }
 """The sample in each prompt as the tokens spell it (RoBERTa's mask swallows the space before it),
 written out by hand from the released loaders and GAP3's fields; a new prompt needs a line here."""
@@ -99,6 +117,17 @@ GAP3_WORDS = {
     "rte": ("Yes No", "true false"),
 }
 """Those of GAP3, masked and causal."""
+NATURAL_WORDS = {
+    "sst2": "bad great",
+    "yelpp": "bad great",
+    "agnews": "World Sports Business Technology",
+    "dbpedia": "company school artist athlete politician transportation building "
+    "nature village animal plant album film book",
+    "mrpc": "No Yes",
+    "snli": "Yes Maybe No",
+    "rte": "Yes No",
+}
+"""Those of the natural prompts, masked and causal alike."""
 
 FIRST_PIECE = {
     ("roberta-base", "released"): {
@@ -111,6 +140,7 @@ FIRST_PIECE = {
         "transportation": "trans",
         "village": "vill",
         "literature": "liter",
+        "politician": "polit",
     },
     ("roberta-base", "natural"): {"Athlete": "ĠAth"},
     ("gpt2", "released"): {
@@ -118,6 +148,7 @@ FIRST_PIECE = {
         "transportation": "trans",
         "village": "vill",
         "literature": "liter",
+        "politician": "polit",
     },
     ("gpt2", "natural"): {},
     ("bert-base-uncased", "released"): {},
@@ -160,6 +191,8 @@ def test_label_words_are_these_pieces(task, variant, prompt, name, style):
     words = LABEL_WORDS[task.name, prompt.kind]
     if variant == "gap3":
         words = GAP3_WORDS[task.name][prompt.kind == "causal"]
+    if variant == "natural":
+        words = NATURAL_WORDS[task.name]
     assert " ".join(prompt.label_words) == words
     ids = label_word_ids(prompt, tokenizer, style)
     assert len(set(ids)) == len(task.classes)

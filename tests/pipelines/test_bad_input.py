@@ -390,7 +390,7 @@ MODELS = {
     "an unknown architecture": (
         config_of({"model_type": "perceptron"}), r"Cannot load .*perceptron"),
     "another architecture": (
-        config_of({"model_type": "distilbert"}), r"'distilbert'; supported are"),
+        config_of({"model_type": "mamba"}), r"'mamba'; supported are"),
     "heads that do not divide": (
         config_of({"num_attention_heads": 5}), r"into .*heads=5 parts|head"),
     "a width that is a word": (config_of({"hidden_size": "wide"}), r"hidden_size"),
@@ -410,7 +410,7 @@ MODELS = {
     "a configuration of another size": (
         config_of({"intermediate_size": 256}), r"the model of config\.json has .*two models"),
     "no weights": (without("*.safetensors"), r"holds no \*\.safetensors; load the model"),
-    "pickled weights": (pickled_only, r"no \*\.safetensors but pytorch_model\.bin, a pickle"),
+    "pickled weights": (pickled_only, r"no \*\.safetensors but pytorch_model\.bin, and no pickle"),
     "no tokenizer": (without("tokenizer*"), r"holds no tokenizer|Cannot load the tokenizer"),
     "a tokenizer that is no JSON": (written("tokenizer.json", b"{"), r"Cannot load the tokenizer"),
     "a tokenizer without a mask": (

@@ -185,7 +185,7 @@ class Backbone:
         }
 
 
-UNUSED = ("self", "hidden_states", "attention_mask", "position_ids", "kwargs")
+UNUSED = ("hidden_states", "attention_mask", "position_ids", "kwargs")
 """Arguments that a layer is not given again. Its attention has a mask of our own, and position ids
 serve kernels that find sequences by them."""
 
