@@ -222,9 +222,8 @@ def compare(
             engine_memory.sample()
         theirs.append(their_way(repeats))
         gemm.append(gemm_rate(ours))
-    work = np.mean(
-        [flops_engine(shape, layer, lengths, population) for layer in range(shape.architecture.layers)]
-    )
+    every = range(shape.architecture.layers)
+    work = np.mean([flops_engine(shape, layer, lengths, population) for layer in every])
     return Speed(
         sequences=len(lengths),
         tokens=sum(lengths),
