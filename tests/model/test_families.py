@@ -10,6 +10,7 @@ import torch
 import transformers
 from peft import PeftModel
 from torch.nn import functional
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from dfolora.engine.forward import Engine
 from dfolora.errors import UserError
@@ -192,6 +193,25 @@ def test_trained_parts_start_as_the_model_and_leave_it_so(name, trained):
     if trained not in ("prefix", "classifier"):  # which have no such start
         expected = one_candidate.answer_logits(backbone.model, batch, LABELS)
         torch.testing.assert_close(got.detach(), expected, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "phi3", "gpt_neox", "modernbert"])
+def test_columns_of_a_fused_module_are_what_attention_is_given(kind, monkeypatch):
+    """At the first position, where rotation changes nothing."""
+    given, outputs = [], []
+
+    def attend(module, query, key, value, mask, **options):
+        given.append([x.transpose(1, 2).flatten() for x in (query, key, value)])
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
+
+    transformers.AttentionInterface.register("spied", attend)
+    backbone = Backbone(tiny_model(kind))
+    layer = backbone.layers[1]
+    layer.maps["q"].module.register_forward_hook(lambda _module, _args, out: outputs.append(out))
+    monkeypatch.setattr(backbone.model.config, "_attn_implementation", "spied")
+    backbone.model(input_ids=torch.tensor([[9]]))
+    for name, got in zip("qkv", given[1], strict=True):
+        torch.testing.assert_close(got, outputs[0][0, 0, layer.maps[name].place.columns])
 
 
 def test_folder_gives_the_same_model(name, tmp_path):
