@@ -55,10 +55,8 @@ def work(
 ) -> JobResult:
     """Execute a run; its failure is an outcome too, so that the rest of a sweep goes on."""
     # Imported late, so that --help and configuration errors come at once.
-    from dfolora.record.memory import keep_free_memory
     from pipelines.execute import execute
 
-    keep_free_memory()
     try:
         outcome = execute(config, choices, sweep_id=sweep_id, show=show)
     except Exception as error:  # Hydra would keep it, and the model with it, until all are over

@@ -11,7 +11,6 @@ import torch
 
 from dfolora.record import memory
 from dfolora.record.memory import PeakMemory
-from tests.forking import forked
 
 
 def test_peak_stays_after_the_memory_is_given_back():
@@ -42,18 +41,7 @@ def pieces(count):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts peaks")
-@pytest.mark.parametrize("kept", [False, True])
-def test_same_work_takes_the_same_in_a_fresh_process_and_after_others(kept):
-    """Also where the process keeps what it frees."""
-    child = forked(same_work, kept)
-    child.join()
-    assert child.exitcode == 0
-
-
-def same_work(kept):
-    if kept:
-        memory.keep_free_memory()
-
+def test_same_work_takes_the_same_in_a_fresh_process_and_after_others():
     def measured():
         watch = PeakMemory(torch.device("cpu"), weights=7_000_000)
         held = pieces(2000)  # 100 MB

@@ -12,10 +12,6 @@ import psutil
 import torch
 
 MEGABYTE = 1e6
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's ``mallopt``, from malloc.h."""
-NO_GLIBC = (OSError, AttributeError, TypeError)
-"""What asking another C library for what glibc alone has raises."""
 
 
 class PeakMemory:
@@ -63,22 +59,10 @@ class PeakMemory:
         return {name: size / MEGABYTE for name, size in self._peaks.items()}
 
 
-def keep_free_memory() -> None:
-    """From now on this process keeps what it frees, to use it again, where the C library can.
-
-    Tensors of some megabytes come and go in every layer. To map each anew took a tenth of a
-    search's time on a CPU. It is a setting of the whole process, so only a command makes it.
-    """
-    with suppress(*NO_GLIBC):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
 def _give_back_free_memory() -> None:
     """Of the C library's heap, where it can: else what earlier work left free would hide growth."""
     gc.collect()
-    with suppress(*NO_GLIBC):
+    with suppress(OSError, AttributeError, TypeError):  # glibc alone has it
         ctypes.CDLL(None).malloc_trim(0)
 
 
