@@ -31,6 +31,7 @@ from dfolora.model.families import FAMILIES, UNSUPPORTED
 from dfolora.model.quantize import quantize_layers
 from tests.conftest import random_batch, tiny_model
 from tests.families import CONFIGS
+from tests.model.test_backbone import pack_of
 from tests.reference import one_candidate
 from tests.searching import evaluator_of, some_solution, subspace_of
 
@@ -212,6 +213,15 @@ def test_columns_of_a_fused_module_are_what_attention_is_given(kind, monkeypatch
     backbone.model(input_ids=torch.tensor([[9]]))
     for name, got in zip("qkv", given[1], strict=True):
         torch.testing.assert_close(got, outputs[0][0, 0, layer.maps[name].place.columns])
+
+
+@pytest.mark.parametrize("what", ["position_bias", "s_aux"])
+def test_attention_with_something_of_its_own_is_refused(what, batch):
+    backbone = Backbone(tiny_model("llama"))
+    hidden, packed = backbone.embed(pack_of(batch))
+    odd = replace(packed, arguments=[{**given, what: hidden} for given in packed.arguments])
+    with pytest.raises(UserError, match=f"has {what}, which packed attention lacks; take another"):
+        backbone.layers[0](hidden, odd)
 
 
 def test_folder_gives_the_same_model(name, tmp_path):

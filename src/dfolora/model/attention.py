@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from dfolora.errors import UserError
 from dfolora.model.packing import Group, Pack
 
 NAME = "dfolora_packed"
+UNREAD = ("position_bias", "s_aux")
+"""What transformers' attention functions may be given that changes scores, and none here has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ def attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_others: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention by ``transformers``' interface for it: ``(P, h, M, D)`` each -> ``(P, M, h, D)``.
 
@@ -76,7 +79,16 @@ def attend(
         scaling: Factor on the scores; None for ``D ** -0.5``.
         sliding_window: A position attends to those that are nearer than this; None for all.
         softcap: Bound on the scores, which a tanh keeps; None for none.
+        others: What only kernels of other kinds read.
+
+    Raises:
+        UserError: The model has something else that changes the scores.
     """
+    if unread := [name for name in UNREAD if others.get(name) is not None]:
+        raise UserError(
+            f"The attention of this model has {', '.join(unread)}, which packed attention lacks; "
+            f"take another model."
+        )
     pack, answers_only = attention_mask.pack, attention_mask.answers_only
     causal = bool(getattr(module, "is_causal", True))
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
