@@ -187,7 +187,7 @@ def _from_hub(task: Task, part: Part) -> tuple[Columns, str]:
     source = f"dataset {wanted.path} ({wanted.name or 'default'}, {split})"
     with explained(
         lambda error: (
-            f"The hub's {source} could not be loaded: {error}\n"
+            f"The hub's {source} could not be loaded: {error}.\n"
             f"To use local files, give data.root=DIR with DIR/{task.name}/train.jsonl and "
             f"DIR/{task.name}/test.jsonl (or .json, .csv, .tsv, .parquet), columns "
             f"{[*task.fields, task.label]}."

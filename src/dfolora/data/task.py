@@ -288,11 +288,11 @@ def label_word_ids(
     first = [ids[0] for ids in encoded]
     if clashing := [n for n, token in enumerate(first) if first.count(token) > 1]:
         pieces = [tokenizer.convert_ids_to_tokens(encoded[n]) for n in clashing]
-        advice = "choose" if style == "natural" else "set label_words=natural or choose"
+        spaced = "" if style == "natural" else "set data.label_words=natural, or "
         raise UserError(
             f"Label words {[words[n] for n in clashing]} start with the same token for "
             f"{tokenizer.name_or_path} (pieces {pieces}), so their classes cannot be told apart; "
-            f"{advice} other words."
+            f"{spaced}give the task other words in its prompts (conf/task/)."
         )
     return tuple(first)
 
