@@ -210,7 +210,11 @@ def test_label_words_are_their_first_tokens():
             "released",
             r"\['yes', 'yep'\] start with the same token for letters",
         ),
-        (("yes", "yep"), "released", r"pieces \[\['y', 'e', 's'\].*data.label_words=natural, or give"),
+        (
+            ("yes", "yep"),
+            "released",
+            r"pieces \[\['y', 'e', 's'\].*data.label_words=natural, or give",
+        ),
         (("yes", "no"), "natural", r"pieces \[\[' ', 'y', .*told apart; give the task other words"),
         (("yes", "yes"), "released", r"\['yes', 'yes'\] start with the same token"),
         (("yes", "No"), "released", r"'No' is not in the vocabulary of letters"),
