@@ -41,6 +41,10 @@ def test_majority_is_the_most_frequent_class():
     assert majority_score([2, 0, 2, 1], accuracy) == 0.5
 
 
+def test_of_equally_frequent_classes_the_lowest_is_the_majority():
+    assert majority_score([1, 0, 1, 0], f1) == constant_score([1, 0, 1, 0], 0, f1) == 0.0
+
+
 @pytest.mark.parametrize("metric", METRICS.values())
 @pytest.mark.parametrize("guess", [[1], [1, 0], 1])
 def test_unequal_lengths_do_not_broadcast(metric, guess):

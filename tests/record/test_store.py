@@ -386,6 +386,17 @@ def test_unfinished_runs_of_other_attempts_are_taken_away(store, client):
     assert {run.info.run_id for run in found} == {log.run_id, other.run_id}
 
 
+def test_of_two_unfinished_runs_of_an_attempt_one_goes_on(store, client):
+    tags = {**RECORDED, "attempt": "a", "place": "here"}
+    experiment = store._experiment_id("runs")
+    twins = [client.create_run(experiment, tags=tags).info.run_id for _ in range(2)]
+    with attempted(store, "a") as log:
+        pass
+    assert log.run_id in twins
+    found = client.search_runs([experiment])
+    assert [run.info.run_id for run in found] == [log.run_id]
+
+
 class Gone:
     """A client that fails as often as it is asked, while it is switched off."""
 

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -70,6 +71,11 @@ def test_groups_are_ruled_off():
     lines = latex(GRID, "tab:x").splitlines()
     assert lines.count(r"\midrule") == 2
     assert lines[lines.index(r"\midrule", lines.index(r"\midrule") + 1) + 1].startswith("{gpt2-xl}")
+
+
+def test_methods_without_groups_are_not_ruled_off():
+    grid = replace(GRID, header=GRID.header[1:], rows=[row[1:] for row in GRID.rows])
+    assert latex(grid, "tab:x").splitlines().count(r"\midrule") == 1
 
 
 def test_every_special_character_is_escaped():

@@ -84,6 +84,12 @@ def test_constant_that_does_as_well_is_named():
     assert found["MRPC"].verdict == "differs; constant 81.22"
 
 
+def test_constant_without_a_number_does_not_hide_another():
+    other = run("mrpc", 8, 0.7, optimizer="fwa", majority=0.6)  # tested on other rows
+    given = published(mrpc=Number(mean=80.0, std=1.0))
+    assert verdicts(table(*RUNS, other), given)["MRPC"].verdict == "differs; constant 81.22"
+
+
 def test_corrected_number_is_what_counts_and_notes_are_numbered():
     given = Published(
         numbers={

@@ -142,6 +142,14 @@ def test_runs_of_several_commits_are_shown_and_never_averaged():
     assert pd.isna(row["mean"])
 
 
+def test_seeds_of_a_commit_are_named_in_the_order_of_numbers():
+    other = run("sst2", 42, 0.80, commit="def")
+    built = table(*RUNS, other, spec=replace(SPEC, seeds=[8, 13, 42]))
+    assert (
+        "C-LoRA, SST-2: runs of several commits are not averaged: abc (seed 8, 13); def (seed 42)"
+    ) in built.holes()
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -317,6 +325,14 @@ def test_ratios_are_taken_seed_by_seed_within_a_group():
         ["MRPC", "F-LoRA", "1,500", "1.00 (0.00)", "—"],
     ]
     assert list(built.grid().header) == ["Task", "Method", "#Params", "Minutes", "Ratio"]
+
+
+def test_ratio_of_a_method_without_seeds_to_one_with_seeds_is_a_hole():
+    built = table(
+        cost("sst2", "any", 30, None), cost("sst2", 8, 120, "cma"), cost("sst2", 13, 240, "cma"),
+        spec=replace(COSTS, rows=SPEC.rows),
+    )  # fmt: skip
+    assert list(built.grid().rows[0]) == ["SST-2", "Manual prompt", "0", "0.50", "—"]
 
 
 def test_optional_measure_is_shown_where_one_run_has_it():

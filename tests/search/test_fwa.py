@@ -213,6 +213,16 @@ def test_current_measures_every_firework_that_is_not_the_incumbent():
     assert [len(p) for p in asked] == [3 + 9, 3]
 
 
+def test_step_size_is_the_amplitude_of_the_firework_that_leads():
+    optimizer = Lotfwa(3, 1000, np.random.default_rng(0), fireworks=2, sparks=4)
+    asked = optimizer.ask()
+    optimizer.tell([5, 3, 6, 6, 1, 2])  # the second firework improves by its first spark
+    optimizer.ask()
+    optimizer.tell([6, 6])
+    np.testing.assert_array_equal(optimizer.center, asked[4])
+    assert optimizer.step_size == pytest.approx(1.2 * math.sqrt(3))
+
+
 def test_stored_measures_a_firework_once():
     optimizer = Lotfwa(
         4, 1000, np.random.default_rng(0), fireworks=3, sparks=9, firework_loss="stored"

@@ -16,7 +16,7 @@ from dfolora.methods import LayerwiseSearch
 from dfolora.model.backbone import Backbone
 from dfolora.search.optim import Cma, Lotfwa, RandomSearch
 from dfolora.search.subspace import LoraSubspaceSpec
-from dfolora.search.subspace.statistics import clipped_std
+from dfolora.search.subspace.statistics import clipped_std, layer_stds
 from dfolora.seeding import stream
 from tests.conftest import tiny_model
 from tests.searching import DIM, some_solution
@@ -160,6 +160,14 @@ def test_projections_follow_equation_6(backbone, batch, statistics):
                 normal = rng.standard_normal(tuple(drawn.shape), dtype=np.float32)
                 # Float32 states; their standard deviation is summed in another order.
                 np.testing.assert_allclose(drawn.numpy(), scale * normal, rtol=1e-5, atol=1e-9)
+
+
+def test_scale_of_layer_0_is_that_of_the_words_as_the_model_takes_them(batch):
+    """Gemma multiplies word embeddings by sqrt(H)."""
+    backbone = Backbone(tiny_model("gemma2"))
+    words = backbone.model.get_input_embeddings()
+    std = next(layer_stds(backbone, batch.input_ids, batch.attention_mask, "real_tokens"))
+    assert std == pytest.approx(words(torch.arange(words.num_embeddings)).std().item())
 
 
 def test_scale_of_one_is_the_same_in_every_layer(backbone, batch):
