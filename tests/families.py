@@ -1,4 +1,4 @@
-"""Tiny configurations of every family, with whatever its real models have and others lack."""
+"""Tiny configurations of the families, with whatever their real models have and others lack."""
 
 from typing import Any
 
@@ -15,8 +15,6 @@ _WINDOW = {"sliding_window": 9}  # shorter than most rows
 _MIXED = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "bert": {"model_type": "bert", **_SIZES},
-    "roberta": {"model_type": "roberta", **_ROBERTA},
     "xlm-roberta": {"model_type": "xlm-roberta", **_ROBERTA},
     "camembert": {"model_type": "camembert", **_ROBERTA},
     "electra": {"model_type": "electra", **_SIZES, "embedding_size": 16},
@@ -27,10 +25,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "modernbert": {
         "model_type": "modernbert", **_SIZES, "local_attention": 8, "global_attn_every_n_layers": 2,
         "cls_token_id": 2, "sep_token_id": 3,
-    },
-    "gpt2": {
-        "model_type": "gpt2", "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4,
-        "n_positions": 64, "initializer_range": 0.1,
     },
     "gpt2 whose scores are not scaled": {
         "model_type": "gpt2", "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4,

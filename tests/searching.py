@@ -2,6 +2,7 @@
 
 from copy import copy
 from dataclasses import replace
+from itertools import chain, combinations
 
 import numpy as np
 
@@ -11,6 +12,10 @@ from dfolora.search.evaluator import PopulationEvaluator
 from dfolora.search.subspace import LoraSubspaceSpec
 
 DIM = 96
+SUBSETS = [
+    "".join(maps) for maps in chain.from_iterable(combinations("qkvo", n) for n in range(1, 5))
+]
+"""Every set of attention maps."""
 
 
 def limited(backbone, **limits):

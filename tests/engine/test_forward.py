@@ -1,7 +1,6 @@
 """The engine gives what one padded forward of the whole model a candidate gives, with less work."""
 
 from functools import lru_cache
-from itertools import chain, combinations
 from unittest.mock import patch
 
 import numpy as np
@@ -17,6 +16,7 @@ from tests.conftest import SIZES, random_batch, tiny_model
 from tests.reference import one_candidate
 from tests.searching import (
     DIM,
+    SUBSETS,
     evaluator_of,
     in_float64,
     limited,
@@ -26,9 +26,6 @@ from tests.searching import (
 )
 
 LABELS = torch.tensor([7, 50, 99])
-SUBSETS = [
-    "".join(maps) for maps in chain.from_iterable(combinations("qkvo", n) for n in range(1, 5))
-]
 CLOSE = {"rtol": 0, "atol": 1e-5}  # float32 forwards, other summation order
 SAME = {"rtol": 0, "atol": 1e-6}  # the same operations; logits are of size 1
 

@@ -17,6 +17,10 @@ WIDE = {
     "roberta": {"hidden_size": 64, "intermediate_size": 256},
     "bert": {"hidden_size": 64, "intermediate_size": 256},
     "gpt2": {"n_embd": 64},
+    "llama": {"hidden_size": 64, "intermediate_size": 256},
+    "gemma2": {"hidden_size": 64, "intermediate_size": 256},
+    "modernbert": {"hidden_size": 64, "intermediate_size": 256},
+    "opt": {"hidden_size": 64, "ffn_dim": 256, "word_embed_proj_dim": 64},
 }
 LENGTHS = torch.linspace(5, 60, 16).long().tolist()
 CPU = (
@@ -117,6 +121,7 @@ def least_megabytes(backbone, batch, **options):
     return taken
 
 
+@pytest.mark.parametrize("family", WIDE)
 @pytest.mark.parametrize("targets", [("q", "k"), ("q", "k", "v", "o")], ids="".join)
 @pytest.mark.parametrize(
     ("dtype", "coarse"), [(torch.float32, False), (torch.bfloat16, True)], ids=["fp32", "bf16"]

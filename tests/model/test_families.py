@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, combinations, cycle
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -26,19 +26,16 @@ from dfolora.methods.gradient.trainable import Trainable
 from dfolora.model import save_adapter
 from dfolora.model.architecture import Architecture
 from dfolora.model.backbone import Backbone
-from dfolora.model.checkpoint import Checkpoint
 from dfolora.model.families import FAMILIES, UNSUPPORTED
 from dfolora.model.quantize import quantize_layers
-from tests.conftest import random_batch, tiny_model
+from tests.conftest import SIZES, random_batch, tiny_model
 from tests.families import CONFIGS
 from tests.model.test_backbone import pack_of
+from tests.model.test_checkpoint import checkpoint
 from tests.reference import one_candidate
-from tests.searching import evaluator_of, some_solution, subspace_of
+from tests.searching import SUBSETS, evaluator_of, some_solution, subspace_of
 
 LABELS = torch.tensor([7, 50, 99])
-TARGETS = [
-    "".join(maps) for maps in chain.from_iterable(combinations("qkvo", n) for n in range(1, 5))
-]
 TRAINED: dict[str, Trainable] = {
     "whole": ModelTuning(),
     "classifier": ModelTuning(head="classifier"),
@@ -52,13 +49,13 @@ LENGTHS, ANSWERS = [3, 64, 3, 40, 19, 17, 4, 64, 3], [0, 63, 2, 20, 18, 9, 0, 31
 CLOSE = {"rtol": 0, "atol": 1e-5}  # float32, other summation order
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=[*SIZES, *CONFIGS])
 def name(request):
     return request.param
 
 
 def test_every_family_is_here():
-    assert {config["model_type"] for config in CONFIGS.values()} == set(FAMILIES)
+    assert {*SIZES, *(config["model_type"] for config in CONFIGS.values())} == set(FAMILIES)
     assert not set(UNSUPPORTED) & set(FAMILIES)
 
 
@@ -66,7 +63,7 @@ def test_every_family_is_here():
 def test_losses_and_ranks_are_those_of_merged_weights(name):
     """All sets of maps, over all layers, populations, and lengths up to the limit."""
     backbone, batch = Backbone(tiny_model(name)), random_batch(LENGTHS, ANSWERS)
-    for targets, block, size in zip(TARGETS, cycle([0, 1, 2]), cycle([1, 2, 7, 2]), strict=False):
+    for targets, block, size in zip(SUBSETS, cycle([0, 1, 2]), cycle([1, 2, 7, 2]), strict=False):
         evaluator, subspace = evaluator_of(backbone, batch, LABELS, targets=tuple(targets))
         solution, population = some_solution(size)
         got = evaluator(solution, block, population).losses
@@ -227,15 +224,7 @@ def test_attention_with_something_of_its_own_is_refused(what, batch):
 def test_folder_gives_the_same_model(name, tmp_path):
     """Loaded as a user's is, with an attention that its padded forward can have too."""
     tiny_model(name).save_pretrained(tmp_path)
-    loaded = Checkpoint(
-        path=str(tmp_path),
-        revision="main",
-        tokenizer=None,
-        weights="pretrained",
-        architecture=None,
-        device="cpu",
-        precision="fp32",
-    ).load_backbone()
+    loaded = checkpoint(tmp_path).load_backbone()
     batch = random_batch(LENGTHS, ANSWERS)
     got = Engine(loaded, batch, LABELS)({})[0]
     expected = one_candidate.answer_logits(tiny_model(name), batch, LABELS)

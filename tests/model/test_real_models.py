@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 from dfolora.data import Task, encode, load_rows
 from dfolora.data.task import label_word_ids
 from dfolora.engine.forward import Engine
-from dfolora.model.checkpoint import Checkpoint
+from tests.model.test_checkpoint import checkpoint
 from tests.reference import one_candidate
 from tests.searching import evaluator_of, some_solution
 from tests.shared import shared
@@ -20,15 +20,7 @@ from tests.shared import shared
 def test_real_rows_have_the_losses_of_merged_weights(name, kind, words):
     """A Llama with grouped heads and a token that begins every row; a BERT in half precision."""
     path = shared(f"models/{name}")
-    backbone = Checkpoint(
-        path=str(path),
-        revision="main",
-        tokenizer=None,
-        weights="pretrained",
-        architecture=None,
-        device="cpu",
-        precision="fp32",
-    ).load_backbone()
+    backbone = checkpoint(path).load_backbone()
     tokenizer = AutoTokenizer.from_pretrained(path)
     task = Task.from_file("sst2")
     prompt = task.prompt("natural", kind)

@@ -14,6 +14,7 @@ from dfolora.model.backbone import Backbone
 from dfolora.model.intervention import SoftPrompt
 from dfolora.search.evaluator import PopulationEvaluator
 from dfolora.search.subspace import PromptSubspaceSpec
+from dfolora.search.subspace.prompt import load_soft_prompts
 from dfolora.search.subspace.statistics import layer_stds
 from tests.conftest import mini_tokenizer, random_batch, tiny_model
 from tests.reference import soft_prompt
@@ -186,3 +187,16 @@ def test_vocabulary_without_so_many_filler_words_is_refused():
     plain = Encoder(prompt=prompt, tokenizer=mini_tokenizer("causal"), max_length=60)
     with pytest.raises(UserError, match=r"A filler of 1000 words needs the vocabulary ids 1000 to"):
         spec(positions=1000).encoder(plain)
+
+
+@pytest.mark.parametrize(("name", "begun"), [("llama", True), ("llama", False), ("gpt2", False)])
+def test_vectors_come_after_the_token_that_begins_a_causal_sequence(name, begun, tmp_path):
+    """Where there is one, also when they are read from their file."""
+    backbone, batch = Backbone(tiny_model(name)), last_answers()
+    if begun:
+        batch.input_ids[:, 0] = backbone.model.config.bos_token_id
+    subspace = built(backbone, batch)
+    solution = np.ones((subspace.blocks, DIM))
+    subspace.save(tmp_path, backbone, solution)
+    starts = {prompt.start for prompt in load_soft_prompts(tmp_path, backbone).values()}
+    assert starts == {subspace.intervention(0, solution[:1]).start} == {int(begun)}

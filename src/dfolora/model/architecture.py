@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ class Architecture:
         """
         return "eager" if self.capped or not self.family.interface else "sdpa"
 
-    @property
+    @cached_property
     def maps(self) -> dict[str, MapPlace]:
         """The attention maps q, k, v and o of every layer."""
         own, shared = self.heads * self.head_width, self.kv_heads * self.head_width

@@ -95,11 +95,11 @@ def attend(
     population, _, heads, width = q.shape
     if answers_only:
         q = q[:, pack.answers]
+    answers = pack.answers - pack.starts if answers_only else None
     contexts = []
     for group in pack.groups:
         asking = group.sequences if answers_only else group.tokens
         queries = q[:, asking] if answers_only else group.padded(q[:, asking])
-        answers = (pack.answers - pack.starts)[group.sequences] if answers_only else None
         mask = _mask(group, causal, sliding_window, answers, q.device)
         context = _attention(
             _by_sequence(queries, group),
@@ -152,7 +152,7 @@ def _mask(
     if group.keys is None and (window is None or group.length <= window):
         return None
     positions = torch.arange(group.length, device=device)
-    asking = positions[None] if answers is None else answers[:, None]
+    asking = positions[None] if answers is None else answers[group.sequences, None]
     distance = (asking[:, :, None] - positions)[:, None]
     mask = torch.ones_like(distance, dtype=torch.bool)
     if causal:

@@ -1,7 +1,7 @@
 """The frozen language model: the only module that touches a ``transformers`` model's insides."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -53,6 +53,7 @@ class Backbone:
             for index, module in enumerate(self._modules)
         ]
         """The transformer layers, on packed sequences."""
+        self._signature = inspect.signature(self._modules[0].forward)
 
     @property
     def device(self) -> torch.device:
@@ -85,35 +86,34 @@ class Backbone:
         """What the model multiplies word embeddings by; 1 but in Gemma."""
         return float(getattr(self.model.get_input_embeddings(), "embed_scale", 1.0))
 
+    @property
+    def begins_with(self) -> int | None:
+        """The token with which the model's sequences begin, if its tokenizer puts it there."""
+        return self.model.config.bos_token_id
+
     @torch.inference_mode()
     def embed(self, pack: Pack) -> tuple[Tensor, Packed]:
         """The input of layer 0, ``(1, M, H)``, and what goes with the pack through all layers."""
-        entering = [self._entering(group) for group in pack.coarse]
-        joined = dict[int, Any]()
-        by_layer = zip(*(arguments for _hidden, arguments in entering), strict=True)
-        arguments = [_joined(parts, joined) for parts in by_layer]
-        hidden = torch.cat([hidden for hidden, _arguments in entering], dim=1)
+        given = [self._given_to_layers(group) for group in pack.coarse]
+        known = dict[int, Tensor]()  # many layers are given the same
+        each = zip(*given, strict=True)
+        hidden, *arguments = (_packed(parts, pack.coarse, known) for parts in each)
         return hidden, Packed(pack=pack, arguments=arguments)
 
-    def _entering(self, group: Group) -> tuple[Tensor, list[dict[str, Any]]]:
-        """What the body gives its first layer, and all layers beside it, without padding."""
-        given: list[tuple[Tensor, Mapping[str, Any]]] = []
+    def _given_to_layers(self, group: Group) -> list[Any]:
+        """What the body gives its first layer, and what each layer beside its hidden states."""
+        hidden: list[Tensor] = []
+        arguments: list[dict[str, Any]] = []
 
-        def noting(module: nn.Module) -> Callable[..., Any]:
-            signature = inspect.signature(module.forward)
-
-            def note(hidden: Tensor, *others: Any, **named: Any) -> Any:
-                given.append((hidden, signature.bind(hidden, *others, **named).arguments))
-                return hidden if self._family.interface else (hidden, None)
-
-            return note
+        def note(entering: Tensor, *others: Any, **named: Any) -> Any:
+            hidden.append(entering)
+            arguments.append(_named(self._signature.bind(entering, *others, **named).arguments))
+            return entering if self._family.interface else (entering, None)
 
         mask = None if group.keys is None else group.keys.long()
-        with forwards({module: noting(module) for module in self._modules}):
+        with forwards(dict.fromkeys(self._modules, note)):
             self.forward(input_ids=group.input_ids, attention_mask=mask)
-        packed = dict[int, Any]()  # many layers are given the same
-        arguments = [_packed(_named(arguments), group, packed) for _hidden, arguments in given]
-        return _packed(given[0][0], group, packed), arguments
+        return [hidden[0], *arguments]
 
     @torch.inference_mode()
     def label_logits(self, hidden: Tensor, label_ids: Tensor) -> Tensor:
@@ -200,34 +200,30 @@ def _named(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _packed(value: Any, group: Group, known: dict[int, Any]) -> Any:
-    """Tensors without padding, ``(n or 1, T, ...) -> (1, _, ...)``, in whatever holds them."""
-    if isinstance(value, dict):
-        return {name: _packed(part, group, known) for name, part in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_packed(part, group, known) for part in value)
-    if isinstance(value, Tensor):
-        if id(value) not in known:
-            whole = value.expand(group.count, *value.shape[1:]).flatten(0, 1)[None]
-            known[id(value)] = group.packed(whole)
-        return known[id(value)]
-    if isinstance(value, (bool, int, str)):
-        return value
-    raise UserError(f"The model gives its layers a {type(value).__name__}, which cannot be packed.")
+def _packed(parts: Sequence[Any], groups: Sequence[Group], known: dict[int, Tensor]) -> Any:
+    """The groups' tensors one after another without padding, in whatever holds them.
 
-
-def _joined(parts: Sequence[Any], known: dict[int, Any]) -> Any:
-    """The groups' tensors one after another, in whatever holds them."""
+    Args:
+        parts: Each group's: tensors ``(n or 1, T, ...)``, which become one ``(1, M, ...)``.
+        groups: Of the pack.
+        known: What has been made, by the first group's tensor.
+    """
     first = parts[0]
     if isinstance(first, dict):
-        return {name: _joined([part[name] for part in parts], known) for name in first}
+        return {key: _packed([part[key] for part in parts], groups, known) for key in first}
     if isinstance(first, tuple):
-        return tuple(_joined(each, known) for each in zip(*parts, strict=True))
+        return tuple(_packed(each, groups, known) for each in zip(*parts, strict=True))
     if isinstance(first, Tensor):
         if id(first) not in known:
-            known[id(first)] = torch.cat(list(parts), dim=1)
+            made = [
+                group.packed(part.expand(group.count, *part.shape[1:]).flatten(0, 1)[None])
+                for part, group in zip(parts, groups, strict=True)
+            ]
+            known[id(first)] = torch.cat(made, dim=1)
         return known[id(first)]
-    return first
+    if isinstance(first, (bool, int, str)):
+        return first
+    raise UserError(f"The model gives its layers a {type(first).__name__}, which cannot be packed.")
 
 
 def _nbytes(tensor: Tensor) -> int:

@@ -135,14 +135,14 @@ class Checkpoint:
 
     def _load_model(self, dtype: torch.dtype) -> Any:
         config = self.config()
-        loader = loader_of(config)
+        loader, attention = loader_of(config), Architecture.of(config).padded_attention
         if self._random:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(RANDOM_WEIGHTS_SEED)
                 return loader.from_config(
                     config,
                     dtype=dtype,
-                    attn_implementation=Architecture.of(config).padded_attention,
+                    attn_implementation=attention,
                     trust_remote_code=False,
                 )
         transformers.utils.logging.disable_progress_bar()
@@ -154,7 +154,7 @@ class Checkpoint:
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
-                attn_implementation=Architecture.of(config).padded_attention,
+                attn_implementation=attention,
                 output_loading_info=True,
             )
         if info["missing_keys"]:

@@ -27,6 +27,7 @@ IN_PLACE: Mapping[str, Callable[[Tensor], Tensor]] = {
     "GELUActivation": torch.ops.aten.gelu_,
     "NewGELUActivation": partial(torch.ops.aten.gelu_, approximate="tanh"),
     "GELUTanh": partial(torch.ops.aten.gelu_, approximate="tanh"),
+    "ReLU": torch.relu_,
     "SiLUActivation": partial(functional.silu, inplace=True),
 }
 """Activations of transformers that torch has as one operation, which writes over the FFN's widest

@@ -164,5 +164,5 @@ def load_soft_prompts(folder: Path, backbone: Backbone) -> dict[int, SoftPrompt]
 
 def _start(backbone: Backbone, first_token: int | None = None) -> int:
     """The first position of the vectors: after the token that begins a sequence, where one does."""
-    begins = first_token is not None and first_token == backbone.model.config.bos_token_id
+    begins = first_token is not None and first_token == backbone.begins_with
     return 1 if begins or backbone.architecture.family.kind == "masked" else 0
