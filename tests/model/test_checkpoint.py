@@ -1,14 +1,19 @@
 """Models from folders, from random weights and from a hub that is not there."""
 
+import copy
 import json
 
 import pytest
 import torch
 
+from dfolora.data import Rows, Task, encode
+from dfolora.data.task import label_word_ids
+from dfolora.engine import classify
 from dfolora.errors import UserError
 from dfolora.model import checkpoint as checkpoint_module
 from dfolora.model.checkpoint import Checkpoint
 from tests.conftest import LOADERS, SIZES, mini_tokenizer, tiny_model
+from tests.reference import one_candidate
 
 
 def checkpoint(path, **options):
@@ -135,6 +140,33 @@ def test_tokenizer_of_another_model_is_refused(folder, tmp_path):
         UserError, match=r"holds .* tokens, the model embeds 120: .* another model's"
     ):
         other.load_tokenizer()
+
+
+@pytest.mark.parametrize("rows", [0, 7], ids=["as many rows", "more rows"])
+def test_tokens_added_to_both_tokenizer_and_model_run(tmp_path, rows):
+    """Many models embed more rows than there are tokens, so that their number suits a device."""
+    tokenizer = copy.deepcopy(mini_tokenizer("causal"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|end|>"]})
+    tiny_model("gpt2", vocab_size=len(tokenizer) + rows).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backbone = checkpoint(tmp_path).load_backbone()
+    loaded = checkpoint(tmp_path).load_tokenizer()
+    prompt = Task.from_file("sst2").prompt("natural", "causal")
+    label_ids = torch.tensor(label_word_ids(prompt, loaded, "natural"))
+    texts = ({"sentence": "a fine film <|end|>"}, {"sentence": "a dull one"})
+    two = Rows(texts=texts, labels=(1, 0))
+    batch = encode(two, prompt, loaded, max_length=60)
+    assert loaded.convert_tokens_to_ids("<|end|>") not in batch.input_ids
+    expected = one_candidate.answer_logits(backbone.model, batch, label_ids)
+    torch.testing.assert_close(classify(backbone, label_ids, batch), expected, rtol=0, atol=1e-5)
+
+
+def test_tokens_added_to_the_tokenizer_alone_are_refused(folder):
+    tokenizer = copy.deepcopy(mini_tokenizer("masked"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"holds 1801 tokens, the model embeds 1800: it is another"):
+        checkpoint(folder).load_tokenizer()
 
 
 def test_checkpoint_without_its_vocabulary_head_is_refused(folder):
