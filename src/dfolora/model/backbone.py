@@ -72,6 +72,13 @@ class Backbone:
         return sum(map(_nbytes, tensors))
 
     @property
+    def free_bytes(self) -> int:
+        """Free bytes of its GPU, with those that torch keeps for reuse."""
+        free, _total = torch.cuda.mem_get_info(self.device)
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return free + kept
+
+    @property
     def tokens(self) -> int:
         """The most tokens per pass."""
         return self.limits.tokens or TOKENS[self.device.type]
