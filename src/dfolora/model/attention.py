@@ -158,7 +158,7 @@ def _at_once(q: Tensor, k: Tensor, v: Tensor, attending: Attending, rule: _Rule)
         False,
         scale=rule.scaling,
         window_size_left=far,
-        window_size_right=0 if far is not None and rule.causal else far,
+        window_size_right=far,
     )
     return context.view(q.shape)
 
