@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+_has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 CPU = torch.device("cpu")
 TOTAL = 80 * 10**9
 
@@ -108,10 +110,9 @@ class _Operations(TorchDispatchMode):
         kwargs = kwargs or {}
         if any(hasattr(kind, "__tensor_flatten__") for kind in types):
             return NotImplemented  # the operations that it is made of come here
-        if op not in REPLACED:
-            with self:
-                if (made := op.decompose(*args, **kwargs)) is not NotImplemented:
-                    return made
+        if op not in REPLACED and _has_kernel(op.name(), COMPOSITE):
+            with self:  # torch's own parts; what op.decompose takes for them differs in dropout
+                return op._op_dk(COMPOSITE, *args, **kwargs)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         device = self._on.target or self._common_place(op, given)
         if device.type != "cuda":

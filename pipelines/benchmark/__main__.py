@@ -17,6 +17,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import hydra
 from omegaconf import DictConfig
 
+from pipelines.markdown import table
+
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="benchmark")
 def main(config: DictConfig) -> None:
@@ -145,7 +147,7 @@ def _first_task(config: DictConfig, speeds: _Speeds) -> str:
         f"head at all positions, in fp32 throughout. Less work: the ratio of the formulae. GEMM: "
         f"torch's linear on the layer's shapes, same precision. All three are measured in turn. "
         f"MB: on a GPU the peak of all that is in use; on a CPU the weights, and what each way "
-        f"takes beside them.\n\n" + _table(head, rows)
+        f"takes beside them.\n\n" + table(head, rows)
     )
 
 
@@ -185,7 +187,7 @@ def _all_tasks(config: DictConfig, speeds: _Speeds) -> str:
         f"## All tasks\n\n{precision} against fp32, population {config.few.population}, "
         f"{config.few.layers} layers timed, at most {config.sequences} of a task's sequences, "
         f"evenly chosen by length, padded to the task's longest; the sum is scaled up to all.\n\n"
-        + _table(head, [*rows, total])
+        + table(head, [*rows, total])
     )
 
 
@@ -206,7 +208,7 @@ def _agreement(config: DictConfig) -> str:
         f"layer, in a C-LoRA search of {wanted.budget} calls in fp32 by the bundled mini-roberta, "
         f"whose candidates each precision judged too. Candidates of layer 0, whose projections are "
         f"scaled by the embeddings, hardly differ, so what is rounded decides.\n\n"
-        + _table(head, rows)
+        + table(head, rows)
     )
 
 
@@ -227,13 +229,8 @@ def _scaling(config: DictConfig, rng: Any) -> str:
         f"population and examples, but for what they share; linear in layers, of which half are "
         f"behind the searched one on average; and linear in length, with a quadratic part of "
         f"length over six widths.\n\n"
-        + _table(("varied", "value", "GFLOP by formula", "seconds", "GFLOP/s"), rows)
+        + table(("varied", "value", "GFLOP by formula", "seconds", "GFLOP/s"), rows)
     )
-
-
-def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    lines = [head, ["---" for _ in head], *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def _processor() -> str:

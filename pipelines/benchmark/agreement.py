@@ -45,7 +45,7 @@ def agreements(task: str, precisions: Sequence[str], budget: int) -> list[Agreem
     config = compose("run", [f"task=mini/{task}", f"budget={budget}"])
     method = instantiate(config.method)
     backbone = load(config.model, "fp32")
-    data = _few_shot(config, method, backbone.architecture)
+    data = few_shot_of(config, method, backbone.architecture)
     train = data.train
     subspace = method.subspace.build(backbone, train.input_ids, train.attention_mask, config.seed)
 
@@ -85,7 +85,8 @@ class _Compared:
         return evaluation
 
 
-def _few_shot(config: Any, method: Method, architecture: Architecture) -> FewShotData:
+def few_shot_of(config: Any, method: Method, architecture: Architecture) -> FewShotData:
+    """The few-shot data of a run's configuration."""
     task = Task.from_mapping(mapping(OmegaConf.to_container(config.task, resolve=True), "task"))
     _split, data = instantiate(config.data).draw(
         task,

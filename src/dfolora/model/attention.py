@@ -31,7 +31,7 @@ class Attending:
 
     pack: Pack
     answers_only: bool
-    """Whether only the N answers' positions attend; the others' results are zero."""
+    """Whether only the N answers' positions attend; the others' results are left undefined."""
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def attend(
     together = _has_kernel(q, attention_mask, rule)
     context = (_at_once if together else _by_group)(q, k, v, attention_mask, rule)
     if answers_only:
-        spread = context.new_zeros(len(context), pack.size, *context.shape[2:])
+        spread = context.new_empty(len(context), pack.size, *context.shape[2:])
         context = spread.index_copy_(1, pack.answers, context)
     return context, None
 

@@ -173,9 +173,10 @@ class LoraSubspace:
                 parts[:, index, half] @ matrices[index].to(self._device, non_blocking=True)
                 for half, matrices in enumerate((projections.down, projections.up))
             )
+            if spec.scaling != 1:
+                up *= spec.scaling
             factors[name] = LoraFactors(
-                down=down.reshape(len(z), -1, spec.rank),
-                up=up.reshape(len(z), spec.rank, -1) * spec.scaling,
+                down=down.reshape(len(z), -1, spec.rank), up=up.reshape(len(z), spec.rank, -1)
             )
         return LayerLora(layer=block, factors=factors)
 
