@@ -17,9 +17,12 @@ def forward(
     A window ``(left, right)`` is counted from the diagonal that ends at the last query and key.
     """
     assert cum_seq_q.dtype == cum_seq_k.dtype == torch.int32
-    assert not dropout_p and not return_debug_mask
-    assert int(cum_seq_q[-1]) == len(query) and int(cum_seq_k[-1]) == len(key) == len(value)
-    assert max_q == int(cum_seq_q.diff().max()) and max_k == int(cum_seq_k.diff().max())
+    assert not dropout_p
+    assert not return_debug_mask
+    assert int(cum_seq_q[-1]) == len(query)
+    assert int(cum_seq_k[-1]) == len(key) == len(value)
+    assert max_q == int(cum_seq_q.diff().max())
+    assert max_k == int(cum_seq_k.diff().max())
     shared = query.shape[1] // key.shape[1]
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     for asking, asked in zip(pairwise(cum_seq_q), pairwise(cum_seq_k), strict=True):
