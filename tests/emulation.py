@@ -131,6 +131,8 @@ class _Operations(TorchDispatchMode):
         """Where the operands are; raises where CUDA does."""
         name = op.overloadpacket.__name__
         places = [place(tensor) for tensor in given if tensor.dim() or place(tensor) != CPU]
+        if name == "_pack_padded_sequence" and places.pop() != CPU:
+            raise RuntimeError("'lengths' argument should be a 1D CPU int64 tensor")
         others = set(places[1:]) - set(places[:1])
         if not others:
             return places[0] if places else CPU
@@ -138,7 +140,7 @@ class _Operations(TorchDispatchMode):
             self._on.traffic["to host" if places[0] == CPU else "to device"] += 1
         elif name in INDEXING and others == {CPU} and (len(given) < 3 or places[-1] == places[0]):
             self._on.traffic["index to device"] += 1
-        elif name != "_pack_padded_sequence" or places[0] == CPU:  # lengths belong on the CPU
+        else:
             found = ", ".join(map(str, places))
             raise RuntimeError(f"Expected all tensors to be on the same device ({op}): {found}")
         return places[0]
