@@ -35,10 +35,11 @@ SHORTAGES: Mapping[str, Exception] = {
 }
 """What torch, the driver and the libraries raise where memory runs out."""
 
+PROPERTIES: Mapping[str, Any] = vars(torch._C.TensorBase)
 ANSWERS: Mapping[Any, Callable[[torch.device], object]] = {
-    Tensor.device.__get__: lambda at: at,
-    Tensor.is_cuda.__get__: lambda at: at.type == "cuda",
-    Tensor.is_cpu.__get__: lambda at: at.type == "cpu",
+    PROPERTIES["device"].__get__: lambda at: at,
+    PROPERTIES["is_cuda"].__get__: lambda at: at.type == "cuda",
+    PROPERTIES["is_cpu"].__get__: lambda at: at.type == "cpu",
     Tensor.get_device: lambda at: -1 if at.index is None else at.index,
 }
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
@@ -131,6 +132,8 @@ class _Operations(TorchDispatchMode):
         """Where the operands are; raises where CUDA does."""
         name = op.overloadpacket.__name__
         places = [place(tensor) for tensor in given if tensor.dim() or place(tensor) != CPU]
+        if name == "_pack_padded_sequence" and places.pop() != CPU:
+            raise RuntimeError("'lengths' argument should be a 1D CPU int64 tensor")
         others = set(places[1:]) - set(places[:1])
         if not others:
             return places[0] if places else CPU
@@ -138,7 +141,7 @@ class _Operations(TorchDispatchMode):
             self._on.traffic["to host" if places[0] == CPU else "to device"] += 1
         elif name in INDEXING and others == {CPU} and (len(given) < 3 or places[-1] == places[0]):
             self._on.traffic["index to device"] += 1
-        elif name != "_pack_padded_sequence" or places[0] == CPU:  # lengths belong on the CPU
+        else:
             found = ", ".join(map(str, places))
             raise RuntimeError(f"Expected all tensors to be on the same device ({op}): {found}")
         return places[0]
@@ -186,6 +189,7 @@ class _Functions(TorchFunctionMode):
         device = kwargs.get("device")
         if device is None or (device := self._on.resolved(device)).type == "meta":
             return function(*args, **kwargs)
+        self._on.traffic["pinned"] += kwargs.pop("pin_memory", False)
         with self._on.making(device):
             return function(*args, **kwargs | {"device": "cpu"})
 
@@ -222,7 +226,7 @@ def emulated_cuda(devices: int = 1, free: int = 70 * 10**9) -> Iterator[Emulatio
         devices: How many.
         free: Bytes of memory that each has left.
     """
-    on, autocast = Emulation(devices), torch.autocast
+    on, autocast, wrapper = Emulation(devices), torch.autocast, Tensor._make_wrapper_subclass
 
     def global_generator(*_given: object) -> None:
         raise AssertionError("CUDA's global generator is used")
@@ -247,6 +251,12 @@ def emulated_cuda(devices: int = 1, free: int = 70 * 10**9) -> Iterator[Emulatio
     }
     with (
         patch.multiple(torch.cuda, **fakes),
+        patch.object(
+            Tensor,
+            "_make_wrapper_subclass",
+            lambda *given, device=None, **options: wrapper(*given, **options),
+        ),
+        patch.object(torch.backends.cudnn, "is_acceptable", lambda _tensor: False),
         patch.object(torch, "autocast", lambda _kind, **options: autocast("cpu", **options)),
         _Functions(on),
         _Operations(on),

@@ -76,11 +76,12 @@ def _check(config: DictConfig) -> None:
 
 def _head(config: DictConfig) -> str:
     import torch
+    from hydra.utils import instantiate
 
     from dfolora.record.provenance import commit
 
-    on_gpu = torch.cuda.is_available() and config.device != "cpu"
-    machine = torch.cuda.get_device_name() if on_gpu else _processor()
+    device = instantiate(config.model, _convert_="all").resolved_device()
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return "\n".join(
         [
             "# Benchmark",
@@ -197,8 +198,10 @@ def _agreement(config: DictConfig) -> str:
     from pipelines.benchmark.agreement import agreements
 
     wanted, rows = config.agreement, []
+    precisions, left_out = _installed(wanted.precisions)
+    layers = list[int]()
     for task in wanted.tasks:
-        for one in agreements(task, wanted.precisions, wanted.budget):
+        for one in agreements(task, precisions, wanted.budget):
             layers = sorted(one.taus)
             taus = [f"{mean(one.taus[layer]):.2f}" for layer in layers]
             rows.append((task, one.precision, *taus, f"{max(one.gaps):.4f}"))
@@ -207,9 +210,21 @@ def _agreement(config: DictConfig) -> str:
         f"## Agreement with fp32\n\nKendall's tau of a generation's ranks, its mean by searched "
         f"layer, in a C-LoRA search of {wanted.budget} calls in fp32 by the bundled mini-roberta, "
         f"whose candidates each precision judged too. Candidates of layer 0, whose projections are "
-        f"scaled by the embeddings, hardly differ, so what is rounded decides.\n\n"
+        f"scaled by the embeddings, hardly differ, so what is rounded decides.{left_out}\n\n"
         + table(head, rows)
     )
+
+
+def _installed(precisions: Iterable[str]) -> tuple[list[str], str]:
+    """The precisions that can be had, and a sentence about the one that cannot."""
+    from dfolora.errors import UserError
+    from dfolora.model import check_torchao
+
+    try:
+        check_torchao()
+    except UserError:
+        return [name for name in precisions if name != "int8"], " int8 lacks torchao here."
+    return list(precisions), ""
 
 
 def _scaling(config: DictConfig, rng: Any) -> str:

@@ -21,12 +21,18 @@ from torch import Tensor
 
 from dfolora.data import Batch
 from dfolora.errors import UserError, is_shortage
-from dfolora.model import Backbone, Intervention, Pack, Packed, Sequences
+from dfolora.model import (
+    Backbone,
+    Intervention,
+    Limits,
+    Pack,
+    Packed,
+    Sequences,
+    no_cudnn_attention,
+)
 
 COARSE = {"cpu": False, "cuda": True}
 """Whether lengths are grouped coarsely for attention."""
-SHARE_OF_FREE = 0.8
-"""Share of a GPU's free memory that is used if ``Limits.memory`` is None."""
 MEGABYTE = 1e6
 
 Interventions = Mapping[int, Intervention]
@@ -60,7 +66,7 @@ class Engine:
         self._label_ids = label_ids.to(backbone.device)
         self._sequences = _needed(batch, causal=backbone.architecture.family.kind == "causal")
         self._carry = carry
-        self._tokens = min(backbone.tokens, self._tokens_that_fit(backbone.limits.memory))
+        self._tokens = min(backbone.tokens, self._tokens_that_fit(backbone.limits))
         self._prefixes = self._cut()
 
     @torch.inference_mode()
@@ -112,6 +118,7 @@ class Engine:
             logits[pack.rows] = self._backbone.vocabulary_logits(read)
         return logits
 
+    @no_cudnn_attention()
     def _retried(self, work: Callable[[], Tensor], population: int) -> Tensor:
         while True:
             try:
@@ -186,12 +193,12 @@ class Engine:
         packs = self._sequences.packs(self._tokens, device, coarse=COARSE[device.type])
         return [_Prefix(self._backbone, pack) for pack in packs]
 
-    def _tokens_that_fit(self, megabytes: float | None) -> int:
+    def _tokens_that_fit(self, limits: Limits) -> int:
         device, architecture = self._backbone.device, self._backbone.architecture
-        if megabytes is not None:
-            allowed = int(megabytes * MEGABYTE)
+        if limits.memory is not None:
+            allowed = int(limits.memory * MEGABYTE)
         elif device.type == "cuda":
-            allowed = int(SHARE_OF_FREE * _free_bytes(device))
+            allowed = int(limits.free_share * _free_bytes(device))
         else:
             return sys.maxsize
         size = self._backbone.dtype.itemsize

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from dfolora.errors import UserError
 from dfolora.model.architecture import Architecture
 from dfolora.model.factors import LinearMap
+from dfolora.model.kernels import no_cudnn_attention
 from dfolora.model.layer import Layer, Packed
 from dfolora.model.limits import TOKENS, Limits
 from dfolora.model.packing import Group, Pack
@@ -140,6 +141,7 @@ class Backbone:
         """Logits of all V tokens: ``(..., H) -> (..., V)``, float32; see `label_logits`."""
         return self._head(self._final(hidden), slice(None))
 
+    @no_cudnn_attention()
     def forward(self, **inputs: Any) -> Tensor:
         """The model's own padded forward, before the head; gradients pass.
 

@@ -127,7 +127,7 @@ class Checkpoint:
         Raises:
             UserError: The weights could not be loaded, or are not those of a language model.
         """
-        precision, device = self._resolved_precision(), self._resolved_device()
+        precision, device = self._resolved_precision(), self.resolved_device()
         model = self._load_model(PRECISIONS[precision]).to(device)
         if precision == "int8":
             quantize_layers(model)
@@ -138,7 +138,7 @@ class Checkpoint:
         loader, attention = loader_of(config), Architecture.of(config).padded_attention
         if self._random:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(RANDOM_WEIGHTS_SEED)
+                torch.default_generator.manual_seed(RANDOM_WEIGHTS_SEED)
                 return loader.from_config(
                     config,
                     dtype=dtype,
@@ -242,9 +242,14 @@ class Checkpoint:
                 f"or set model.path to its folder."
             )
         self._resolved_precision()
-        self._resolved_device()
+        self.resolved_device()
 
-    def _resolved_device(self) -> torch.device:
+    def resolved_device(self) -> torch.device:
+        """The device that ``device`` names.
+
+        Raises:
+            UserError: There is none of that name.
+        """
         if text(self.device, "device") == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", self.device):
@@ -260,7 +265,7 @@ class Checkpoint:
     def _resolved_precision(self) -> str:
         choice(self.precision, "precision", ("auto", *PRECISIONS))
         if self.precision == "auto":
-            return "bf16" if self._resolved_device().type == "cuda" else "fp32"
+            return "bf16" if self.resolved_device().type == "cuda" else "fp32"
         if self.precision == "int8":
             check_torchao()
         return self.precision
