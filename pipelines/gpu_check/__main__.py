@@ -140,7 +140,6 @@ def _search(config: DictConfig, models: Callable[..., Any]) -> str:
     lengths, words = config.lengths[wanted.task], backbone.model.config.vocab_size
     data = few_shot(lengths, words, np.random.default_rng(0))
     sizes = {"dim": config.dim, "rank": config.rank}
-    search_seconds(backbone, data, budget=2 * config.population, **sizes)  # warms up
     seconds = search_seconds(backbone, data, budget=wanted.budget, **sizes)
     layers = backbone.architecture.layers
     outside = share_outside(backbone, data, dim=config.dim, generations=2 * layers)

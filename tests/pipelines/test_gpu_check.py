@@ -3,11 +3,12 @@
 import re
 
 import pytest
+from hydra import initialize_config_dir
 
 from dfolora.errors import UserError
 from pipelines.gpu_check import __main__ as gpu_check
-from pipelines.gpu_check import measures
-from tests.commands import command, whole_config
+from pipelines.gpu_check import measures, wheels
+from tests.commands import PROJECT, command, whole_config
 from tests.emulation import emulated_cuda
 
 SMALL = [
@@ -30,7 +31,7 @@ def config(in_folder):
 
 def test_report_has_every_step(config, in_folder, monkeypatch):
     monkeypatch.setattr(measures, "kernels", lambda _population, layers: dict.fromkeys(layers, 7))
-    with emulated_cuda():
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"), emulated_cuda():
         failed = gpu_check.check(config)
     report = (in_folder / config.report).read_text()
     assert failed == [], report
@@ -70,3 +71,10 @@ def test_command_ends_with_status_2_and_a_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: device=cuda, but torch")
     assert not (tmp_path / "reports").exists()
+
+
+def test_wheels_are_what_is_needed_and_not_there():
+    named = {line.partition("==")[0] for line in wheels.lacking()}
+    assert {"cma", "nevergrad", "hydra-core", "antlr4-python3-runtime", "pytest"} <= named
+    assert not named & {"torch", "numpy", "transformers", "dfolora", "mypy"}
+    assert named | wheels.closure(wheels.THERE) | {"dfolora"} >= wheels.closure(wheels.NEEDED)
