@@ -2,9 +2,11 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dfolora.data import Rows, Task, encode
 from dfolora.data.task import label_word_ids
@@ -180,6 +182,76 @@ def test_truncated_weights_are_refused(folder):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read: .*copy it again"):
         checkpoint(folder).load_backbone()
+
+
+def rewritten(folder, change):
+    """Write the weights anew, as ``change`` makes them of the present ones."""
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file)
+
+
+LAYER = "roberta.encoder.layer.0."
+EXTRA = torch.zeros(2)
+OF_OTHERS = {
+    "another layer": {"roberta.encoder.layer.3.output.dense.bias": EXTRA},
+    "relative positions": {f"{LAYER}attention.self.distance_embedding.weight": EXTRA},
+    "a low-rank adapter": {f"{LAYER}attention.self.query.lora_A.weight": EXTRA},
+    "without the body's name": {"encoder.layer.3.output.dense.bias": EXTRA},
+}
+
+
+@pytest.mark.parametrize("kind", OF_OTHERS)
+def test_tensors_of_layers_that_the_model_lacks_are_refused(folder, kind):
+    rewritten(folder, lambda tensors: tensors | OF_OTHERS[kind])
+    with pytest.raises(UserError, match=r"holds 1 tensors of layers that the model of .* lacks"):
+        checkpoint(folder).config()
+
+
+def test_biases_that_the_configuration_denies_are_refused(tmp_path):
+    """Not every name that ends as an old constant of transformers is one."""
+    tokenizer = mini_tokenizer("causal")
+    changes = {"vocab_size": len(tokenizer), "attention_bias": True}
+    tiny_model("llama", **changes).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"attention_bias": False}))
+    with pytest.raises(UserError, match=r"self_attn.k_proj.bias, .*: they are of two models"):
+        checkpoint(tmp_path).config()
+
+
+def test_harmless_tensors_and_old_names_are_read(folder, capfd):
+    """Heads that are not used, constants, and the names that norms' weights had at first."""
+    before = checkpoint(folder).load_backbone().model.state_dict()
+
+    def old(tensors):
+        renamed = {
+            re.sub(r"LayerNorm.weight$", "LayerNorm.gamma", name): tensor
+            for name, tensor in tensors.items()
+            if "layer." in name
+        }
+        kept = {name: tensor for name, tensor in tensors.items() if "layer." not in name}
+        return (
+            kept | renamed | {"roberta.pooler.dense.bias": EXTRA, "classifier.bias": EXTRA.clone()}
+        )
+
+    rewritten(folder, old)
+    after = checkpoint(folder).load_backbone().model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not capfd.readouterr().err  # the loader's own report says nothing that matters
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model."])
+def test_a_prefix_before_all_names_is_told(folder, prefix):
+    rewritten(folder, lambda tensors: {prefix + name: each for name, each in tensors.items()})
+    with pytest.raises(UserError, match=rf"all tensors in .* begin with {prefix}, as a compiled"):
+        checkpoint(folder).config()
+
+
+@pytest.mark.parametrize("key", ["is_decoder", "add_cross_attention"])
+def test_attention_in_another_direction_is_refused(folder, key):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: True}))
+    with pytest.raises(UserError, match=rf"The model's {key}=True: .* Correct its config.json"):
+        checkpoint(folder).config()
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "pytorch_model.bin"])

@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from dfolora.mini import BUNDLED
 from dfolora.model.architecture import Architecture
 from dfolora.model.backbone import Backbone
 from dfolora.model.limits import Limits
-from dfolora.model.preflight import check_files, described, expected_shapes, loader_of
+from dfolora.model.preflight import check_files, check_names, described, expected_shapes, loader_of
 from dfolora.model.quantize import check_torchao, quantize_layers
 from dfolora.validation import choice, mapping, text
 
@@ -85,7 +85,7 @@ class Checkpoint:
             expected = expected_shapes(config, where)
             if folder.is_dir():
                 self._check_weights(config)
-                check_files(folder, expected, Architecture.of(config).family.prefix)
+                check_files(folder, expected, Architecture.of(config).family)
         return config
 
     @property
@@ -145,8 +145,7 @@ class Checkpoint:
                     attn_implementation=attention,
                     trust_remote_code=False,
                 )
-        transformers.utils.logging.disable_progress_bar()
-        with _explained(f"the weights of {self.path}", "model.path"):
+        with _explained(f"the weights of {self.path}", "model.path"), _quiet():
             self._check_weights(config)
             model, info = loader.from_pretrained(
                 self._source,
@@ -157,11 +156,13 @@ class Checkpoint:
                 attn_implementation=attention,
                 output_loading_info=True,
             )
+        family = Architecture.of(config).family
+        check_names(self.path, info["unexpected_keys"], (), family)
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"])[:3])
             raise UserError(
                 f"The weights of {self.path} lack {len(info['missing_keys'])} tensors ({missing}, "
-                f"...): it is not a {loader.__name__} checkpoint. Use one with its vocabulary head."
+                f"...): it is no {loader.__name__} checkpoint. Use one with its vocabulary head."
             )
         return model
 
@@ -285,6 +286,21 @@ def _explained(what: str, key: str) -> AbstractContextManager[None]:
             f"local folder that holds config.json, tokenizer files and *.safetensors."
         )
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A context in which transformers shows no bar and no report; what matters of it is raised."""
+    logging = transformers.utils.logging
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _folder_digest(folder: Path) -> str:
