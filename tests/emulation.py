@@ -136,9 +136,10 @@ class _Operations(TorchDispatchMode):
         others = set(places[1:]) - set(places[:1])
         if not others:
             return places[0] if places else CPU
+        values = given[-1] if "put" in name else given[0]
         if name == "copy_":
             self._on.traffic["to host" if places[0] == CPU else "to device"] += 1
-        elif name in INDEXING and others == {CPU} and (len(given) < 3 or places[-1] == places[0]):
+        elif name in INDEXING and others == {CPU} and (place(values) != CPU or not values.dim()):
             self._on.traffic["index to device"] += 1
         else:
             found = ", ".join(map(str, places))

@@ -168,10 +168,11 @@ def gemm_rate(backbone: Backbone) -> float:
     shapes += [(narrow, wide, maps - 1), (wide, narrow, 1)]
     rows = backbone.tokens
     total = flops = 0.0
+    generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
         for d_in, d_out, count in shapes:
             x, weight = (
-                torch.randn(size, d_in, device=device, dtype=backbone.dtype)
+                torch.randn(size, d_in, generator=generator).to(device, backbone.dtype)
                 for size in (rows, d_out)
             )
             functional.linear(x, weight)

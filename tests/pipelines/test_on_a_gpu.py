@@ -1,12 +1,10 @@
 """Whole runs on emulated GPUs: recorded, broken off anywhere, gone on with, short of memory."""
 
-import json
 import os
 import warnings
 
 import numpy as np
 import pytest
-import torch
 
 from dfolora.record import Store
 from pipelines.job import DEFECT, work
@@ -34,11 +32,11 @@ def losses():
     return [point.value for point in sorted(points, key=lambda point: point.step)]
 
 
-@pytest.fixture
-def expected(tmp_path_factory, monkeypatch):
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
     """The losses of the CPU's run."""
     folder = tmp_path_factory.mktemp("cpu")
-    with monkeypatch.context() as there:
+    with pytest.MonkeyPatch.context() as there:
         there.chdir(folder)
         there.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         assert ran(device="cpu").ending == "done"
