@@ -13,6 +13,7 @@ from pipelines.benchmark import overhead, speed
 from tests.commands import PROJECT, composed
 from tests.conftest import random_batch, tiny_model
 from tests.emulation import emulated_cuda
+from tests.engine.test_limits import up
 from tests.searching import subspace_of
 
 SMALL = (
@@ -36,9 +37,8 @@ def test_generation_is_timed_after_a_first_one_until_that_is_enough(label_ids, m
 
     monkeypatch.setattr(speed, "seconds", seconds)
     backbone, batch = Backbone(tiny_model("roberta")), random_batch([9, 5], [3, 2])
-    for index, layer in enumerate(backbone.layers):
-        module = layer.maps["q"].module
-        module.register_forward_hook(lambda *_, index=index: entered.append(index))
+    for layer in range(3):
+        up(backbone, layer).register_forward_hook(lambda *_, layer=layer: entered.append(layer))
     taken = dict(
         speed.engine_seconds(
             backbone, subspace_of(backbone, batch), batch, label_ids,
