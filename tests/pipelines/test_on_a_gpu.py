@@ -1,7 +1,10 @@
 """Whole runs on emulated GPUs: recorded, broken off anywhere, gone on with, short of memory."""
 
 import os
+import shutil
+import sqlite3
 import warnings
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -33,9 +36,26 @@ def losses():
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory):
+def empty_store(tmp_path_factory):
+    """A store's file, which takes MLflow longer to make than a run takes."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    Store(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def stored(in_folder, empty_store):
+    """A working folder with an empty store."""
+    shutil.copy(empty_store, in_folder)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, empty_store):
     """The losses of the CPU's run."""
     folder = tmp_path_factory.mktemp("cpu")
+    shutil.copy(empty_store, folder)
     with pytest.MonkeyPatch.context() as there:
         there.chdir(folder)
         there.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
@@ -44,7 +64,7 @@ def expected(tmp_path_factory):
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda:1"])
-def test_run_is_the_cpus_and_names_the_gpu(device, in_folder, expected):
+def test_run_is_the_cpus_and_names_the_gpu(device, expected):
     with emulated_cuda(devices=2):
         assert ran(device=device).ending == "done"
         run = only_run()
@@ -55,14 +75,14 @@ def test_run_is_the_cpus_and_names_the_gpu(device, in_folder, expected):
     assert run["metrics.memory/torch_mb"] == 0
 
 
-def test_device_that_is_not_there_is_refused(in_folder):
+def test_device_that_is_not_there_is_refused():
     with emulated_cuda(devices=2):
         ended = ran(device="cuda:2")
     assert ended.line.startswith("error: device=cuda:2, but torch")
     assert "sees 2 CUDA devices" in ended.line
 
 
-def test_half_precision_is_what_auto_is(in_folder):
+def test_half_precision_is_what_auto_is():
     with emulated_cuda():
         assert ran("precision=auto", "row=lora", "training.epochs=2").ending == "done"
     assert only_run()["params.used.dtype"] == "torch.bfloat16"
@@ -74,7 +94,7 @@ def broken_off(monkeypatch, device="cuda"):
         assert ran(device=device).line == f"error: MemoryError. {KEPT}"
 
 
-def test_run_that_was_broken_off_goes_on(in_folder, expected, monkeypatch):
+def test_run_that_was_broken_off_goes_on(expected, monkeypatch):
     broken_off(monkeypatch)
     with emulated_cuda() as gpu:
         assert ran().ending == "done"
@@ -85,7 +105,7 @@ def test_run_that_was_broken_off_goes_on(in_folder, expected, monkeypatch):
 @pytest.mark.parametrize(
     ("first", "then"), [("cuda", "cpu"), ("cpu", "cuda")], ids=["GPU first", "CPU first"]
 )
-def test_run_goes_on_where_it_was_begun_alone(first, then, in_folder, monkeypatch):
+def test_run_goes_on_where_it_was_begun_alone(first, then, monkeypatch):
     """Its losses would be those of two devices, though its digest is one."""
     broken_off(monkeypatch, first)
     names = {"cpu": "cpu", "cuda": "Emulated GPU 0"}
@@ -107,7 +127,7 @@ def killed(place):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [100, 700, 1500])
-def test_run_that_was_killed_goes_on(place, in_folder, expected):
+def test_run_that_was_killed_goes_on(place, expected):
     child = forked(killed, place)
     child.join()
     assert child.exitcode == 9
@@ -130,10 +150,8 @@ def short_of_memory(kind, place, *overrides):
     return [str(warning.message) for warning in told]
 
 
-@pytest.mark.parametrize("kind", SHORTAGES)
-def test_search_that_runs_out_of_memory_goes_on_with_smaller_pieces(
-    kind, in_folder, expected, capsys
-):
+@pytest.mark.parametrize("kind", ["torch", "cublas"])
+def test_search_that_runs_out_of_memory_goes_on_with_smaller_pieces(kind, expected, capsys):
     short_of_memory(kind, 1000)
     assert "Out of memory with" in capsys.readouterr().err
     np.testing.assert_allclose(losses(), expected, rtol=0, atol=1e-5)
@@ -143,5 +161,5 @@ def test_search_that_runs_out_of_memory_goes_on_with_smaller_pieces(
 @pytest.mark.parametrize("row", ["c_lora", "gap3", "bbtv2"])
 @pytest.mark.parametrize("place", [10, 60, 150, 300, 500, 800, 1200, 1600])
 @pytest.mark.parametrize("kind", SHORTAGES)
-def test_memory_may_run_out_anywhere(kind, place, row, in_folder):
+def test_memory_may_run_out_anywhere(kind, place, row):
     short_of_memory(kind, place, f"row={row}")
