@@ -116,19 +116,19 @@ def test_run_goes_on_where_it_was_begun_alone(first, then, monkeypatch):
         assert ran(device=then).ending == "in the store already"
 
 
-def killed(place):
-    """Do a run, and be killed by the kernel that finds no memory."""
+def killed(place, store):
+    """Do a run, and die at a kernel."""
     with emulated_cuda() as gpu:
         gpu.launch = lambda _name, launch=gpu.launch: (
             os._exit(9) if gpu.kernels.total() == place else launch(_name)
         )
-        ran()
+        ran(f"tracking.uri={store}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [100, 700, 1500])
 def test_run_that_was_killed_goes_on(place, expected):
-    child = forked(killed, place)
+    child = forked(killed, place, os.environ["MLFLOW_TRACKING_URI"])
     child.join()
     assert child.exitcode == 9
     with emulated_cuda():
