@@ -257,7 +257,9 @@ def emulated_cuda(devices: int = 1, free: int = 70 * 10**9) -> Iterator[Emulatio
             lambda *given, device=None, **options: wrapper(*given, **options),
         ),
         patch.object(torch.backends.cudnn, "is_acceptable", lambda _tensor: False),
-        patch.object(torch, "autocast", lambda _kind, **options: autocast("cpu", **options)),
+        patch.object(
+            torch, "autocast", lambda _kind, *given, **options: autocast("cpu", *given, **options)
+        ),
         _Functions(on),
         _Operations(on),
     ):

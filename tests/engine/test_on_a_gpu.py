@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from dfolora.engine.forward import _needed
 from tests.conftest import SIZES
 from tests.emulation import emulated_cuda
 from tests.families import CONFIGS
@@ -23,4 +24,10 @@ def test_losses_are_the_cpus(model, batch, label_ids):
             np.testing.assert_allclose(found, cpu, rtol=0, atol=1e-5)
         half = losses_on("cuda:1", torch.bfloat16, model, batch, label_ids)
     np.testing.assert_allclose(half, cpu, rtol=0, atol=0.2)  # 8 bits of mantissa
-    assert gpu.kernels["index_copy_"] > 0  # some groups are padded
+    assert gpu.traffic["index to device"] == 0  # it would wait for each
+
+
+def test_some_coarse_groups_are_padded(batch):
+    for causal in (False, True):
+        packs = _needed(batch, causal=causal).packs(1000, torch.device("cpu"), coarse=True)
+        assert any(group.places is not None for pack in packs for group in pack.groups)
