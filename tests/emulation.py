@@ -137,9 +137,10 @@ class _Operations(TorchDispatchMode):
         others = set(places[1:]) - set(places[:1])
         if not others:
             return places[0] if places else CPU
+        values = given[-1] if "put" in name else given[0]
         if name == "copy_":
             self._on.traffic["to host" if places[0] == CPU else "to device"] += 1
-        elif name in INDEXING and others == {CPU} and (len(given) < 3 or places[-1] == places[0]):
+        elif name in INDEXING and others == {CPU} and (place(values) != CPU or not values.dim()):
             self._on.traffic["index to device"] += 1
         else:
             found = ", ".join(map(str, places))
@@ -257,7 +258,9 @@ def emulated_cuda(devices: int = 1, free: int = 70 * 10**9) -> Iterator[Emulatio
             lambda *given, device=None, **options: wrapper(*given, **options),
         ),
         patch.object(torch.backends.cudnn, "is_acceptable", lambda _tensor: False),
-        patch.object(torch, "autocast", lambda _kind, **options: autocast("cpu", **options)),
+        patch.object(
+            torch, "autocast", lambda _kind, *given, **options: autocast("cpu", *given, **options)
+        ),
         _Functions(on),
         _Operations(on),
     ):

@@ -201,7 +201,7 @@ def _agreement(config: DictConfig) -> str:
     precisions, left_out = _installed(wanted.precisions)
     layers = list[int]()
     for task in wanted.tasks:
-        for one in agreements(task, precisions, wanted.budget):
+        for one in agreements(task, precisions, wanted.budget, config.device):
             layers = sorted(one.taus)
             taus = [f"{mean(one.taus[layer]):.2f}" for layer in layers]
             rows.append((task, one.precision, *taus, f"{max(one.gaps):.4f}"))

@@ -34,15 +34,16 @@ class Agreement:
     """The largest difference between two losses of one candidate, by generation."""
 
 
-def agreements(task: str, precisions: Sequence[str], budget: int) -> list[Agreement]:
+def agreements(task: str, precisions: Sequence[str], budget: int, device: str) -> list[Agreement]:
     """Search one embedded task in float32 and let each precision judge the same candidates.
 
     Args:
         task: Its name in ``conf/task/mini``.
         precisions: To compare.
         budget: Calls of the search.
+        device: Of all models.
     """
-    config = compose("run", [f"task=mini/{task}", f"budget={budget}"])
+    config = compose("run", [f"task=mini/{task}", f"budget={budget}", f"device={device}"])
     method = instantiate(config.method)
     backbone = load(config.model, "fp32")
     data = few_shot_of(config, method, backbone.architecture)

@@ -169,6 +169,7 @@ def gemm_rate(backbone: Backbone) -> float:
     rows = backbone.tokens
     generator = torch.Generator().manual_seed(0)
     total = flops = 0.0
+    generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
         for d_in, d_out, count in shapes:
             x, weight = (

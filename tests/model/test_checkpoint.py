@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from dfolora.errors import UserError
 from dfolora.model import checkpoint as checkpoint_module
 from dfolora.model.checkpoint import Checkpoint
 from tests.conftest import LOADERS, SIZES, mini_tokenizer, tiny_model
+from tests.emulation import emulated_cuda
 from tests.reference import one_candidate
 
 
@@ -70,6 +72,9 @@ def test_random_weights_have_the_right_shape_and_never_change(folder):
     first, again = (random.load_backbone().model.state_dict() for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)  # the global generator is left alone
     assert all(torch.equal(first[name], again[name]) for name in first)
+    with emulated_cuda():  # which raises where CUDA's is not
+        there = replace(random, device="cuda").load_backbone().model.state_dict()
+        assert all(torch.equal(first[name], there[name].cpu()) for name in first)
 
 
 @pytest.mark.parametrize(
