@@ -239,14 +239,16 @@ class Engine:
             return backbone.tokens, sys.maxsize if streamed else 0
         size = backbone.dtype.itemsize
         lengths = self._sequences.lengths
-        carried = int(lengths.sum()) * architecture.carried_numbers * size if self._carry else 0
+        kept = backbone.unpacked_nbytes
+        if self._carry:
+            kept += int(lengths.sum()) * architecture.carried_numbers * size
         # Half for the candidates, half for what they share.
         a_token, longest = 2 * architecture.live_numbers * size, int(lengths.max())
         # What waits for its turn, and if it is not carried what it came from.
         waiting = (1 if self._carry else 2) * architecture.carried_numbers * size * streamed
-        left = allowed - carried
+        left = allowed - kept
         if left < longest * (a_token + waiting):
-            needed = ceil((carried + longest * (a_token + waiting)) / MEGABYTE)
+            needed = ceil((kept + longest * (a_token + waiting)) / MEGABYTE)
             raise UserError(
                 f"One candidate needs {needed} MB beside the weights ({longest} tokens in the "
                 f"longest example); {allowed / MEGABYTE:.1f} MB are allowed. Raise engine.memory, "

@@ -80,6 +80,13 @@ class Backbone:
         return self.nbytes - sum(map(_nbytes, self._modules)) + self.streaming.nbytes
 
     @property
+    def unpacked_nbytes(self) -> int:
+        """Size of a layer's largest 8-bit weight in the type in which it is multiplied; else 0."""
+        if not self.architecture.quantized:
+            return 0
+        return self.dtype.itemsize * max(part.numel() for part in self._modules[0].parameters())
+
+    @property
     def tokens(self) -> int:
         """The most tokens per pass."""
         return self.limits.tokens or TOKENS[self.device.type]
