@@ -184,6 +184,7 @@ def test_megabytes_named_are_enough_and_less_is_refused(family):
         ({"memory": float("nan")}, "engine.memory=nan must be a positive number of megabytes"),
         ({"memory": True}, "engine.memory=True must be a positive number of megabytes"),
         ({"memory": "1GB"}, "engine.memory=1GB must be a positive number of megabytes"),
+        ({"stream": 1}, "engine.stream must be true or false, got 1"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(limits, message):

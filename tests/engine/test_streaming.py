@@ -3,6 +3,7 @@
 import re
 import warnings
 from contextlib import contextmanager
+from math import ceil
 
 import numpy as np
 import pytest
@@ -167,7 +168,11 @@ def test_memory_in_8_bits_has_room_for_a_weight_in_full(batch):
 def test_megabytes_named_are_enough_and_less_is_refused():
     backbone = Backbone(tiny_model("gpt2", n_embd=128), Limits(stream=True))
     batch = random_batch([64] * 4, [63] * 4)
-    message = r"needs (\d+) MB .*64 tokens in the longest example.*; 0\.1 MB are allowed"
+    weights = ceil(backbone.device_nbytes / 1e6)
+    message = (
+        rf"needs (\d+) MB beside the weights' {weights} MB \(64 tokens in the longest example\); "
+        rf"0\.1 MB are allowed\. Raise engine\.memory, or lower data\.max_length or k\."
+    )
     with pytest.raises(UserError, match=message) as refused:
         Engine(limited(backbone, memory=0.1), batch, torch.tensor([7, 50]))
     named = int(re.search(message, str(refused.value))[1])
@@ -261,7 +266,7 @@ def test_transfer_that_nothing_hides_is_told_once(batch, label_ids, monkeypatch)
     solution, candidates = some_solution(5)
     with silence():
         evaluate(solution, 0, candidates[:1])  # one candidate hides nothing, and comes but once
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="The device will wait") as told:
         evaluate(solution, 0, candidates)
     assert [str(warning.message) for warning in told] == [
         "The device will wait for the layers' weights: 0.0379 MB a layer take about 3.8e+04 ms to "

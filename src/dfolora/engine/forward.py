@@ -249,10 +249,12 @@ class Engine:
         left = allowed - kept
         if left < longest * (a_token + waiting):
             needed = ceil((kept + longest * (a_token + waiting)) / MEGABYTE)
+            weights = ceil(backbone.device_nbytes / MEGABYTE)
+            leaner = "" if streamed else "set engine.stream=true if the weights leave too little, "
             raise UserError(
-                f"One candidate needs {needed} MB beside the weights ({longest} tokens in the "
-                f"longest example); {allowed / MEGABYTE:.1f} MB are allowed. Raise engine.memory, "
-                f"or lower data.max_length or k."
+                f"One candidate needs {needed} MB beside the weights' {weights} MB ({longest} "
+                f"tokens in the longest example); {allowed / MEGABYTE:.1f} MB are allowed. Raise "
+                f"engine.memory, {leaner}or lower data.max_length or k."
             )
         if not streamed:
             return min(backbone.tokens, left // a_token), 0
@@ -267,7 +269,8 @@ class Engine:
         if max(used, abreast) <= int(self._sequences.lengths.max()):
             raise UserError(
                 f"Out of memory with one candidate on one example at once: {reason}. Use a smaller "
-                f"model, precision=bf16 or int8, or shorter texts (data.max_length)."
+                f"model, precision=bf16 or int8, engine.stream=true, or shorter texts "
+                f"(data.max_length)."
             )
         self._tokens, self._abreast = used // 2, abreast // 2
         self._prefixes = []

@@ -46,6 +46,9 @@ class Streaming:
             _Slot(buffer=torch.empty(size, dtype=torch.uint8, device=device)) for _ in range(2)
         ]
         self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self._copying is not None:
+            for slot in self._slots:  # not to be given to others before a copy is over
+                slot.buffer.record_stream(self._copying)
 
     @property
     def nbytes(self) -> int:
