@@ -73,7 +73,9 @@ class Job:
         method: Method = _built(config, "method")
         spec: ProblemSpec = _built(config, "data")
         limits: Limits = _built(config, "engine")
-        architecture = Architecture.of(checkpoint.config(), quantized=checkpoint.quantized)
+        architecture = Architecture.of(
+            checkpoint.config(), quantized=checkpoint.quantized, streamed=limits.stream
+        )
         method.check(architecture)
         spec.check(task, architecture.family.kind)
         task_rows = _task_rows(task, spec.root)

@@ -188,6 +188,7 @@ def test_megabytes_named_are_enough_and_less_is_refused(family):
         ({"free_share": 0}, "engine.free_share=0 must be a positive number"),
         ({"free_share": 1.5}, "engine.free_share=1.5 must be a probability, from 0 to 1"),
         ({"free_share": True}, "engine.free_share=True must be"),
+        ({"stream": 1}, "engine.stream must be true or false, got 1"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(limits, message):

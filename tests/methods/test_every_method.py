@@ -9,9 +9,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from dfolora.data.task import Task
+from dfolora.errors import UserError
 from dfolora.fewshot.problem import Problem, TaskRows
 from dfolora.fewshot.score import score_test
-from dfolora.methods import Method
+from dfolora.methods import GradientTuning, Method
+from dfolora.model import Limits
 from dfolora.model.architecture import Architecture
 from tests.pipelines.test_conf import composed, options
 
@@ -37,11 +39,11 @@ def configured(name: str) -> Method:
     return instantiate(composed(f"method={name}", *SMALL).method)
 
 
-def posed(name: str) -> tuple[Problem, object]:
+def posed(name: str, limits: Limits | None = None) -> tuple[Problem, object]:
     """The problem as the method sees it, and a fresh backbone."""
     config = composed(f"method={name}", *SMALL)
     checkpoint = instantiate(config.model, _convert_="all")
-    backbone = checkpoint.load_backbone()
+    backbone = checkpoint.load_backbone(limits)
     architecture = backbone.architecture
     problem = instantiate(config.data).pose(
         rows(), checkpoint.load_tokenizer(), configured(name),
@@ -163,6 +165,23 @@ def test_same_seed_gives_the_same_bits(name):
     for _ in fit:
         pass
     assert torch.equal(fit.predictor().logits(problem.test), fitted(name)[3])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_streamed_layers_give_the_same_bits_or_are_refused(name):
+    problem, backbone = posed(name, Limits(stream=True))
+    before = state(backbone)
+    method: Any = configured(name)
+    if isinstance(method, GradientTuning):
+        with pytest.raises(UserError, match=r"engine\.stream=true keeps the layers' weights in"):
+            method.begin(backbone, problem.data, 13)
+        return
+    fit = method.begin(backbone, problem.data, 13)
+    losses = [progress.step.losses.tolist() for progress in fit]
+    _, history, _, logits, _ = fitted(name)
+    assert losses == [progress.step.losses.tolist() for progress in history]
+    assert torch.equal(fit.predictor().logits(problem.test), logits)
+    assert_same(before, state(backbone))
 
 
 @pytest.mark.parametrize("name", FITTING)

@@ -118,6 +118,8 @@ def test_check_is_of_training_and_of_what_is_trained():
 MISTAKES = {
     "no gradient in 8 bits": (
         ["method=bitfit", "precision=int8"], r"precision=int8 lets no gradient"),
+    "weights that are streamed": (
+        ["method=feature_mlp", "engine.stream=true"], r"engine\.stream=true keeps the layers'"),
     "an unknown layer": (
         ["method=adapter", "method.trained.layers=[3]"], r"layers=\[3\]; .* subset of 0 to 2"),
     "half of a fused module": (

@@ -6,15 +6,21 @@ low-rank terms differ; in the last one only the position that answers is needed,
 vocabulary the label words. Sequences lie side by side without padding, and as many candidates go
 through the model together as the limits allow.
 
+They do so in pieces, each of some candidates on one pack. A piece goes through all layers before
+the next one, which takes the least memory; but if the layers' weights are streamed, the pieces go
+side by side, all through one layer before the next, so that its weights come to the device once.
+
 Letters: P candidates, N examples, M tokens of a pack, H hidden size, C classes.
 """
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
 from types import MappingProxyType
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,11 +39,28 @@ from dfolora.model import (
 
 COARSE = {"cpu": False, "cuda": True}
 """Whether lengths are grouped coarsely for attention."""
+SHARE_OF_PASS = 0.2
+"""Share of the memory allowed that one pass takes at most if layers are streamed; the hidden states
+of all pieces side by side have the rest."""
 MEGABYTE = 1e6
+
+FLOPS = 200e12
+"""Operations a second that a GPU does in large products in bf16, about: between a half and two
+thirds of the 312e12 that NVIDIA states for an A100."""
 
 Interventions = Mapping[int, Intervention]
 """One candidate's interventions (P = 1) by layer; other layers are unchanged."""
 NOTHING: Interventions = MappingProxyType({})
+
+
+class _Sized(Protocol):
+    @property
+    def size(self) -> int:
+        """Tokens, those of all candidates counted."""
+        ...
+
+
+Part = TypeVar("Part", bound=_Sized)
 
 
 class Engine:
@@ -66,8 +89,9 @@ class Engine:
         self._label_ids = label_ids.to(backbone.device)
         self._sequences = _needed(batch, causal=backbone.architecture.family.kind == "causal")
         self._carry = carry
-        self._tokens = min(backbone.tokens, self._tokens_that_fit(backbone.limits))
+        self._tokens, self._abreast = self._tokens_that_fit(backbone.limits)
         self._prefixes = self._cut()
+        self._told = False
 
     @torch.inference_mode()
     def __call__(self, incumbents: Interventions, searched: Intervention | None = None) -> Tensor:
@@ -84,6 +108,9 @@ class Engine:
             UserError: Not even one candidate on one example finds enough memory.
         """
         population = 1 if searched is None else searched.population
+        if population > 1 and not self._told:
+            self._told = True
+            self._tell_of_streaming(population)
         return self._retried(lambda: self._logits(incumbents, searched), population)
 
     @torch.inference_mode()
@@ -108,13 +135,12 @@ class Engine:
         number = 1 if places is None else places.shape[1]
         shape = len(self._sequences.lengths), number, len(self._backbone.embedding)
         logits = torch.empty(shape, device=self._backbone.device)
-        for prefix in self._prefixes:
-            pack = prefix.pack
-            hidden = self._through(*self._backbone.embed(pack), answers_only=places is None)
+        for piece in self._through(self._embedded(), 0, NOTHING, answers_only=places is None):
+            pack = piece.packed.pack
             if places is None:
-                read = hidden[0, :, None]
+                read = piece.hidden[0, :, None]
             else:
-                read = hidden[0, pack.starts[:, None] + places[pack.rows]]
+                read = piece.hidden[0, pack.starts[:, None] + places[pack.rows]]
             logits[pack.rows] = self._backbone.vocabulary_logits(read)
         return logits
 
@@ -134,56 +160,71 @@ class Engine:
         population = 1 if searched is None else searched.population
         shape = population, len(self._sequences.lengths), len(self._label_ids)
         logits = torch.empty(shape, device=self._backbone.device)
-        for prefix in self._prefixes:
-            pack = prefix.pack
-            if searched is None:
-                hidden, packed = self._backbone.embed(pack)
-                logits[:, pack.rows] = self._finish(hidden, packed, 0, incumbents)
-                continue
-            for part, hidden in self._searched_layer(prefix, incumbents, searched):
-                above = searched.layer + 1
-                logits[part, pack.rows] = self._finish(hidden, prefix.packed, above, incumbents)
-            if not self._carry:
-                prefix.forget()
+        if searched is None:
+            pieces, start = self._embedded(), 0
+        else:
+            pieces, start = self._searched_layer(incumbents, searched), searched.layer + 1
+        for piece in self._through(pieces, start, incumbents):
+            logits[piece.candidates, piece.packed.pack.rows] = self._backbone.label_logits(
+                piece.hidden, self._label_ids
+            )
         return logits
 
-    def _searched_layer(
-        self, prefix: "_Prefix", incumbents: Interventions, searched: Intervention
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """The searched layer's output, some candidates at a time: ``(P or fewer, M or N, H)``."""
-        hidden, packed = prefix.at(searched.layer, incumbents), prefix.packed
-        layer, last = self._backbone.layers[searched.layer], self._is_last(searched.layer)
-        shared = None
-        for part in _slices(searched.population, self._tokens // prefix.pack.size):
-            some = searched.part(part)
-            entered = some.enter(hidden, prefix.pack)
-            if shared is None or entered is not hidden:
-                shared = layer.project(entered, packed, answers_only=last)
-            yield part, layer.attend(shared, packed, some.factors)
+    def _embedded(self) -> Iterator["_Piece"]:
+        """The input of layer 0, a pack a piece."""
+        for prefix in self._prefixes:
+            yield _Piece(*self._backbone.embed(prefix.pack), slice(None))
 
-    def _finish(
-        self, hidden: Tensor, packed: Packed, start: int, incumbents: Interventions
-    ) -> Tensor:
-        """Logits from the input of layer ``start``: ``(P, N, C)``."""
-        hidden = self._through(hidden, packed, start, incumbents)
-        return self._backbone.label_logits(hidden, self._label_ids)
+    def _searched_layer(
+        self, incumbents: Interventions, searched: Intervention
+    ) -> Iterator["_Piece"]:
+        """The searched layer's output, some candidates a piece."""
+        layer, last = self._backbone.layers[searched.layer], self._is_last(searched.layer)
+        for prefixes in self._side_by_side(self._prefixes):
+            _carry(prefixes, searched.layer, incumbents)
+            for prefix in prefixes:
+                shared = None
+                for part in _slices(searched.population, self._tokens // prefix.size):
+                    some = searched.part(part)
+                    entered = some.enter(prefix.hidden, prefix.pack)
+                    if shared is None or entered is not prefix.hidden:
+                        shared = layer.project(entered, prefix.packed, answers_only=last)
+                    yield _Piece(
+                        layer.attend(shared, prefix.packed, some.factors), prefix.packed, part
+                    )
+                if not self._carry:
+                    prefix.forget()
 
     def _through(
         self,
-        hidden: Tensor,
-        packed: Packed,
-        start: int = 0,
-        incumbents: Interventions = NOTHING,
+        pieces: Iterable["_Piece"],
+        start: int,
+        incumbents: Interventions,
         *,
         answers_only: bool = True,
-    ) -> Tensor:
-        """The last layer's output from the input of layer ``start``: ``(P, N or M, H)``."""
-        for index in range(start, len(self._backbone.layers)):
-            trimmed = answers_only and self._is_last(index)
-            hidden = self._backbone.layers[index](
-                hidden, packed, incumbents.get(index), answers_only=trimmed
-            )
-        return hidden
+    ) -> Iterator["_Piece"]:
+        """The pieces, from the input of layer ``start`` to the last layer's output."""
+        for together in self._side_by_side(pieces):
+            for index in range(start, len(self._backbone.layers)):
+                trimmed = answers_only and self._is_last(index)
+                for piece in together:
+                    piece.hidden = self._backbone.layers[index](
+                        piece.hidden, piece.packed, incumbents.get(index), answers_only=trimmed
+                    )
+            while together:
+                yield together.pop(0)
+
+    def _side_by_side(self, parts: Iterable[Part]) -> Iterator[list[Part]]:
+        """Those that go through the layers side by side: each alone, but for streamed layers."""
+        together, size = list[Part](), 0
+        for part in parts:
+            together.append(part)
+            size += part.size
+            if size + self._tokens > self._abreast:
+                yield together
+                together, size = [], 0
+        if together:
+            yield together
 
     def _is_last(self, layer: int) -> bool:
         return layer == len(self._backbone.layers) - 1
@@ -193,48 +234,84 @@ class Engine:
         packs = self._sequences.packs(self._tokens, device, coarse=COARSE[device.type])
         return [_Prefix(self._backbone, pack) for pack in packs]
 
-    def _tokens_that_fit(self, limits: Limits) -> int:
-        device, architecture = self._backbone.device, self._backbone.architecture
+    def _tokens_that_fit(self, limits: Limits) -> tuple[int, int]:
+        """The most tokens of a pass, and of all pieces that go through the layers side by side."""
+        backbone, architecture = self._backbone, self._backbone.architecture
+        streamed, device = backbone.streaming is not None, backbone.device
         if limits.memory is not None:
             allowed = int(limits.memory * MEGABYTE)
         elif device.type == "cuda":
-            allowed = int(limits.free_share * _free_bytes(device))
+            allowed = int(limits.free_share * backbone.free_bytes)
         else:
-            return sys.maxsize
-        size = self._backbone.dtype.itemsize
+            return backbone.tokens, sys.maxsize if streamed else 0
+        size = backbone.dtype.itemsize
         lengths = self._sequences.lengths
-        carried = int(lengths.sum()) * architecture.carried_numbers * size if self._carry else 0
-        a_token = architecture.live_numbers * size
+        kept = backbone.unpacked_nbytes
+        if self._carry:
+            kept += int(lengths.sum()) * architecture.carried_numbers * size
         # Half for the candidates, half for what they share.
-        fitting, longest = (allowed - carried) // (2 * a_token), int(lengths.max())
-        if fitting < longest:
-            needed = ceil((carried + 2 * longest * a_token) / MEGABYTE)
+        a_token, longest = 2 * architecture.live_numbers * size, int(lengths.max())
+        # What waits for its turn, and if it is not carried what it came from.
+        waiting = (1 if self._carry else 2) * architecture.carried_numbers * size * streamed
+        left = allowed - kept
+        if left < longest * (a_token + waiting):
+            needed = ceil((kept + longest * (a_token + waiting)) / MEGABYTE)
+            weights = ceil(backbone.device_nbytes / MEGABYTE)
+            leaner = "" if streamed else "set engine.stream=true if the weights leave too little, "
             raise UserError(
-                f"One candidate needs {needed} MB beside the weights ({longest} tokens in the "
-                f"longest example); {allowed / MEGABYTE:.1f} MB are allowed. Raise engine.memory, "
-                f"or lower data.max_length or k."
+                f"One candidate needs {needed} MB beside the weights' {weights} MB ({longest} "
+                f"tokens in the longest example); {allowed / MEGABYTE:.1f} MB are allowed. Raise "
+                f"engine.memory, {leaner}or lower data.max_length or k."
             )
-        return fitting
+        if not streamed:
+            return min(backbone.tokens, left // a_token), 0
+        tokens = min(backbone.tokens, max(int(SHARE_OF_PASS * left) // a_token, longest))
+        return tokens, (left - max(tokens, longest) * a_token) // waiting
 
     def _halve(self, reason: str, population: int) -> None:
         """Halve the tokens per pass; the carried prefix is computed anew."""
-        sizes = [prefix.pack.size for prefix in self._prefixes]
+        sizes = [prefix.size for prefix in self._prefixes]
         used = max(min(max(self._tokens // size, 1), population) * size for size in sizes)
-        if used <= int(self._sequences.lengths.max()):
+        abreast = min(self._abreast, population * sum(sizes))
+        if max(used, abreast) <= int(self._sequences.lengths.max()):
             raise UserError(
                 f"Out of memory with one candidate on one example at once: {reason}. Use a smaller "
-                f"model, precision=bf16 or int8, or shorter texts (data.max_length)."
+                f"model, precision=bf16 or int8, engine.stream=true, or shorter texts "
+                f"(data.max_length)."
             )
-        self._tokens = used // 2
+        self._tokens, self._abreast = used // 2, abreast // 2
         self._prefixes = []
         if self._backbone.device.type == "cuda":
             torch.cuda.empty_cache()
         self._prefixes = self._cut()
-        warnings.warn(
-            f"Out of memory with {used} tokens at once; going on with {self._tokens}. "
-            f"engine.tokens={self._tokens} avoids the attempt.",
-            stacklevel=5,
-        )
+        if abreast:
+            told = (
+                f"Out of memory with {used} tokens at once and {abreast} side by side; going on "
+                f"with {self._tokens} and {self._abreast}. A lower engine.memory avoids it."
+            )
+        else:
+            told = (
+                f"Out of memory with {used} tokens at once; going on with {self._tokens}. "
+                f"engine.tokens={self._tokens} avoids the attempt."
+            )
+        warnings.warn(told, stacklevel=5)
+
+    def _tell_of_streaming(self, population: int) -> None:
+        """Warn if a layer's weights take longer to come than the population to pass it."""
+        if (streaming := self._backbone.streaming) is None:
+            return
+        tokens = min(self._abreast, population * int(self._sequences.lengths.sum()))
+        work = 2 * tokens * self._backbone.architecture.layer_numbers
+        coming, passing = streaming.seconds, work / FLOPS
+        if coming > passing:
+            megabytes = streaming.layer_nbytes / MEGABYTE
+            warnings.warn(
+                f"The device will wait for the layers' weights: {megabytes:.3g} MB a layer take "
+                f"about {1e3 * coming:.2g} ms to come, {tokens} tokens ({population} candidates) "
+                f"about {1e3 * passing:.2g} ms to pass it. If the weights fit on the device, set "
+                f"engine.stream=false.",
+                stacklevel=3,
+            )
 
 
 def classify(
@@ -257,38 +334,77 @@ def classify(
     return Engine(backbone, batch, label_ids, carry=False)(interventions)[0]
 
 
+@dataclass
+class _Piece:
+    """Some candidates on one pack, on the way through the layers."""
+
+    hidden: Tensor
+    """The next layer's input, ``(P, M, H)``, or what left the last one, ``(P, M or N, H)``."""
+    packed: Packed
+    candidates: slice
+    """Which they are of the population."""
+
+    @property
+    def size(self) -> int:
+        """Tokens, those of all candidates counted."""
+        return len(self.hidden) * self.hidden.shape[1]
+
+
 class _Prefix:
     """A layer's input under the incumbents for one pack, carried from layer to layer."""
 
     def __init__(self, backbone: Backbone, pack: Pack) -> None:
         self.pack = pack
+        self.size = pack.size
         self._backbone = backbone
         self._passed: list[Intervention | None] = []
         self._hidden: Tensor | None = None
         self._packed: Packed | None = None
 
-    def at(self, layer: int, incumbents: Interventions) -> Tensor:
-        """The input of a layer, ``(1, M, H)``; computes only what is new since the last call."""
-        passing = [incumbents.get(index) for index in range(layer)]
-        unchanged = all(old is new for old, new in zip(self._passed, passing, strict=False))
-        if self._hidden is None or len(self._passed) > layer or not unchanged:
-            self._hidden, self._packed = self._backbone.embed(self.pack)
-            self._passed = []
-        # Noted layer by layer, so that whoever interrupts this may go on later.
-        for index in range(len(self._passed), layer):
-            hidden = self._backbone.layers[index](self._hidden, self.packed, passing[index])
-            self._hidden, self._passed = hidden, passing[: index + 1]
+    @property
+    def hidden(self) -> Tensor:
+        """The input of ``layer``, ``(1, M, H)``."""
+        assert self._hidden is not None
         return self._hidden
 
     @property
     def packed(self) -> Packed:
-        """The pack as layers take it, once ``at`` was called."""
+        """The pack as layers take it."""
         assert self._packed is not None
         return self._packed
+
+    @property
+    def layer(self) -> int:
+        """The layer it has come to."""
+        return len(self._passed)
+
+    def begin(self, layer: int, incumbents: Interventions) -> None:
+        """Embed, unless what is carried is on the way to a layer under these incumbents."""
+        passing = [incumbents.get(index) for index in range(layer)]
+        unchanged = all(old is new for old, new in zip(self._passed, passing, strict=False))
+        if self._hidden is None or self.layer > layer or not unchanged:
+            self.forget()
+            self._hidden, self._packed = self._backbone.embed(self.pack)
+
+    def pass_through(self, layer: int, incumbent: Intervention | None) -> None:
+        """Pass a layer, unless it is passed."""
+        if self.layer == layer:
+            hidden = self._backbone.layers[layer](self.hidden, self.packed, incumbent)
+            # Noted layer by layer, so that whoever interrupts this may go on later.
+            self._hidden, self._passed = hidden, [*self._passed, incumbent]
 
     def forget(self) -> None:
         """Drop what is carried."""
         self._hidden, self._packed, self._passed = None, None, []
+
+
+def _carry(prefixes: Sequence[_Prefix], layer: int, incumbents: Interventions) -> None:
+    """Bring prefixes to a layer, all through one before the next."""
+    for prefix in prefixes:
+        prefix.begin(layer, incumbents)
+    for index in range(min(prefix.layer for prefix in prefixes), layer):
+        for prefix in prefixes:
+            prefix.pass_through(index, incumbents.get(index))
 
 
 def _needed(batch: Batch, *, causal: bool) -> Sequences:
@@ -309,10 +425,3 @@ def _slices(size: int, most: int) -> Iterator[slice]:
     pieces = -(-size // max(1, most))
     edges = [size * piece // pieces for piece in range(pieces + 1)]
     return (slice(*edge) for edge in pairwise(edges))
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Free bytes of a GPU, including those that torch keeps for reuse."""
-    free, _total = torch.cuda.mem_get_info(device)
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + kept

@@ -58,14 +58,17 @@ class Architecture:
     """Longest input in tokens, special tokens included."""
     quantized: bool = False
     """Whether the layers' weights are int8, through which no gradient passes."""
+    streamed: bool = False
+    """Whether the layers' weights stay in host memory, where no gradient finds them."""
 
     @classmethod
-    def of(cls, config: Any, *, quantized: bool = False) -> "Architecture":
+    def of(cls, config: Any, *, quantized: bool = False, streamed: bool = False) -> "Architecture":
         """Read a ``transformers`` configuration.
 
         Args:
             config: The configuration.
             quantized: Whether the layers' weights are int8.
+            streamed: Whether the layers' weights stay in host memory.
 
         Raises:
             UserError: The model type is not supported, or a size is invalid.
@@ -112,6 +115,7 @@ class Architecture:
             parallel=bool(getattr(config, "use_parallel_residual", False)),
             max_length=config.max_position_embeddings - offset,
             quantized=quantized,
+            streamed=streamed,
         )
 
     @property
@@ -162,6 +166,11 @@ class Architecture:
     def ffn_numbers(self) -> int:
         """Weights of a layer's FFN."""
         return self.family.ffn_maps * self.width * self.ffn_width
+
+    @property
+    def layer_numbers(self) -> int:
+        """Weights of a layer, its norms and biases left aside."""
+        return self.map_numbers + self.ffn_numbers
 
     @property
     def carried_numbers(self) -> int:

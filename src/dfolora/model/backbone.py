@@ -17,6 +17,7 @@ from dfolora.model.kernels import no_cudnn_attention
 from dfolora.model.layer import Layer, Packed
 from dfolora.model.limits import TOKENS, Limits
 from dfolora.model.packing import Group, Pack
+from dfolora.model.streaming import StreamedLayer, Streaming, plain_parts
 from dfolora.model.swapping import forwards
 
 
@@ -26,7 +27,8 @@ class Backbone:
     Args:
         model: A ``transformers`` model with a vocabulary head. It is put into evaluation mode and
             its parameters are frozen, for good; their values are never written. It must not move to
-            another device or type afterwards.
+            another device or type afterwards. Layers that are streamed move to host memory from
+            wherever they are, and run on the device of the rest.
         limits: How much goes through it at once; None for the defaults of its device.
 
     Raises:
@@ -44,15 +46,15 @@ class Backbone:
         self.model = model.eval().requires_grad_(False)
         # An 8-bit weight is of a type of torchao's; all others are plain parameters.
         quantized = any(type(weight) is not nn.Parameter for weight in model.parameters())
-        self.architecture = Architecture.of(model.config, quantized=quantized)
+        streamed = self.limits.stream
+        self.architecture = Architecture.of(model.config, quantized=quantized, streamed=streamed)
         self._family = self.architecture.family
         self._body: nn.Module = model.get_submodule(self._family.body)
         self._decoder: Any = model.get_output_embeddings()
         self._modules = list(model.get_submodule(self._family.layers))
-        self.layers = [
-            Layer(module, index, self._maps(module, f"{self._family.layers}.{index}"), self._family)
-            for index, module in enumerate(self._modules)
-        ]
+        self.streaming = Streaming(self._modules, self.device) if streamed else None
+        """Lends the layers their weights; None if they have them."""
+        self.layers = [self._layer(index) for index in range(len(self._modules))]
         """The transformer layers, on packed sequences."""
         self._signature = inspect.signature(self._modules[0].forward)
 
@@ -69,8 +71,21 @@ class Backbone:
     @property
     def nbytes(self) -> int:
         """Size of the weights, in bytes."""
-        tensors = chain(self.model.parameters(), self.model.buffers())
-        return sum(map(_nbytes, tensors))
+        return _nbytes(self.model)
+
+    @property
+    def device_nbytes(self) -> int:
+        """Size of the weights on the device, in bytes: of layers that are streamed, two."""
+        if self.streaming is None:
+            return self.nbytes
+        return self.nbytes - sum(map(_nbytes, self._modules)) + self.streaming.nbytes
+
+    @property
+    def unpacked_nbytes(self) -> int:
+        """Size of a layer's largest 8-bit weight in the type in which it is multiplied; else 0."""
+        if not self.architecture.quantized:
+            return 0
+        return self.dtype.itemsize * max(part.numel() for part in self._modules[0].parameters())
 
     @property
     def free_bytes(self) -> int:
@@ -183,6 +198,12 @@ class Backbone:
         with forwards({self._body: lambda *_given, **_named: body, self._decoder: decoded}):
             return self.model(input_ids=None).logits.view(*hidden.shape[:-1], -1)
 
+    def _layer(self, index: int) -> Layer | StreamedLayer:
+        module = self._modules[index]
+        maps = self._maps(module, f"{self._family.layers}.{index}")
+        layer = Layer(module, index, maps, self._family)
+        return layer if self.streaming is None else StreamedLayer(layer, index, self.streaming)
+
     def _maps(self, layer: Any, path: str) -> dict[str, LinearMap]:
         return {
             name: LinearMap(
@@ -235,9 +256,6 @@ def _packed(parts: Sequence[Any], groups: Sequence[Group], known: dict[int, Tens
     raise UserError(f"The model gives its layers a {type(first).__name__}, which cannot be packed.")
 
 
-def _nbytes(tensor: Tensor) -> int:
-    """Of an 8-bit weight, which is made of several tensors, as of any other."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return tensor.nbytes
-    names, _ = tensor.__tensor_flatten__()
-    return sum(_nbytes(getattr(tensor, name)) for name in names)
+def _nbytes(module: nn.Module) -> int:
+    weights = chain(module.parameters(), module.buffers())
+    return sum(part.nbytes for weight in weights for part in plain_parts(weight))

@@ -22,6 +22,7 @@ from dfolora.model.backbone import Backbone
 from dfolora.model.limits import Limits
 from dfolora.model.preflight import check_files, check_names, described, expected_shapes, loader_of
 from dfolora.model.quantize import check_torchao, quantize_layers
+from dfolora.model.streaming import move_but_layers
 from dfolora.validation import choice, mapping, text
 
 PRECISIONS = {
@@ -128,7 +129,11 @@ class Checkpoint:
             UserError: The weights could not be loaded, or are not those of a language model.
         """
         precision, device = self._resolved_precision(), self.resolved_device()
-        model = self._load_model(PRECISIONS[precision]).to(device)
+        model = self._load_model(PRECISIONS[precision])
+        if limits is not None and limits.stream:
+            move_but_layers(model, Architecture.of(self.config()).family.layers, device)
+        else:
+            model.to(device)
         if precision == "int8":
             quantize_layers(model)
         return Backbone(model, limits)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dfolora.errors import UserError
-from dfolora.validation import positive, share, whole
+from dfolora.validation import flag, positive, share, whole
 
 TOKENS = {"cpu": 2048, "cuda": 16384}
 """Default tokens per pass, by device: fewer leave it idle, and more are no faster."""
@@ -25,10 +25,13 @@ class Limits:
     at first, on a CPU no limit but that of the tokens."""
     free_share: float = 0.8
     """Processes that share a GPU divide it among them."""
+    stream: bool = False
+    """Whether the layers' weights stay in host memory, and the device holds two layers of them."""
 
     def __post_init__(self) -> None:
         if self.tokens is not None:
             whole(self.tokens, "engine.tokens", least=1)
+        flag(self.stream, "engine.stream")
         memory = self.memory
         if memory is not None and (
             isinstance(memory, bool)

@@ -57,8 +57,8 @@ def expected_shapes(config: Any, where: str) -> Mapping[str, Shape]:
         UserError: No such model can be built, or it needs more memory than the machine has.
     """
     architecture = Architecture.of(config)
-    layer = architecture.map_numbers + architecture.ffn_numbers
-    numbers = architecture.layers * layer + config.vocab_size * architecture.width
+    layers = architecture.layers * architecture.layer_numbers
+    numbers = layers + config.vocab_size * architecture.width
     check_room(2 * numbers, f"The model of {where}", "choose a smaller one")
     with (
         explained(lambda error: f"No model can be made of {where}: {error}; correct it."),

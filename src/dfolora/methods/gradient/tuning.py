@@ -40,6 +40,12 @@ class GradientTuning:
         if not isinstance(self.training, TrainingSpec):
             raise UserError(f"method.training={self.training} must be a TrainingSpec, as in conf/.")
         self.training.check()
+        if architecture.streamed:
+            raise UserError(
+                "engine.stream=true keeps the layers' weights in host memory, and this method, "
+                "which trains with gradients, needs them on the device; set engine.stream=false, "
+                "or take a method that searches."
+            )
         if self.trained.through_model and architecture.quantized:
             raise UserError(
                 "precision=int8 lets no gradient through the model, which this method needs; use "

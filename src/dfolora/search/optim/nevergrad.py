@@ -63,7 +63,8 @@ class Nevergrad(Optimizer):
         population: int = 20,
         sigma: float = 1.0,
     ) -> None:
-        with installed("pipelines"):
+        # Its import draws from numpy's global generator.
+        with installed("pipelines"), PrivateRandomness(np.random.default_rng(0)).lent():
             import nevergrad as ng
 
         require_positive(dim=dim, budget=budget, population=population, sigma=sigma)
