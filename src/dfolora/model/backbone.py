@@ -210,6 +210,11 @@ class Backbone:
                 module=layer.get_submodule(place.module),
                 path=f"{path}.{place.module}",
                 place=place,
+                columns=(
+                    place.columns.to(self.device)
+                    if isinstance(place.columns, Tensor)
+                    else place.columns
+                ),
             )
             for name, place in self.architecture.maps.items()
         }
