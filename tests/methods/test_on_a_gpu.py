@@ -18,6 +18,8 @@ from tests.pipelines.test_conf import composed, options
 
 ROWS = options("row")
 SMALL = ("profile=mini", "budget=60", "dim=40", "dev_interval=20", "data.k=4", "training.epochs=2")
+LARGEST = 10
+"""About the largest logit; losses and weights are about 1."""
 THROUGH_THE_MODEL = {
     "adapter", "bitfit", "lora", "model_tuning", "p_tuning_v2", "prompt_tuning",
 }  # fmt: skip
@@ -63,7 +65,7 @@ def assert_as_on_the_cpu(*overrides: str, device="cuda", atol=1e-5):
         found = fitted(device, *overrides)
     assert gpu.kernels.total() > 100
     np.testing.assert_allclose(found[0], losses, rtol=0, atol=atol)
-    torch.testing.assert_close(found[1], logits, rtol=0, atol=atol)
+    torch.testing.assert_close(found[1], logits, rtol=0, atol=LARGEST * atol)
     torch.testing.assert_close(found[2], written, rtol=0, atol=atol)
 
 
@@ -80,7 +82,7 @@ def test_second_gpu_gives_them_too(row):
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
 @pytest.mark.parametrize("row", ["c_lora", "feature_bilstm"])
 def test_lower_precision_gives_the_cpus_numbers(row, precision):
-    """To what a few attention groups of other shapes round differently."""
+    """To what attention in one kernel rounds differently."""
     assert_as_on_the_cpu(f"row={row}", f"precision={precision}", atol=0.02)
 
 
