@@ -3,9 +3,11 @@
 Exit status 0 if all is well, 2 if something given was wrong, 1 for all else.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 from pipelines.job import DEFECT, MISTAKE, failure
 
@@ -31,9 +33,31 @@ def run(main: Callable[[], None]) -> None:
     Args:
         main: Tells of its own errors, as within ``reported``.
     """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
-        main()
+        # Hydra's own would print a block of many lines and end the process.
+        with patch("hydra._internal.utils.run_and_report", lambda function: function()):
+            main()
     except CommandError:
         raise
+    except (HydraException, OmegaConfBaseException) as error:
+        print(_line(error), file=sys.stderr)
+        sys.exit(MISTAKE)
     except SystemExit as end:
         sys.exit(MISTAKE if end.code == DEFECT else end.code)
+
+
+def _line(error: Exception) -> str:
+    """What to say of what Hydra does not take."""
+    line, _where, _path = failure(error).line.partition(" Config search path:")
+    if "Could not override" not in line:
+        return line
+    named = re.search(r"'([\w.]+)'", line)
+    key = named[1] if named else "KEY"
+    return (
+        f"error: {key} is no key of the parts that are chosen; with -m, of the default parts, "
+        f"before a sweep chooses others. README lists the keys; ++{key}=VALUE sets it wherever "
+        f"it belongs."
+    )

@@ -15,12 +15,15 @@ from dfolora.errors import UserError
 from dfolora.methods import Method
 from dfolora.model import Checkpoint
 from dfolora.validation import shown, text
+from pipelines.job import SWEPT
 
 SEEDS = ("split_seed", "search_seed")
 PARTS = ("task", "model", "data", "method", "engine", *SEEDS)
 """What a run is made of; its record holds these and the values that they refer to."""
 BUILT = ("model", "data", "method", "engine")
 """Parts that are constructors with their arguments, and may hold others, such as an optimizer."""
+NAMED = {"task", "model", "method", "row", "optimizer", "rank", "seed", *SEEDS}
+"""Keys whose values every run's name tells."""
 REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 
 
@@ -128,4 +131,8 @@ def name_of(plain: Any, choices: Mapping[str, str], labels: Mapping[str, str]) -
         parts.append(f"r{labels['rank']}")
     if labels["seed"] != "any":
         parts.append(f"seed{labels['seed']}")
+    for override in choices.get(SWEPT, "").split():
+        key, _, value = override.lstrip("+").partition("=")
+        if key not in NAMED:
+            parts.append(f"{key.rpartition('.')[2]}{value}")
     return "-".join(parts)

@@ -34,6 +34,8 @@ GRACE_SECONDS = 30.0
 """For a process to end what it does when it is told to stop."""
 
 
+SWEPT = "swept"
+"""Beside a job's choices: the overrides in which it differs from the others of its sweep."""
 Job = tuple[DictConfig, Mapping[str, str], str]
 """Configuration, chosen options and the sweep's id."""
 

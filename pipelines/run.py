@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from pipelines.command import reported, run
-from pipelines.job import Job, JobResult, exit_on_signals, share_out, work
+from pipelines.job import SWEPT, Job, JobResult, exit_on_signals, share_out, work
 from pipelines.progress import Jobs
 
 STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM)}
@@ -66,6 +66,7 @@ class Sweep:
                 from dfolora.errors import UserError  # late, for its package takes seconds
 
                 raise UserError(f"workers={config.workers} must be a whole number, 1 or more.")
+            choices[SWEPT] = " ".join(getattr(hydra_config.job, "swept", ()))
             total = getattr(hydra_config.job, "total", 1)
             self._progress.begin(total)
             if total == 1 or config.workers == 1:

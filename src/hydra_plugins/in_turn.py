@@ -47,7 +47,10 @@ class InTurn(Sweeper):
         self._task_function = task_function
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the jobs; each has their number in ``hydra.job.total``.
+        """Run the jobs.
+
+        Each has their number in ``hydra.job.total``, and what is not the same in all of them in
+        ``hydra.job.swept``.
 
         Args:
             arguments: The command line's overrides.
@@ -57,9 +60,11 @@ class InTurn(Sweeper):
         (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
         # All before the first one runs, so that a mistake in the last is told at once.
         configs = [loader.load_sweep_config(self._config, job) for job in jobs]
-        for number, config in enumerate(configs):
+        shared = set.intersection(*map(set, jobs))
+        for number, (job, config) in enumerate(zip(jobs, configs, strict=True)):
+            swept = [override for override in job if override not in shared]
             with open_dict(config.hydra.job):
-                config.hydra.job.update(id=str(number), num=number, total=len(jobs))
+                config.hydra.job.update(id=str(number), num=number, total=len(jobs), swept=swept)
             done = run_job(
                 task_function=self._task_function,
                 config=config,

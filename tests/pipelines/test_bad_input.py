@@ -497,12 +497,17 @@ def test_wrong_report_is_told(name, tmp_path, monkeypatch):
 COMMANDS = {
     "a value": ("run", ["optimizer=fwa", "optimizer.bounds=3"], r"error: bounds=3; give the lower"),
     "a split": ("run", ["data.k=700"], r"error: A 700-shot split needs 1400 rows"),
-    "a sweep without -m": ("run", ["rank=2,4"], r"Ambiguous value for argument 'rank=2,4'"),
+    "a sweep without -m": ("run", ["rank=2,4"], r"error: Ambiguous value for argument 'rank=2,4'"),
     "no workers": ("run", ["workers=0"], r"error: workers=0 must be a whole number"),
-    "a key": ("run", ["ranks=2"], r"Could not override 'ranks'"),
-    "a row": ("run", ["row=nonsense"], r"Could not find 'row/nonsense'"),
-    "a group": ("run", ["-m", "optimiser=cma"], r"Could not override 'optimiser'"),
-    "a table": ("report", ["table=nonsense"], r"Could not find 'table/nonsense'"),
+    "a key": ("run", ["ranks=2"], r"error: ranks is no key of the parts that are chosen"),
+    "a row": ("run", ["row=nonsense"], r"error: .*Could not find 'row/nonsense' Avail.* f_lora"),
+    "a group": ("run", ["-m", "optimiser=cma"], r"error: optimiser is no key"),
+    "a key of a swept part": (
+        "run",
+        ["-m", "method=lora,prompt_tuning", "method.training.epochs=6"],
+        r"error: method\.training\.epochs is no key .* \+\+method\.training\.epochs=VALUE",
+    ),
+    "a table": ("report", ["table=nonsense"], r"error: .*Could not find 'table/nonsense'"),
     "an empty store": ("report", ["table=table3"], r"error: .* holds no run of table3"),
     "a pretraining": (
         "pretrain",
@@ -518,7 +523,7 @@ def test_command_tells_a_mistake_with_status_2_and_leaves_nothing(name, tmp_path
     status, out, error = ended(module, *arguments)
     assert (status, out) == (2, "")
     assert re.search(message, error)
-    assert "Traceback" not in error
+    assert len(error.splitlines()) == 1
     left = [path for path in (tmp_path / "mlruns").rglob("*") if path.is_file()]
     assert not left
 

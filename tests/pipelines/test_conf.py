@@ -38,8 +38,10 @@ from dfolora.report.captions import CONSTANTS
 from dfolora.report.figures import KINDS
 from dfolora.search.optim import Cma, Lotfwa, Nevergrad, RandomSearch
 from dfolora.search.subspace import LoraSubspaceSpec
-from pipelines.identity import labels_of
+from pipelines.identity import labels_of, name_of
+from pipelines.job import SWEPT
 from pipelines.pretrain.training import Recipe
+from tests import commands
 from tests.commands import PROJECT, whole_config
 
 CONF = PROJECT / "conf"
@@ -290,6 +292,18 @@ def tags_of(*overrides):
     method = instantiate(config.method)
     del config.hydra
     return labels_of(OmegaConf.to_container(config, resolve=True), choices, checkpoint, method)
+
+
+def test_names_tell_what_differs_in_a_sweep():
+    overrides = ("optimizer.sigma=0.5", "dim=40")
+    plain, choices = commands.composed(*overrides)
+    labels = tags_of(*overrides)
+
+    def name(swept):
+        return name_of(plain, choices | {SWEPT: swept}, labels)
+
+    assert name("") == name("seed=42 rank=2 row=null") == name_of(plain, choices, labels)
+    assert name("optimizer.sigma=0.5 ++dim=40") == f"{name('')}-sigma0.5-dim40"
 
 
 def test_every_item_of_the_makefile_is_an_experiment_and_a_table():

@@ -6,8 +6,13 @@ import torch
 
 from dfolora.engine.forward import Engine
 from dfolora.model import Backbone, Limits
+from dfolora.record import Store
 from dfolora.record.memory import PeakMemory
+from pipelines.job import work
+from tests.commands import composed
 from tests.conftest import random_batch, tiny_model
+from tests.pipelines.test_conf import options
+from tests.pipelines.test_stops import stopped_after
 from tests.searching import evaluator_of, limited, logits_of, some_solution, subspace_of
 
 pytestmark = [
@@ -89,3 +94,27 @@ def test_peak_memory_is_told_by_torch_and_the_driver():
     peaks = watch.megabytes()
     assert 64 <= peaks["torch"] < 1000
     assert max(peaks.get("nvml", 0), peaks.get("nvml_device", 0)) > peaks["torch"]
+
+
+@pytest.mark.parametrize("row", options("row"))
+def test_every_row_runs(row, in_folder):
+    ended = work(*composed(f"row={row}", "device=cuda", "budget=61", "profile=mini"), "s")
+    assert ended.ending == "done", ended.line
+    assert Store(f"sqlite:///{in_folder}/mlflow.db").runs()["params.used.device"][0] != "cpu"
+
+
+@pytest.mark.parametrize("place", [1, 4])
+def test_run_that_was_broken_off_ends_with_the_same_bits(place, in_folder, monkeypatch):
+    job = composed("device=cuda", "budget=121")
+    with monkeypatch.context() as patched:
+        stopped_after(patched, [place], MemoryError())
+        assert work(*job, "s").ending == "failed"
+    assert work(*job, "s").ending == "done"
+    other = f"sqlite:///{in_folder}/other.db"
+    assert work(*composed("device=cuda", "budget=121", f"tracking.uri={other}"), "s").status == 0
+    points = [
+        store.history(store.runs().run_id, "train/loss")[["step", "value"]].sort_values("step")
+        for store in (Store(f"sqlite:///{in_folder}/mlflow.db"), Store(other))
+    ]
+    assert len(points[0]) > 5
+    assert points[0].to_dict("list") == points[1].to_dict("list")

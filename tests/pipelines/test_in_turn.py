@@ -86,6 +86,16 @@ def test_each_job_knows_how_many_there_are(multirun):
     assert totals == [6] * 6
 
 
+def test_each_job_knows_in_what_it_differs_from_others(multirun):
+    differs = []
+
+    def task(_config):
+        differs.append(list(OmegaConf.select(HydraConfig.get(), "job.swept")))
+
+    multirun(task, "rank=2,4", "optimizer.sigma=0.5", "seed=1,2")
+    assert differs == [[f"rank={rank}", f"seed={seed}"] for rank in (2, 4) for seed in (1, 2)]
+
+
 def test_mistake_in_the_last_job_is_told_before_the_first_runs(multirun):
     ran = []
     with pytest.raises(ConfigCompositionException, match="optimizer/typo"):

@@ -162,7 +162,7 @@ def test_search_that_runs_out_of_memory_goes_on_with_smaller_pieces(kind, expect
 @pytest.mark.parametrize("row", ["c_lora", "gap3", "bbtv2"])
 @pytest.mark.parametrize(
     ("place", "kind"),
-    zip([10, 60, 150, 300, 500, 800, 1200, 1600], cycle(SHORTAGES), strict=False),
+    list(zip([10, 60, 150, 300, 500, 800, 1200, 1600], cycle(SHORTAGES), strict=False)),
 )
 def test_memory_may_run_out_anywhere(kind, place, row):
     short_of_memory(kind, place, f"row={row}")

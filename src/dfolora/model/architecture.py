@@ -209,7 +209,7 @@ class Architecture:
                 raise UserError(
                     f"Got {', '.join(maps)}, but this model keeps {', '.join(held)} in one module, "
                     f"{module}, which is trained as a whole; name {', '.join(missing)} too, or "
-                    f"none of them."
+                    f"none of them (method.trained.targets)."
                 )
         return tuple(modules)
 
