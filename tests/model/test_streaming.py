@@ -70,6 +70,26 @@ def test_lent_weights_lie_in_two_pieces_of_memory_where_torch_would_put_them():
     assert numbers <= streaming.layer_nbytes < numbers + count * ALIGNMENT
 
 
+def test_place_of_an_interrupted_copy_is_filled_again(monkeypatch):
+    """Also with the weights that were there before it."""
+    layers = layers_of(tiny_model("gpt2"))
+    expected = {name: weight.clone() for name, weight in layers[2].named_parameters()}
+    streaming, copy = Streaming(layers, CPU), Streaming._copy
+    with streaming.lent(2):
+        pass
+
+    def half(_self, _layer, slot):
+        slot.buffer.zero_()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Streaming, "_copy", half)
+    with pytest.raises(KeyboardInterrupt), streaming.lent(0):
+        pytest.fail("layer 0 ran without its weights")
+    monkeypatch.setattr(Streaming, "_copy", copy)
+    with streaming.lent(2):
+        assert all(torch.equal(w, expected[name]) for name, w in layers[2].named_parameters())
+
+
 def test_bytes_on_the_device_are_the_rest_and_two_layers(family):
     whole = Backbone(tiny_model(family))
     assert whole.device_nbytes == whole.nbytes

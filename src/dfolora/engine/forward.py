@@ -204,8 +204,7 @@ class Engine:
                     piece.hidden = self._backbone.layers[index](
                         piece.hidden, piece.packed, incumbents.get(index), answers_only=trimmed
                     )
-            while together:
-                yield together.pop(0)
+            yield from together
 
     def _side_by_side(self, parts: Iterable[Part]) -> Iterator[list[Part]]:
         """Those that go through the layers side by side: each alone, but for streamed layers."""
