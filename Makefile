@@ -6,6 +6,8 @@ PORT ?= 5000
 # Local folders in place of the hub: MODELS holds one folder a model, DATA one a task.
 MODELS ?=
 DATA ?=
+# A folder that make gpu-wheels filled, for a machine without network; empty: packages are fetched.
+WHEELS ?=
 # Processes that share a sweep's jobs: a GPU is one job's.
 WORKERS ?= $(if $(filter mini%,$(PROFILE)),2,1)
 
@@ -25,10 +27,19 @@ help: ## List the targets
 
 setup: $(READY) ## Make .venv with everything pinned; other targets do this themselves
 
+ifneq ($(WHEELS),)
+# Without network: what they lack is taken from the machine, and dfolora from this folder.
+$(READY):
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+	$(RUN) -m pip install --quiet --no-index --no-deps $(WHEELS)/*.whl
+	printf '%s\n' $(CURDIR)/src $(CURDIR) > $$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dfolora.pth
+	touch $@
+else
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet $(PIP_OPTIONS) --editable '.[dev]'
 	touch $@
+endif
 
 quickstart: reproduce-quickstart ## The prompt alone, C-LoRA and F-LoRA on one embedded task, in a minute: a table and curves
 	@echo "The curves are in reports/quickstart.png. Next: make reproduce-table1, or a run of your own:"
@@ -54,6 +65,13 @@ $(ITEMS:%=reproduce-%) $(APART:%=reproduce-%): reproduce-%: $(READY)
 
 benchmark: $(READY) ## Time the engine beside the authors' way, then write reports/benchmark.md
 	$(RUN) -m pipelines.benchmark
+
+gpu-check: $(READY) ## Check what works on this machine's GPU, how fast, in what memory: reports/gpu.md, 20 minutes
+	$(RUN) -m pipelines.gpu_check
+
+gpu-wheels: $(READY) ## Collect what a GPU machine without network lacks beside torch and transformers: wheels/
+	$(RUN) -m pip wheel --quiet --no-deps --wheel-dir wheels $(PIP_OPTIONS) \
+	$$($(RUN) -m pipelines.gpu_check.wheels)
 
 test: $(READY) ## Run the tests of every module, without the slow ones: minutes
 	$(RUN) -m pytest $(PARALLEL) -m 'not slow'

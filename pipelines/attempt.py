@@ -27,7 +27,8 @@ class Attempt:
 
     Args:
         name: The run's.
-        identity: What must be the same for it to go on: ``digest``, the code, the libraries.
+        identity: What must be the same for it to go on: ``digest``, the code, the libraries, the
+            device.
         resumable: Whether it can go on before it is finished; else what is there is thrown away.
     """
 
@@ -53,7 +54,7 @@ class Attempt:
         return f"{platform.node()}:{OUTPUTS.absolute()}"
 
     def check(self) -> None:
-        """Raise UserError if the folder is damaged, or was begun by other code or libraries."""
+        """Raise UserError if the folder is damaged, or was begun by other code or elsewhere."""
         if not self._begun.exists():
             return
         was = _read(self._begun).get("identity", {})

@@ -144,7 +144,13 @@ def execute(
     store.check_experiment(config.tracking.experiment)
     check_folder(OUTPUTS, "the working folder")
     with telling_warnings(job.name), store.alone(job.digest, OUTPUTS):
-        identity = {"digest": job.digest, "code": code(), "commit": commit(), **provenance()}
+        identity = {
+            "digest": job.digest,
+            "code": code(),
+            "commit": commit(),
+            "device": _named(job.checkpoint.resolved_device()),
+            **provenance(),
+        }
         attempt = Attempt(job.name, identity, resumable=job.method.resumable)
         if (run_id := store.finished_run(job.digest)) is not None:
             # Asked for by another name it is still this run, and a table looks for the name.
@@ -222,10 +228,13 @@ def _task_rows(task: Task, root: str | None) -> TaskRows:
     return TaskRows.load(task, root)
 
 
+def _named(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def _hardware(backbone: Backbone) -> Mapping[str, str]:
-    on_gpu = backbone.device.type == "cuda"
     return {
-        "used.device": torch.cuda.get_device_name(backbone.device) if on_gpu else "cpu",
+        "used.device": _named(backbone.device),
         "used.dtype": str(backbone.model.dtype),
         "used.threads": str(torch.get_num_threads()),
     }

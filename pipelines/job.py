@@ -12,17 +12,22 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import cycle, islice, takewhile
+from math import ceil
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
+from multiprocessing.queues import SimpleQueue
 from threading import RLock, Thread
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from pipelines.progress import Ending, RunBar
 
 DEFECT, MISTAKE = 1, 2
 THREADS = "OMP_NUM_THREADS"
+GPUS = "CUDA_VISIBLE_DEVICES"
+"""Names the GPUs that CUDA shows a process, separated by commas; unset, it shows all."""
 TRACEBACK = "HYDRA_FULL_ERROR"
 """Set to 1, it is Hydra's word for: show me where an error came from."""
 GRACE_SECONDS = 30.0
@@ -111,18 +116,39 @@ def exit_on_signals(again: signal.Handlers = signal.SIG_DFL) -> None:
         signal.signal(number, stop)
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    if (given := os.environ.get(GPUS)) is not None:
+        names = [name.strip() for name in given.split(",")]
+        return [*takewhile(lambda name: name not in ("", "-1"), names)]  # CUDA reads no further
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return [*map(pynvml.nvmlDeviceGetUUID, handles)]
+    except pynvml.NVMLError:
+        return []
+
+
 @contextmanager
-def worker_pool(count: int) -> Iterator[ProcessPoolExecutor]:
+def worker_pool(count: int, gpus: Sequence[str] = ()) -> Iterator[ProcessPoolExecutor]:
     """Processes that take jobs as they are free; the cores' threads are shared out among them.
 
     An error within, or a signal, makes them begin no more jobs and leave theirs in order.
 
     Args:
         count: How many.
+        gpus: Each sees one of these, the first process the first one; without any, each sees all.
     """
     os.environ.setdefault(THREADS, str(max(1, (os.cpu_count() or 1) // count)))
     context = get_context("spawn")
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
+    mine = context.SimpleQueue()
+    for gpu in islice(cycle(gpus), count):
+        mine.put(gpu)
+    pool = ProcessPoolExecutor(
+        count, mp_context=context, initializer=_begin_worker, initargs=(mine if gpus else None,)
+    )
     try:
         yield pool
     except BaseException:
@@ -153,8 +179,14 @@ def _settle() -> None:
     gc.freeze()
 
 
-def _end_with_parent() -> None:
-    """No worker outlives the command, however that was killed."""
+def _begin_worker(gpus: "SimpleQueue[str] | None") -> None:
+    """Take a GPU, before CUDA is loaded; and outlive the command in no case.
+
+    Args:
+        gpus: One for each worker; None if each is to see all.
+    """
+    if gpus is not None:
+        os.environ[GPUS] = gpus.get()
     exit_on_signals(again=signal.SIG_IGN)  # who tells all processes tells this one twice
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command tells, being interrupted itself
     tqdm.set_lock(RLock())  # its own is the system's, and is left behind when the process stops
@@ -177,7 +209,9 @@ def share_out(jobs: Sequence[Job], workers: int, report: Callable[[JobResult], N
     """
     undone: list[Job] = []
     if jobs:
-        with worker_pool(workers) as pool:
+        workers = min(workers, len(jobs))
+        gpus = _shared_out_gpus([config for config, _choices, _id in jobs], workers)
+        with worker_pool(workers, gpus) as pool:
             futures = {}
             for job in jobs:
                 try:
@@ -191,6 +225,21 @@ def share_out(jobs: Sequence[Job], workers: int, report: Callable[[JobResult], N
                     report(result)
     for job in undone:
         report(alone(*job))
+
+
+def _shared_out_gpus(configs: Sequence[DictConfig], workers: int) -> list[str]:
+    """The GPUs that workers take in turn; none if a job names its own, which it must see.
+
+    Where several workers are on one, each job plans with its part of the free memory.
+    """
+    visible = visible_gpus()
+    gpus = visible if all(config.device in ("auto", "cuda") for config in configs) else []
+    on_one = ceil(workers / max(1, len(gpus)))
+    for config in configs:
+        share = OmegaConf.select(config, "engine.free_share")
+        if visible and isinstance(share, int | float):
+            config.engine.free_share = share / on_one
+    return gpus
 
 
 def result_of(job: Future[JobResult]) -> JobResult | None:

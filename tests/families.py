@@ -23,7 +23,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 64, "initializer_range": 0.1,
     },
     "modernbert": {
-        "model_type": "modernbert", **_SIZES, "local_attention": 8, "global_attn_every_n_layers": 2,
+        "model_type": "modernbert", **_SIZES, "local_attention": 8, "global_attn_every_n_layers": 3,
         "cls_token_id": 2, "sep_token_id": 3,
     },
     "gpt2 whose scores are not scaled": {

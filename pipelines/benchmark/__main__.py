@@ -17,6 +17,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import hydra
 from omegaconf import DictConfig
 
+from pipelines.markdown import table
+
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="benchmark")
 def main(config: DictConfig) -> None:
@@ -74,11 +76,12 @@ def _check(config: DictConfig) -> None:
 
 def _head(config: DictConfig) -> str:
     import torch
+    from hydra.utils import instantiate
 
     from dfolora.record.provenance import commit
 
-    on_gpu = torch.cuda.is_available() and config.device != "cpu"
-    machine = torch.cuda.get_device_name() if on_gpu else _processor()
+    device = instantiate(config.model, _convert_="all").resolved_device()
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return "\n".join(
         [
             "# Benchmark",
@@ -145,7 +148,7 @@ def _first_task(config: DictConfig, speeds: _Speeds) -> str:
         f"head at all positions, in fp32 throughout. Less work: the ratio of the formulae. GEMM: "
         f"torch's linear on the layer's shapes, same precision. All three are measured in turn. "
         f"MB: on a GPU the peak of all that is in use; on a CPU the weights, and what each way "
-        f"takes beside them.\n\n" + _table(head, rows)
+        f"takes beside them.\n\n" + table(head, rows)
     )
 
 
@@ -185,7 +188,7 @@ def _all_tasks(config: DictConfig, speeds: _Speeds) -> str:
         f"## All tasks\n\n{precision} against fp32, population {config.few.population}, "
         f"{config.few.layers} layers timed, at most {config.sequences} of a task's sequences, "
         f"evenly chosen by length, padded to the task's longest; the sum is scaled up to all.\n\n"
-        + _table(head, [*rows, total])
+        + table(head, [*rows, total])
     )
 
 
@@ -195,8 +198,10 @@ def _agreement(config: DictConfig) -> str:
     from pipelines.benchmark.agreement import agreements
 
     wanted, rows = config.agreement, []
+    precisions, left_out = _installed(wanted.precisions)
+    layers = list[int]()
     for task in wanted.tasks:
-        for one in agreements(task, wanted.precisions, wanted.budget):
+        for one in agreements(task, precisions, wanted.budget, config.device):
             layers = sorted(one.taus)
             taus = [f"{mean(one.taus[layer]):.2f}" for layer in layers]
             rows.append((task, one.precision, *taus, f"{max(one.gaps):.4f}"))
@@ -205,9 +210,21 @@ def _agreement(config: DictConfig) -> str:
         f"## Agreement with fp32\n\nKendall's tau of a generation's ranks, its mean by searched "
         f"layer, in a C-LoRA search of {wanted.budget} calls in fp32 by the bundled mini-roberta, "
         f"whose candidates each precision judged too. Candidates of layer 0, whose projections are "
-        f"scaled by the embeddings, hardly differ, so what is rounded decides.\n\n"
-        + _table(head, rows)
+        f"scaled by the embeddings, hardly differ, so what is rounded decides.{left_out}\n\n"
+        + table(head, rows)
     )
+
+
+def _installed(precisions: Iterable[str]) -> tuple[list[str], str]:
+    """The precisions that can be had, and a sentence about the one that cannot."""
+    from dfolora.errors import UserError
+    from dfolora.model import check_torchao
+
+    try:
+        check_torchao()
+    except UserError:
+        return [name for name in precisions if name != "int8"], " int8 lacks torchao here."
+    return list(precisions), ""
 
 
 def _scaling(config: DictConfig, rng: Any) -> str:
@@ -227,13 +244,8 @@ def _scaling(config: DictConfig, rng: Any) -> str:
         f"population and examples, but for what they share; linear in layers, of which half are "
         f"behind the searched one on average; and linear in length, with a quadratic part of "
         f"length over six widths.\n\n"
-        + _table(("varied", "value", "GFLOP by formula", "seconds", "GFLOP/s"), rows)
+        + table(("varied", "value", "GFLOP by formula", "seconds", "GFLOP/s"), rows)
     )
-
-
-def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    lines = [head, ["---" for _ in head], *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def _processor() -> str:

@@ -34,18 +34,19 @@ class Agreement:
     """The largest difference between two losses of one candidate, by generation."""
 
 
-def agreements(task: str, precisions: Sequence[str], budget: int) -> list[Agreement]:
+def agreements(task: str, precisions: Sequence[str], budget: int, device: str) -> list[Agreement]:
     """Search one embedded task in float32 and let each precision judge the same candidates.
 
     Args:
         task: Its name in ``conf/task/mini``.
         precisions: To compare.
         budget: Calls of the search.
+        device: Of all models.
     """
-    config = compose("run", [f"task=mini/{task}", f"budget={budget}"])
+    config = compose("run", [f"task=mini/{task}", f"budget={budget}", f"device={device}"])
     method = instantiate(config.method)
     backbone = load(config.model, "fp32")
-    data = _few_shot(config, method, backbone.architecture)
+    data = few_shot_of(config, method, backbone.architecture)
     train = data.train
     subspace = method.subspace.build(backbone, train.input_ids, train.attention_mask, config.seed)
 
@@ -85,7 +86,8 @@ class _Compared:
         return evaluation
 
 
-def _few_shot(config: Any, method: Method, architecture: Architecture) -> FewShotData:
+def few_shot_of(config: Any, method: Method, architecture: Architecture) -> FewShotData:
+    """The few-shot data of a run's configuration."""
     task = Task.from_mapping(mapping(OmegaConf.to_container(config.task, resolve=True), "task"))
     _split, data = instantiate(config.data).draw(
         task,

@@ -16,6 +16,7 @@ from dfolora.record.journal import Journal
 from dfolora.record.memory import PeakMemory
 from dfolora.search import PopulationEvaluator, tune
 from dfolora.search.subspace import LoraSubspaceSpec
+from pipelines.benchmark.speed import wait
 from pipelines.fit import follow
 from pipelines.progress import RunBar
 
@@ -23,15 +24,16 @@ from pipelines.progress import RunBar
 class _Timed:
     """An engine that counts its seconds."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, device: torch.device) -> None:
         self._engine = engine
+        self._device = device
         self.seconds = 0.0
 
     def __call__(self, incumbents: Interventions, searched: Intervention) -> Tensor:
+        wait(self._device)  # for the projection, which is not the engine's
         started = time.perf_counter()
         logits = self._engine(incumbents, searched)
-        if logits.is_cuda:
-            torch.cuda.synchronize(logits.device)
+        wait(self._device)
         self.seconds += time.perf_counter() - started
         return logits
 
@@ -44,7 +46,7 @@ def share_outside(backbone: Backbone, data: FewShotData, *, dim: int, generation
     budget = 1 + generations * optimizers[0].population
     train = data.train
     subspace = method.subspace.build(backbone, train.input_ids, train.attention_mask, 0)
-    engine = _Timed(Engine(backbone, train, data.label_ids))
+    engine = _Timed(Engine(backbone, train, data.label_ids), backbone.device)
     evaluate = PopulationEvaluator(
         engine, subspace, train.labels, objective="ce", metric=data.metric
     )

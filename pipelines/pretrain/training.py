@@ -94,7 +94,7 @@ class Pretraining:
             transformers.AutoModelForMaskedLM if self._masked else transformers.AutoModelForCausalLM
         )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
+            torch.default_generator.manual_seed(recipe.seed)
             # The default attention's backward takes half of all time at these lengths.
             self.model = loader.from_config(
                 config, attn_implementation="eager", trust_remote_code=False

@@ -23,7 +23,8 @@ class ResourceError(Exception):
 
 SHORTAGES = {errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 SAID = re.compile(
-    "out of memory|can't allocate memory|not enough memory|no space left on device|disk is full",
+    "out of memory|can't allocate memory|not enough memory|no space left on device|disk is full"
+    r"|STATUS_\w*ALLOC\w*_FAILED",  # of cuBLAS and cuDNN
     re.IGNORECASE,
 )
 """What libraries say of a shortage in errors that have no type or number of their own."""

@@ -128,6 +128,19 @@ def test_special_tokens_in_texts_stay_text(token):
         assert ids.count(tokenizer.convert_tokens_to_ids(special)) == framing
 
 
+def test_special_tokens_added_later_are_special_too():
+    """As chat models have them; what is added as a plain word stays one."""
+    tokenizer = toy()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    tokenizer.add_tokens(["great"])
+    added, word = tokenizer.convert_tokens_to_ids(["<|user|>", "great"])
+    batch = encode(rows(("a <|user|> great", "")), MASKED, tokenizer, max_length=30)
+    ids = batch.input_ids[0].tolist()
+    assert added not in ids
+    assert ids.count(word) == 1
+    assert batch.answer.tolist() == [ids.index(tokenizer.mask_token_id)]
+
+
 def test_braces_in_texts_are_text():
     batch = encode(rows(("{mask} {x}", "{")), MASKED, toy(), max_length=30)
     assert batch.answer.tolist() == [4]

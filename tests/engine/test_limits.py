@@ -9,6 +9,7 @@ from dfolora.engine.forward import COARSE, Engine
 from dfolora.errors import UserError
 from dfolora.model import Backbone, Limits
 from tests.conftest import random_batch, tiny_model
+from tests.emulation import SHORTAGES, emulated_cuda
 from tests.reference.live_bytes import LiveBytes
 from tests.searching import limited, logits_of, some_solution, subspace_of
 
@@ -28,7 +29,7 @@ CPU = (
     "to allocate 1 bytes. Error code 12 (Cannot allocate memory)"
 )
 RUN_OUT = {
-    "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    **SHORTAGES,
     "cpu": RuntimeError(CPU),
     "python": MemoryError("no more"),
 }
@@ -184,6 +185,9 @@ def test_megabytes_named_are_enough_and_less_is_refused(family):
         ({"memory": float("nan")}, "engine.memory=nan must be a positive number of megabytes"),
         ({"memory": True}, "engine.memory=True must be a positive number of megabytes"),
         ({"memory": "1GB"}, "engine.memory=1GB must be a positive number of megabytes"),
+        ({"free_share": 0}, "engine.free_share=0 must be a positive number"),
+        ({"free_share": 1.5}, "engine.free_share=1.5 must be a probability, from 0 to 1"),
+        ({"free_share": True}, "engine.free_share=True must be"),
         ({"stream": 1}, "engine.stream must be true or false, got 1"),
     ],
 )
@@ -192,6 +196,24 @@ def test_limits_that_make_no_sense_are_refused(limits, message):
     Limits(tokens=1, memory=0.5)
     with pytest.raises(UserError, match=message):
         Limits(**limits)
+
+
+def ffn_rows(batch, **limits):
+    """The most rows that enter a layer's FFN at once, on a GPU of which 1 MB is free."""
+    with emulated_cuda(free=10**6):
+        backbone = Backbone(tiny_model("roberta").to("cuda"), Limits(**limits))
+        subspace = subspace_of(backbone, batch)
+        rows = watch(backbone)
+        engine = Engine(backbone, batch, LABELS)
+        logits_of(engine, subspace, some_solution()[0], 0, some_solution(20)[1])
+    return max(rows)
+
+
+def test_memory_is_planned_from_the_share_of_what_is_free(batch):
+    whole, half = ffn_rows(batch, memory=0.8), ffn_rows(batch, memory=0.4)
+    assert half < whole < 20 * 82
+    assert ffn_rows(batch) == ffn_rows(batch, free_share=0.8) == whole
+    assert ffn_rows(batch, free_share=0.4) == half
 
 
 @pytest.mark.parametrize("error", RUN_OUT.values(), ids=RUN_OUT)
@@ -235,7 +257,7 @@ def test_no_memory_for_one_candidate_on_one_example(batch, label_ids, error):
         pytest.raises(UserError, match="Out of memory with one candidate on one example") as told,
     ):
         logits_of(engine, subspace, some_solution()[0], 1, some_solution()[1])
-    assert str(error)[:60] in str(told.value)
+    assert str(error).partition("\n")[0][:60] in str(told.value)
 
 
 def test_other_errors_pass_through(batch, label_ids):

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import masking_utils
 
-from dfolora.engine.forward import COARSE, SHARE_OF_FREE, Engine
+from dfolora.engine.forward import COARSE, Engine
 from dfolora.model import FAMILIES, Backbone, LayerLora, Limits, LoraFactors
 from dfolora.model.limits import TOKENS
 from dfolora.model.preflight import loader_of
@@ -152,7 +152,7 @@ def test_llama_of_7_billion_weights_streams_through_8_gigabytes(monkeypatch):
     backbone = Backbone(shaped(LLAMA_7B), Limits(stream=True))
     assert backbone.nbytes == embeddings + rest + 32 * layer  # 13.5 GB
     assert backbone.device_nbytes == weights  # 1.3 GB
-    allowed = SHARE_OF_FREE * (8e9 - CONTEXT - weights)  # 4.9 GB
+    allowed = Limits().free_share * (8e9 - CONTEXT - weights)  # 4.9 GB
     copies, copy = [], Streaming._copy
     monkeypatch.setattr(Streaming, "_copy", lambda *given: (copies.append(given), copy(*given)))
     limits = Limits(stream=True, memory=allowed / 1e6)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from dfolora.data.task import Task
 from dfolora.errors import UserError
@@ -117,7 +118,17 @@ def test_scores_stand_beside_what_constants_score(task, root):
         f"{predictor}{metric}": 0.5
         for predictor in ("", "majority_", "constant_yes_")
         for metric in ("score", "accuracy")
-    }
+    } | {"not_finite": 0}
+
+
+def test_rows_without_finite_logits_are_counted_and_told(task, root):
+    problem = pose(task, root)
+    logits = torch.zeros(24, 2)
+    logits[3, 1], logits[7] = torch.nan, torch.inf
+    with pytest.warns(RuntimeWarning, match="NaN or infinite for 2 of 24 test rows"):
+        assert score_test(logits, problem)["not_finite"] == 2
+    with pytest.raises(UserError, match=r"NaN or infinite for every test row\. Check that its"):
+        score_test(torch.full((24, 2), torch.nan), problem)
 
 
 @pytest.mark.parametrize(

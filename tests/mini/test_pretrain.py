@@ -16,6 +16,7 @@ from dfolora.model.checkpoint import Checkpoint
 from pipelines.pretrain.training import Pretraining, Recipe
 from tests.commands import command
 from tests.conftest import mini_tokenizer
+from tests.emulation import emulated_cuda
 
 KINDS = {"roberta": "masked", "gpt2": "causal"}
 SIZES = {
@@ -108,6 +109,11 @@ def test_the_same_recipe_gives_the_same_weights(family):
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
     assert list(training(family, documents=600, seed=1)) != list(training(family, documents=600))
+
+
+def test_seed_touches_no_generator_of_a_gpu(family):
+    with emulated_cuda():  # which raises
+        assert len(list(training(family, documents=50, held_out=20))) > 0
 
 
 def test_held_out_loss_is_the_same_when_asked_again(family):

@@ -1,14 +1,23 @@
 """Models from folders, from random weights and from a hub that is not there."""
 
+import copy
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from dfolora.data import Rows, Task, encode
+from dfolora.data.task import label_word_ids
+from dfolora.engine import classify
 from dfolora.errors import UserError
 from dfolora.model import checkpoint as checkpoint_module
 from dfolora.model.checkpoint import Checkpoint
 from tests.conftest import LOADERS, SIZES, mini_tokenizer, tiny_model
+from tests.emulation import emulated_cuda
+from tests.reference import one_candidate
 
 
 def checkpoint(path, **options):
@@ -63,6 +72,9 @@ def test_random_weights_have_the_right_shape_and_never_change(folder):
     first, again = (random.load_backbone().model.state_dict() for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)  # the global generator is left alone
     assert all(torch.equal(first[name], again[name]) for name in first)
+    with emulated_cuda():  # which raises where CUDA's is not
+        there = replace(random, device="cuda").load_backbone().model.state_dict()
+        assert all(torch.equal(first[name], there[name].cpu()) for name in first)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +149,33 @@ def test_tokenizer_of_another_model_is_refused(folder, tmp_path):
         other.load_tokenizer()
 
 
+@pytest.mark.parametrize("rows", [0, 7], ids=["as many rows", "more rows"])
+def test_tokens_added_to_both_tokenizer_and_model_run(tmp_path, rows):
+    """Many models embed more rows than there are tokens, so that their number suits a device."""
+    tokenizer = copy.deepcopy(mini_tokenizer("causal"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|end|>"]})
+    tiny_model("gpt2", vocab_size=len(tokenizer) + rows).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backbone = checkpoint(tmp_path).load_backbone()
+    loaded = checkpoint(tmp_path).load_tokenizer()
+    prompt = Task.from_file("sst2").prompt("natural", "causal")
+    label_ids = torch.tensor(label_word_ids(prompt, loaded, "natural"))
+    texts = ({"sentence": "a fine film <|end|>"}, {"sentence": "a dull one"})
+    two = Rows(texts=texts, labels=(1, 0))
+    batch = encode(two, prompt, loaded, max_length=60)
+    assert loaded.convert_tokens_to_ids("<|end|>") not in batch.input_ids
+    expected = one_candidate.answer_logits(backbone.model, batch, label_ids)
+    torch.testing.assert_close(classify(backbone, label_ids, batch), expected, rtol=0, atol=1e-5)
+
+
+def test_tokens_added_to_the_tokenizer_alone_are_refused(folder):
+    tokenizer = copy.deepcopy(mini_tokenizer("masked"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"holds 1801 tokens, the model embeds 1800: it is another"):
+        checkpoint(folder).load_tokenizer()
+
+
 def test_checkpoint_without_its_vocabulary_head_is_refused(folder):
     tiny_model("roberta").roberta.save_pretrained(folder)
     with pytest.raises(UserError, match=r"lack .* tensors .*vocabulary head"):
@@ -148,6 +187,76 @@ def test_truncated_weights_are_refused(folder):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read: .*copy it again"):
         checkpoint(folder).load_backbone()
+
+
+def rewritten(folder, change):
+    """Write the weights anew, as ``change`` makes them of the present ones."""
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file)
+
+
+LAYER = "roberta.encoder.layer.0."
+EXTRA = torch.zeros(2)
+OF_OTHERS = {
+    "another layer": {"roberta.encoder.layer.3.output.dense.bias": EXTRA},
+    "relative positions": {f"{LAYER}attention.self.distance_embedding.weight": EXTRA},
+    "a low-rank adapter": {f"{LAYER}attention.self.query.lora_A.weight": EXTRA},
+    "without the body's name": {"encoder.layer.3.output.dense.bias": EXTRA},
+}
+
+
+@pytest.mark.parametrize("kind", OF_OTHERS)
+def test_tensors_of_layers_that_the_model_lacks_are_refused(folder, kind):
+    rewritten(folder, lambda tensors: tensors | OF_OTHERS[kind])
+    with pytest.raises(UserError, match=r"holds 1 tensors of layers that the model of .* lacks"):
+        checkpoint(folder).config()
+
+
+def test_biases_that_the_configuration_denies_are_refused(tmp_path):
+    """Not every name that ends as an old constant of transformers is one."""
+    tokenizer = mini_tokenizer("causal")
+    changes = {"vocab_size": len(tokenizer), "attention_bias": True}
+    tiny_model("llama", **changes).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"attention_bias": False}))
+    with pytest.raises(UserError, match=r"self_attn.k_proj.bias, .*: they are of two models"):
+        checkpoint(tmp_path).config()
+
+
+def test_harmless_tensors_and_old_names_are_read(folder, capfd):
+    """Heads that are not used, constants, and the names that norms' weights had at first."""
+    before = checkpoint(folder).load_backbone().model.state_dict()
+
+    def old(tensors):
+        renamed = {
+            re.sub(r"LayerNorm.weight$", "LayerNorm.gamma", name): tensor
+            for name, tensor in tensors.items()
+            if "layer." in name
+        }
+        kept = {name: tensor for name, tensor in tensors.items() if "layer." not in name}
+        return (
+            kept | renamed | {"roberta.pooler.dense.bias": EXTRA, "classifier.bias": EXTRA.clone()}
+        )
+
+    rewritten(folder, old)
+    after = checkpoint(folder).load_backbone().model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not capfd.readouterr().err  # the loader's own report says nothing that matters
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model."])
+def test_a_prefix_before_all_names_is_told(folder, prefix):
+    rewritten(folder, lambda tensors: {prefix + name: each for name, each in tensors.items()})
+    with pytest.raises(UserError, match=rf"all tensors in .* begin with {prefix}, as a compiled"):
+        checkpoint(folder).config()
+
+
+@pytest.mark.parametrize("key", ["is_decoder", "add_cross_attention"])
+def test_attention_in_another_direction_is_refused(folder, key):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: True}))
+    with pytest.raises(UserError, match=rf"The model's {key}=True: .* Correct its config.json"):
+        checkpoint(folder).config()
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "pytorch_model.bin"])

@@ -41,6 +41,7 @@ def test_factors_beside_each_other_are_each_maps_own(columns, candidates):
             module=module,
             path="",
             place=MapPlace(module="", columns=where, d_in=8, d_out=d_out, d_module=24),
+            columns=where,
         )
         for where, d_out in ((slice(16, 24), 8), (columns, width))
     ]
@@ -60,7 +61,7 @@ def test_factors_beside_each_other_are_each_maps_own(columns, candidates):
 def test_factors_of_a_whole_module_are_as_they_were():
     place = MapPlace(module="", columns=slice(0, 32), d_in=32, d_out=32, d_module=32)
     factors = random_factors(3)
-    linear = LinearMap(module=torch.nn.Linear(32, 32), path="", place=place)
+    linear = LinearMap(module=torch.nn.Linear(32, 32), path="", place=place, columns=place.columns)
     assert beside([(linear, factors)]) is factors
 
 

@@ -111,7 +111,7 @@ def test_peft_gives_the_engines_logits(name, tmp_path):
     adapted = PeftModel.from_pretrained(tiny_model(name), str(tmp_path)).eval()
     expected = Engine(backbone, batch, LABELS)(incumbents)[0]
     got = one_candidate.answer_logits(adapted, batch, LABELS)
-    torch.testing.assert_close(got, expected, rtol=0, atol=3e-5)  # logits up to 10
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)  # logits up to 10
     base = one_candidate.answer_logits(tiny_model(name), batch, LABELS)
     assert (expected - base).abs().max() > 1e-3
 

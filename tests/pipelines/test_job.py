@@ -7,15 +7,30 @@ import sys
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import cycle, islice
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
+import pynvml
 import pytest
 
 from dfolora.errors import UserError
 from dfolora.record import Store
-from pipelines.job import DEFECT, MISTAKE, THREADS, JobResult, alone, result_of
-from tests.commands import command, environment
+from pipelines.job import (
+    DEFECT,
+    GPUS,
+    MISTAKE,
+    THREADS,
+    JobResult,
+    alone,
+    result_of,
+    share_out,
+    visible_gpus,
+    worker_pool,
+)
+from tests.commands import command, composed, environment
 
 SWEEP = ["-m", "row=manual_prompt,c_lora,f_lora", "seed=8,13", "budget=25", "dim=40"]
 
@@ -125,6 +140,81 @@ def _eventually(found, seconds=60.0):
             return value
         time.sleep(0.1)
     raise AssertionError("it never came")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("0, 2", ["0", "2"]), ("3", ["3"]), ("GPU-a,MIG-b", ["GPU-a", "MIG-b"]),
+        ("1,-1,0", ["1"]), ("-1", []), ("", []),
+    ],
+)  # fmt: skip
+def test_gpus_are_those_that_the_user_lets_be_seen(given, expected, monkeypatch):
+    monkeypatch.setenv(GPUS, given)
+    assert visible_gpus() == expected
+
+
+def test_gpus_are_all_of_the_driver_where_the_user_says_nothing(monkeypatch):
+    monkeypatch.delenv(GPUS, raising=False)
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 2)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda number: number)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", lambda handle: f"GPU-{handle}")
+    assert visible_gpus() == ["GPU-0", "GPU-1"]
+
+    def absent():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", absent)
+    assert visible_gpus() == []
+
+
+SHARED = {  # GPUs, workers, the jobs' devices -> each worker's, each job's share
+    "a GPU each": ("5,6", 2, ["auto", "cuda", "auto"], ["5", "6"], 0.8),
+    "two on one": ("5,6", 3, ["auto"] * 3, ["5", "6", "5"], 0.4),
+    "more workers than jobs": ("5,6", 9, ["auto"] * 2, ["5", "6"], 0.8),
+    "one that is named": ("5,6", 2, ["auto", "cuda:1"], None, 0.4),
+    "none": ("", 2, ["auto"] * 2, None, 0.8),
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_workers_take_gpus_in_turn_and_share_what_is_free(case, monkeypatch):
+    visible, workers, devices, seen, share = SHARED[case]
+    pools, shares = [], []
+
+    @contextmanager
+    def pool(count, gpus):
+        pools.append((count, list(gpus)))
+        yield SimpleNamespace(submit=submit)
+
+    def submit(_work, config, *_others):
+        shares.append(config.engine.free_share)
+        job = Future()
+        job.set_result(JobResult(ending="done", line="a run"))
+        return job
+
+    monkeypatch.setenv(GPUS, visible)
+    monkeypatch.setattr("pipelines.job.worker_pool", pool)
+    configs = [composed(f"device={device}")[0] for device in devices]
+    share_out([(config, {}, "s") for config in configs], workers, lambda _result: None)
+    ((count, gpus),) = pools
+    assert count == min(workers, len(devices))
+    assert gpus == ([] if seen is None else visible.split(","))
+    assert shares == [share] * len(devices)
+    if seen is not None:
+        assert [*islice(cycle(gpus), count)] == seen
+
+
+@pytest.mark.slow
+def test_each_worker_sees_its_own_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv(GPUS, "5,6")
+    with worker_pool(2, ["5", "6"]) as pool:
+        seen = set()
+        while len(seen) < 2:  # one process may be the faster
+            seen |= set(pool.map(os.getenv, [GPUS] * 8))
+    assert seen == {"5", "6"}
+    assert os.environ[GPUS] == "5,6"
 
 
 def test_result_of_a_job_is_handed_on():

@@ -11,6 +11,7 @@ import torch
 
 from dfolora.record import memory
 from dfolora.record.memory import PeakMemory
+from tests.emulation import emulated_cuda
 
 
 def test_peak_stays_after_the_memory_is_given_back():
@@ -33,6 +34,16 @@ def test_peak_between_two_samples_is_seen_and_an_earlier_one_is_not():
     del held
     watch.sample()
     assert 200 < watch.megabytes()["process"] - before < 400
+
+
+def test_what_torch_keeps_of_earlier_work_is_given_back_first(monkeypatch):
+    """The driver would count it as this fit's."""
+    done = []
+    with emulated_cuda():
+        for name in ("empty_cache", "reset_peak_memory_stats"):
+            monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: done.append(name))
+        PeakMemory(torch.device("cuda"))
+    assert done == ["empty_cache", "reset_peak_memory_stats"]
 
 
 def pieces(count):

@@ -1,6 +1,7 @@
 """What identifies a run, and where it came from."""
 
 import re
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import pytest
@@ -55,6 +56,20 @@ def test_whole_floats_are_whole_numbers():
 )
 def test_digest_changes_with_any_value(change):
     assert digest({**IDENTITY, **change}) != digest(IDENTITY)
+
+
+def test_package_that_is_not_installed_has_no_version(monkeypatch):
+    """As nevergrad, which is optional, and dfolora itself where it runs from its source."""
+
+    def version(package):
+        if package in ("nevergrad", "dfolora"):
+            raise PackageNotFoundError(package)
+        return "1.0"
+
+    monkeypatch.setattr("dfolora.record.provenance.version", version)
+    told = provenance.__wrapped__()
+    assert told["version.nevergrad"] == told["version.dfolora"] == "unknown"
+    assert told["version.torch"] == "1.0"
 
 
 def test_digest_of_an_identity_never_changes():

@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from dfolora.errors import UserError
+from dfolora.search import Evaluation, tune
 from dfolora.search.optim import Cma, Nevergrad, RandomSearch
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -323,6 +324,28 @@ def test_nevergrad_is_deterministic_and_keeps_to_itself(name):
     np.testing.assert_equal(generators(), before)
     np.random.seed(3)  # noqa: NPY002
     np.testing.assert_array_equal(once(), first)
+
+
+@pytest.mark.parametrize("name", ["MetaRecentering", "LHSSearch", "NGO", "Portfolio"])
+@pytest.mark.parametrize("budget", [62, 100, 121])
+def test_nevergrad_is_told_all_that_it_will_be_asked_for(name, budget):
+    """Some of it fail beyond, in the last generation of a search."""
+    optimizers = [
+        Nevergrad(DIM, budget // 3, np.random.default_rng(block), name=name) for block in range(3)
+    ]
+
+    def evaluate(_solution, _block, candidates):
+        losses = (candidates**2).sum(1)
+        return Evaluation(losses=losses, scores=losses)
+
+    generations = list(tune(evaluate, optimizers, dim=DIM, budget=budget))
+    assert generations[-1].calls == budget
+
+
+@pytest.mark.parametrize("name", ["PSO", "SQOPSO", "ParaPortfolio"])
+def test_nevergrads_that_leave_for_infinity_are_bounded(name):
+    asked = run(Nevergrad(40, 400, np.random.default_rng(0), name=name, sigma=2.0), turns=20)
+    assert 5 < np.abs(asked).max() <= 10
 
 
 @pytest.mark.parametrize(

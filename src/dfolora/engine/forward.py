@@ -27,12 +27,18 @@ from torch import Tensor
 
 from dfolora.data import Batch
 from dfolora.errors import UserError, is_shortage
-from dfolora.model import Backbone, Intervention, Pack, Packed, Sequences
+from dfolora.model import (
+    Backbone,
+    Intervention,
+    Limits,
+    Pack,
+    Packed,
+    Sequences,
+    no_cudnn_attention,
+)
 
 COARSE = {"cpu": False, "cuda": True}
 """Whether lengths are grouped coarsely for attention."""
-SHARE_OF_FREE = 0.8
-"""Share of a GPU's free memory that is used if ``Limits.memory`` is None."""
 SHARE_OF_PASS = 0.2
 """Share of the memory allowed that one pass takes at most if layers are streamed; the hidden states
 of all pieces side by side have the rest."""
@@ -83,7 +89,7 @@ class Engine:
         self._label_ids = label_ids.to(backbone.device)
         self._sequences = _needed(batch, causal=backbone.architecture.family.kind == "causal")
         self._carry = carry
-        self._tokens, self._abreast = self._tokens_that_fit(backbone.limits.memory)
+        self._tokens, self._abreast = self._tokens_that_fit(backbone.limits)
         self._prefixes = self._cut()
         self._told = False
 
@@ -138,6 +144,7 @@ class Engine:
             logits[pack.rows] = self._backbone.vocabulary_logits(read)
         return logits
 
+    @no_cudnn_attention()
     def _retried(self, work: Callable[[], Tensor], population: int) -> Tensor:
         while True:
             try:
@@ -226,14 +233,14 @@ class Engine:
         packs = self._sequences.packs(self._tokens, device, coarse=COARSE[device.type])
         return [_Prefix(self._backbone, pack) for pack in packs]
 
-    def _tokens_that_fit(self, megabytes: float | None) -> tuple[int, int]:
+    def _tokens_that_fit(self, limits: Limits) -> tuple[int, int]:
         """The most tokens of a pass, and of all pieces that go through the layers side by side."""
         backbone, architecture = self._backbone, self._backbone.architecture
         streamed, device = backbone.streaming is not None, backbone.device
-        if megabytes is not None:
-            allowed = int(megabytes * MEGABYTE)
+        if limits.memory is not None:
+            allowed = int(limits.memory * MEGABYTE)
         elif device.type == "cuda":
-            allowed = int(SHARE_OF_FREE * _free_bytes(device))
+            allowed = int(limits.free_share * backbone.free_bytes)
         else:
             return backbone.tokens, sys.maxsize if streamed else 0
         size = backbone.dtype.itemsize
@@ -417,10 +424,3 @@ def _slices(size: int, most: int) -> Iterator[slice]:
     pieces = -(-size // max(1, most))
     edges = [size * piece // pieces for piece in range(pieces + 1)]
     return (slice(*edge) for edge in pairwise(edges))
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Free bytes of a GPU, including those that torch keeps for reuse."""
-    free, _total = torch.cuda.mem_get_info(device)
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + kept

@@ -1,7 +1,7 @@
 """The objectives that a search minimises, as functions of the label-word logits.
 
 Letters: P candidates, N examples, C classes. All arithmetic is float64, so that the loss of an
-example does not depend on how the population was chunked.
+example does not depend on how the population was chunked, and on the CPU, for it is little.
 """
 
 from collections.abc import Callable, Mapping

@@ -33,6 +33,7 @@ from dfolora.fewshot.saved import (
     weights_digest,
     write_record,
 )
+from dfolora.fewshot.score import count_not_finite
 from dfolora.methods import FewShotData, Fit, Method, Predictor, Progress, method_of
 from dfolora.model import Architecture, Backbone, Checkpoint
 from dfolora.validation import text, whole
@@ -180,7 +181,9 @@ class FewShotClassifier:
         """
         fitted = self._known()
         batch = fitted.encode(read_rows(X, fitted.task, "X"))
-        return self.predictor_.logits(batch).double().softmax(-1).cpu().numpy()
+        logits = self.predictor_.logits(batch)
+        count_not_finite(logits, "row")
+        return logits.double().softmax(-1).cpu().numpy()
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
         """Accuracy of ``predict(X)``: the share, or weighted share, of rows that are right."""

@@ -10,10 +10,12 @@ from dfolora.model.checkpoint import Checkpoint
 from dfolora.model.factors import LoraFactors
 from dfolora.model.families import FAMILIES
 from dfolora.model.intervention import Intervention, LayerLora, SoftPrompt
+from dfolora.model.kernels import exact_cudnn, no_cudnn_attention
 from dfolora.model.layer import Packed
 from dfolora.model.limits import Limits
 from dfolora.model.packing import Pack, Sequences
 from dfolora.model.peft_export import load_adapter, save_adapter
+from dfolora.model.quantize import check_torchao
 
 __all__ = [
     "FAMILIES",
@@ -28,6 +30,9 @@ __all__ = [
     "Packed",
     "Sequences",
     "SoftPrompt",
+    "check_torchao",
+    "exact_cudnn",
     "load_adapter",
+    "no_cudnn_attention",
     "save_adapter",
 ]

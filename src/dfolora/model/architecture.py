@@ -1,7 +1,7 @@
 """A model's family, layers, maps and sizes, known before its weights are loaded."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dfolora.data import Kind
 from dfolora.errors import UserError
 from dfolora.model.factors import MapPlace
 from dfolora.model.families import FAMILIES, UNSUPPORTED, Family
@@ -21,6 +22,17 @@ SIZES = (
 """Sizes that every family has, by transformers' common names."""
 FFN_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim")
 """What configurations call the FFN's width."""
+OTHER_DIRECTIONS: Mapping[Kind, Mapping[str, str]] = {
+    "masked": {
+        "is_decoder": "it attends to the left alone",
+        "add_cross_attention": "it attends to another model's states too",
+    },
+    "causal": {
+        "use_bidirectional_attention": "it attends to the right too",
+        "add_cross_attention": "it attends to another model's states too",
+    },
+}
+"""What a configuration can ask of attention that the family's models do not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +74,13 @@ class Architecture:
             UserError: The model type is not supported, or a size is invalid.
         """
         family = _family(config)
+        for key, meaning in OTHER_DIRECTIONS[family.kind].items():
+            if getattr(config, key, False):
+                raise UserError(
+                    f"The model's {key}={getattr(config, key)}: {meaning}, which dfolora does not "
+                    f"do with {config.model_type}. Correct its config.json or model.architecture, "
+                    f"or take another model."
+                )
         for size in SIZES:
             whole(getattr(config, size, None), f"the model's {size}", least=1)
         heads, width = config.num_attention_heads, config.hidden_size

@@ -21,6 +21,8 @@ from dfolora.model.packing import Group, Pack
 NAME = "dfolora_packed"
 UNREAD = ("position_bias", "s_aux")
 """What transformers' attention functions may be given that changes scores, and none here has."""
+FLASH_CAPABILITY, FLASH_WIDTHS = (8, 0), range(8, 257, 8)
+"""Compute capability of GPUs, and widths of heads, for torch's flash attention (2.13)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class Attending:
 
     pack: Pack
     answers_only: bool
-    """Whether only the N answers' positions attend; the others' results are zero."""
+    """Whether only the N answers' positions attend; the others' results are left undefined."""
 
 
 @contextmanager
@@ -89,37 +91,98 @@ def attend(
             f"The attention of this model has {', '.join(unread)}, which packed attention lacks; "
             f"take another model."
         )
+    rule = _Rule(
+        causal=bool(getattr(module, "is_causal", True)),
+        scaling=scaling,
+        window=sliding_window,
+        softcap=softcap,
+    )
     pack, answers_only = attention_mask.pack, attention_mask.answers_only
-    causal = bool(getattr(module, "is_causal", True))
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    population, _, heads, width = q.shape
     if answers_only:
         q = q[:, pack.answers]
-    answers = pack.answers - pack.starts if answers_only else None
-    contexts = []
-    for group in pack.groups:
-        asking = group.sequences if answers_only else group.tokens
-        queries = q[:, asking] if answers_only else group.padded(q[:, asking])
-        mask = _mask(group, causal, sliding_window, answers, q.device)
-        context = _attention(
-            _by_sequence(queries, group),
-            _by_sequence(group.padded(k[:, group.tokens]), group),
-            _by_sequence(group.padded(v[:, group.tokens]), group),
-            mask=None if mask is None else mask.repeat(population, 1, 1, 1),
-            causal=causal and mask is None and not answers_only,
-            scaling=scaling,
-            softcap=softcap,
-        )
-        context = context.transpose(1, 2).reshape(population, -1, heads, width)
-        contexts.append(context if answers_only else group.packed(context))
-    context = torch.cat(contexts, dim=1)
+    together = _has_kernel(q, attention_mask, rule)
+    context = (_at_once if together else _by_group)(q, k, v, attention_mask, rule)
     if answers_only:
-        spread = context.new_zeros(population, pack.size, heads, width)
+        spread = context.new_empty(len(context), pack.size, *context.shape[2:])
         context = spread.index_copy_(1, pack.answers, context)
     return context, None
 
 
 AttentionInterface.register(NAME, attend)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rule:
+    """How a model's scores come about; the arguments of ``attend`` of these names."""
+
+    causal: bool
+    scaling: float | None
+    window: int | None
+    softcap: float | None
+
+
+def _has_kernel(q: Tensor, attending: Attending, rule: _Rule) -> bool:
+    """Whether one kernel can do what ``_by_group`` does.
+
+    It needs half precision and a GPU of Ampere or later, and knows neither masks nor caps. It takes
+    a lone query for the last token of its sequence, from which a window is counted.
+    """
+    return (
+        q.is_cuda
+        and q.dtype in (torch.float16, torch.bfloat16)
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(q.device) >= FLASH_CAPABILITY
+        and q.shape[-1] in FLASH_WIDTHS
+        and rule.softcap is None
+        and not attending.pack.masked
+        and (rule.causal or rule.window is None or not attending.answers_only)
+    )
+
+
+def _at_once(q: Tensor, k: Tensor, v: Tensor, attending: Attending, rule: _Rule) -> Tensor:
+    """All sequences in one kernel: q ``(P, M or N, h, D)``, k and v ``(P, M, h, D)`` -> as q.
+
+    By torch's operator, for its function changes from version to version.
+    """
+    pack, population = attending.pack, len(q)
+    far = None if rule.window is None else rule.window - 1
+    context, *_ = torch.ops.aten._flash_attention_forward(
+        *(x.flatten(0, 1) for x in (q, k, v)),
+        pack.boundaries(population, answers_only=attending.answers_only),
+        pack.boundaries(population),
+        1 if attending.answers_only else pack.longest,
+        pack.longest,
+        0.0,
+        rule.causal,
+        False,
+        scale=rule.scaling,
+        window_size_left=far,
+        window_size_right=far,
+    )
+    return context.view(q.shape)
+
+
+def _by_group(q: Tensor, k: Tensor, v: Tensor, attending: Attending, rule: _Rule) -> Tensor:
+    """A group of sequences after another: shapes as of ``_at_once``."""
+    pack, answers_only = attending.pack, attending.answers_only
+    population, _, heads, width = q.shape
+    contexts = []
+    for group in pack.groups:
+        asking = group.sequences if answers_only else group.tokens
+        queries = q[:, asking] if answers_only else group.padded(q[:, asking])
+        mask = _mask(group, attending, rule)
+        context = _attention(
+            _by_sequence(queries, group),
+            _by_sequence(group.padded(k[:, group.tokens]), group),
+            _by_sequence(group.padded(v[:, group.tokens]), group),
+            mask=None if mask is None else mask.repeat(population, 1, 1, 1),
+            causal=rule.causal and mask is None and not answers_only,
+            rule=rule,
+        )
+        context = context.transpose(1, 2).reshape(population, -1, heads, width)
+        contexts.append(context if answers_only else group.packed(context))
+    return torch.cat(contexts, dim=1)
 
 
 def _as_gpt_neo(
@@ -138,52 +201,45 @@ def _by_sequence(x: Tensor, group: Group) -> Tensor:
     return x.unflatten(1, (group.count, -1)).flatten(0, 1).transpose(1, 2)
 
 
-def _mask(
-    group: Group,
-    causal: bool,
-    window: int | None,
-    answers: Tensor | None,
-    device: torch.device,
-) -> Tensor | None:
+def _mask(group: Group, attending: Attending, rule: _Rule) -> Tensor | None:
     """Which keys each query sees, ``(n, 1, T or 1, T)``, bool; None for all, or all up to it.
 
-    A causal model's answers are the last tokens, so that they see all.
+    A causal model's answers are the last tokens, so that they see all; no token of it sees padding
+    that follows.
     """
-    if group.keys is None and (window is None or group.length <= window):
+    pack, answers_only, window = attending.pack, attending.answers_only, rule.window
+    follows = rule.causal and not answers_only and not pack.masked
+    keys = None if follows else group.keys
+    if keys is None and (window is None or group.length <= window):
         return None
-    positions = torch.arange(group.length, device=device)
-    asking = positions[None] if answers is None else answers[group.sequences, None]
+    positions = torch.arange(group.length, device=pack.starts.device)
+    asking = positions[None]
+    if answers_only:
+        asking = (pack.answers - pack.starts)[group.sequences, None]
     distance = (asking[:, :, None] - positions)[:, None]
     mask = torch.ones_like(distance, dtype=torch.bool)
-    if causal:
+    if rule.causal:
         mask = mask & (distance >= 0)
     if window is not None:
         mask = mask & (distance.abs() < window)
-    if group.keys is not None:
-        mask = mask & group.keys[:, None, None, :]
+    if keys is not None:
+        mask = mask & keys[:, None, None, :]
     return mask.expand(group.count, -1, -1, -1)
 
 
 def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    mask: Tensor | None,
-    causal: bool,
-    scaling: float | None,
-    softcap: float | None,
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, causal: bool, rule: _Rule
 ) -> Tensor:
     """``(B, h, T, D)`` each -> the queries' shape; keys and values may have fewer heads."""
     shared = q.shape[1] // k.shape[1]
     if shared > 1:
         k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
-    if softcap is None:
+    if rule.softcap is None:
         return functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, scale=scaling
+            q, k, v, attn_mask=mask, is_causal=causal, scale=rule.scaling
         )
-    scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = torch.tanh(scores / softcap) * softcap
+    scale = q.shape[-1] ** -0.5 if rule.scaling is None else rule.scaling
+    scores = torch.tanh(q @ k.transpose(2, 3) * scale / rule.softcap) * rule.softcap
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:

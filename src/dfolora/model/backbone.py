@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from dfolora.errors import UserError
 from dfolora.model.architecture import Architecture
 from dfolora.model.factors import LinearMap
+from dfolora.model.kernels import no_cudnn_attention
 from dfolora.model.layer import Layer, Packed
 from dfolora.model.limits import TOKENS, Limits
 from dfolora.model.packing import Group, Pack
@@ -87,6 +88,13 @@ class Backbone:
         return self.dtype.itemsize * max(part.numel() for part in self._modules[0].parameters())
 
     @property
+    def free_bytes(self) -> int:
+        """Free bytes of its GPU, with those that torch keeps for reuse."""
+        free, _total = torch.cuda.mem_get_info(self.device)
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return free + kept
+
+    @property
     def tokens(self) -> int:
         """The most tokens per pass."""
         return self.limits.tokens or TOKENS[self.device.type]
@@ -148,6 +156,7 @@ class Backbone:
         """Logits of all V tokens: ``(..., H) -> (..., V)``, float32; see `label_logits`."""
         return self._head(self._final(hidden), slice(None))
 
+    @no_cudnn_attention()
     def forward(self, **inputs: Any) -> Tensor:
         """The model's own padded forward, before the head; gradients pass.
 
@@ -201,6 +210,11 @@ class Backbone:
                 module=layer.get_submodule(place.module),
                 path=f"{path}.{place.module}",
                 place=place,
+                columns=(
+                    place.columns.to(self.device)
+                    if isinstance(place.columns, Tensor)
+                    else place.columns
+                ),
             )
             for name, place in self.architecture.maps.items()
         }

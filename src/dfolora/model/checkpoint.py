@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from dfolora.mini import BUNDLED
 from dfolora.model.architecture import Architecture
 from dfolora.model.backbone import Backbone
 from dfolora.model.limits import Limits
-from dfolora.model.preflight import check_files, described, expected_shapes, loader_of
+from dfolora.model.preflight import check_files, check_names, described, expected_shapes, loader_of
 from dfolora.model.quantize import check_torchao, quantize_layers
 from dfolora.model.streaming import move_but_layers
 from dfolora.validation import choice, mapping, text
@@ -86,7 +86,7 @@ class Checkpoint:
             expected = expected_shapes(config, where)
             if folder.is_dir():
                 self._check_weights(config)
-                check_files(folder, expected, Architecture.of(config).family.prefix)
+                check_files(folder, expected, Architecture.of(config).family)
         return config
 
     @property
@@ -128,7 +128,7 @@ class Checkpoint:
         Raises:
             UserError: The weights could not be loaded, or are not those of a language model.
         """
-        precision, device = self._resolved_precision(), self._resolved_device()
+        precision, device = self._resolved_precision(), self.resolved_device()
         model = self._load_model(PRECISIONS[precision])
         if limits is not None and limits.stream:
             move_but_layers(model, Architecture.of(self.config()).family.layers, device)
@@ -143,15 +143,14 @@ class Checkpoint:
         loader, attention = loader_of(config), Architecture.of(config).padded_attention
         if self._random:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(RANDOM_WEIGHTS_SEED)
+                torch.default_generator.manual_seed(RANDOM_WEIGHTS_SEED)
                 return loader.from_config(
                     config,
                     dtype=dtype,
                     attn_implementation=attention,
                     trust_remote_code=False,
                 )
-        transformers.utils.logging.disable_progress_bar()
-        with _explained(f"the weights of {self.path}", "model.path"):
+        with _explained(f"the weights of {self.path}", "model.path"), _quiet():
             self._check_weights(config)
             model, info = loader.from_pretrained(
                 self._source,
@@ -162,11 +161,13 @@ class Checkpoint:
                 attn_implementation=attention,
                 output_loading_info=True,
             )
+        family = Architecture.of(config).family
+        check_names(self.path, info["unexpected_keys"], (), family)
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"])[:3])
             raise UserError(
                 f"The weights of {self.path} lack {len(info['missing_keys'])} tensors ({missing}, "
-                f"...): it is not a {loader.__name__} checkpoint. Use one with its vocabulary head."
+                f"...): it is no {loader.__name__} checkpoint. Use one with its vocabulary head."
             )
         return model
 
@@ -247,9 +248,14 @@ class Checkpoint:
                 f"or set model.path to its folder."
             )
         self._resolved_precision()
-        self._resolved_device()
+        self.resolved_device()
 
-    def _resolved_device(self) -> torch.device:
+    def resolved_device(self) -> torch.device:
+        """The device that ``device`` names.
+
+        Raises:
+            UserError: There is none of that name.
+        """
         if text(self.device, "device") == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", self.device):
@@ -265,7 +271,7 @@ class Checkpoint:
     def _resolved_precision(self) -> str:
         choice(self.precision, "precision", ("auto", *PRECISIONS))
         if self.precision == "auto":
-            return "bf16" if self._resolved_device().type == "cuda" else "fp32"
+            return "bf16" if self.resolved_device().type == "cuda" else "fp32"
         if self.precision == "int8":
             check_torchao()
         return self.precision
@@ -285,6 +291,21 @@ def _explained(what: str, key: str) -> AbstractContextManager[None]:
             f"local folder that holds config.json, tokenizer files and *.safetensors."
         )
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A context in which transformers shows no bar and no report; what matters of it is raised."""
+    logging = transformers.utils.logging
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _folder_digest(folder: Path) -> str:

@@ -35,6 +35,8 @@ class LinearMap:
     """The module's dotted name in the model."""
     place: MapPlace
     """The map's sizes, and its columns in the module's output."""
+    columns: slice | Tensor
+    """These columns, as an index on the module's device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ def beside(parts: Sequence[tuple[LinearMap, LoraFactors]]) -> LoraFactors:
     for linear, factors in parts:
         _, rank, _ = factors.up.shape
         up = factors.up.new_zeros(candidates, rank, linear.place.d_module)
-        up[..., linear.place.columns] = factors.up
+        up[..., linear.columns] = factors.up
         ups.append(up)
     downs = [factors.down.expand(candidates, -1, -1) for _linear, factors in parts]
     return LoraFactors(down=torch.cat(downs, dim=2), up=torch.cat(ups, dim=1))

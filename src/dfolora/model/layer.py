@@ -135,7 +135,7 @@ class Layer:
                 module, projected.outputs[module], projected.inputs[module], factors
             )
             if projected.answers_only and module is self._asking:
-                spread = output.new_zeros(len(output), pack.size, output.shape[-1])
+                spread = output.new_empty(len(output), pack.size, output.shape[-1])
                 output = spread.index_copy_(1, pack.answers, output)
             return output.expand(population, -1, -1)
 

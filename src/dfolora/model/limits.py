@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dfolora.errors import UserError
-from dfolora.validation import flag, whole
+from dfolora.validation import flag, positive, share, whole
 
 TOKENS = {"cpu": 2048, "cuda": 16384}
 """Default tokens per pass, by device: fewer leave it idle, and more are no faster."""
@@ -21,8 +21,10 @@ class Limits:
     """At most so many tokens, those of all candidates counted, or one longer sequence; None: what
     is fast on the device."""
     memory: float | None = None
-    """At most so many 10^6 bytes beside the weights; None: on a GPU 80 % of what is free at first,
-    on a CPU no limit but that of the tokens."""
+    """At most so many 10^6 bytes beside the weights; None: on a GPU ``free_share`` of what is free
+    at first, on a CPU no limit but that of the tokens."""
+    free_share: float = 0.8
+    """Processes that share a GPU divide it among them."""
     stream: bool = False
     """Whether the layers' weights stay in host memory, and the device holds two layers of them."""
 
@@ -37,3 +39,4 @@ class Limits:
             or not 0 < memory < float("inf")
         ):
             raise UserError(f"engine.memory={memory} must be a positive number of megabytes.")
+        positive(share(self.free_share, "engine.free_share"), "engine.free_share")

@@ -4,7 +4,7 @@ Letters: N sequences, n of them in a group, T their length, M tokens of a pack.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 from math import ceil, log
 
@@ -71,6 +71,34 @@ class Pack:
     """The token among the M where each answer is read, ``(N,)``."""
     size: int
     """M, the number of tokens."""
+    masked: bool
+    """Whether some of the tokens are padding, which nothing may attend to."""
+    _boundaries: dict[tuple[int, bool], Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def longest(self) -> int:
+        """The length of the longest sequence."""
+        return self.groups[-1].length
+
+    def boundaries(self, population: int, *, answers_only: bool = False) -> Tensor:
+        """Where each sequence begins, and the last one ends, if P packs lie one after another.
+
+        Args:
+            population: P.
+            answers_only: Whether of each sequence only its answer lies there.
+
+        Returns:
+            ``(P N + 1,)``, int32, as kernels for sequences of various lengths take it.
+        """
+        wanted = population, answers_only
+        if wanted not in self._boundaries:
+            starts, size = self.starts, self.size
+            if answers_only:
+                starts, size = torch.arange(len(starts), device=starts.device), len(starts)
+            packs = torch.arange(population, device=starts.device)[:, None] * size
+            end = starts.new_full((1,), population * size)
+            self._boundaries[wanted] = torch.cat([(packs + starts).flatten(), end]).int()
+        return self._boundaries[wanted]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +145,7 @@ class Sequences:
             starts=begins.to(device),
             answers=(begins + self.answer[rows]).to(device),
             size=starts[-1],
+            masked=bool((self.real < self.lengths)[rows].any()),
         )
 
     def _groups(

@@ -1,6 +1,7 @@
 """Checks a model's weights before they are loaded, from sizes and file headers."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,14 @@ from safetensors import safe_open
 from dfolora.data import Kind
 from dfolora.errors import UserError, explained, first_line
 from dfolora.model.architecture import Architecture
+from dfolora.model.families import Family
 from dfolora.resources import check_room
 
 Shape = tuple[int, ...]
+NO_WEIGHTS = re.compile(
+    r"\.(attn|attn\.attention|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$"
+)
+"""Masks and constants that older versions of transformers saved with the weights."""
 
 
 def loader_of(config: Any) -> Any:
@@ -64,15 +70,15 @@ def expected_shapes(config: Any, where: str) -> Mapping[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def check_files(folder: Path, expected: Mapping[str, Shape], prefix: str) -> None:
-    """Raise UserError unless a folder's weights can be read and have the model's shapes.
+def check_files(folder: Path, expected: Mapping[str, Shape], family: Family) -> None:
+    """Raise UserError unless a folder's weights can be read and are those of the model's layers.
 
-    Missing and superfluous tensors are the loader's to report.
+    Other missing tensors are the loader's to report.
 
     Args:
         folder: The model's folder, with ``config.json``.
         expected: From ``expected_shapes``.
-        prefix: What checkpoints without a head, such as GPT-2's, leave out of names.
+        family: The model's.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -82,14 +88,64 @@ def check_files(folder: Path, expected: Mapping[str, Shape], prefix: str) -> Non
             f"{folder} holds no *.safetensors{beside}; load the model where it comes from, "
             f"save_pretrained it, and copy that folder."
         )
-    for path in files:
-        for name, shape in _shapes(path).items():
-            wanted = expected.get(name, expected.get(f"{prefix}.{name}", shape))
-            if shape != wanted:
-                raise UserError(
-                    f"{path} holds {name} of shape {shape}, the model of config.json has {wanted}: "
-                    f"they are of two models. Copy both from one."
-                )
+    held = {name: (path, shape) for path in files for name, shape in _shapes(path).items()}
+    _check_prefix(folder, held, expected, family)
+    check_names(str(folder), held, expected, family)
+    for name, (path, shape) in held.items():
+        wanted = expected.get(name, expected.get(f"{family.prefix}.{name}", shape))
+        if shape != wanted:
+            raise UserError(
+                f"{path} holds {name} of shape {shape}, the model of config.json has {wanted}: "
+                f"they are of two models. Copy both from one."
+            )
+
+
+def check_names(where: str, held: Iterable[str], expected: Iterable[str], family: Family) -> None:
+    """Raise UserError if weights hold tensors of layers that the model does not have.
+
+    Heads that the model does not have are harmless.
+
+    Args:
+        where: The weights' place, for messages.
+        held: The tensors' names.
+        expected: Those of the model.
+        family: The model's.
+    """
+    known = {*expected, *(name.removeprefix(f"{family.prefix}.") for name in expected)}
+    layers = (f"{family.layers}.", f"{family.layers.removeprefix(f'{family.prefix}.')}.")
+    unused = [
+        name
+        for name in held
+        if name.startswith(layers)
+        and re.sub(r"gamma$", "weight", re.sub(r"beta$", "bias", name)) not in known
+        and not NO_WEIGHTS.search(name)
+    ]
+    if unused:
+        raise UserError(
+            f"{where} holds {len(unused)} tensors of layers that the model of config.json lacks "
+            f"({', '.join(sorted(unused)[:2])}, ...): they are of two models, or more was saved "
+            f"than the model. Copy both from one, or save the model alone."
+        )
+
+
+def _check_prefix(
+    folder: Path, held: Iterable[str], expected: Iterable[str], family: Family
+) -> None:
+    """Raise UserError if it is only a prefix by which all names differ from the model's."""
+    known = {*expected, *(name.removeprefix(f"{family.prefix}.") for name in expected)}
+    names = sorted(held)
+    prefix, dot, _rest = names[0].partition(".")
+    if (
+        dot
+        and not known.intersection(names)
+        and all(name.startswith(f"{prefix}.") for name in names)
+        and known.intersection(name.removeprefix(f"{prefix}.") for name in names)
+    ):
+        raise UserError(
+            f"The names of all tensors in {folder} begin with {prefix}., as a compiled or wrapped "
+            f"model's do; without it they are those of config.json's model. Save the model that is "
+            f"within."
+        )
 
 
 def _shapes(path: Path) -> Mapping[str, Shape]:

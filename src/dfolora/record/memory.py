@@ -39,6 +39,7 @@ class PeakMemory:
         self._marked = _forget_high_water_mark()
         self._before = self._process.memory_info().rss - (0 if self._cuda else weights)
         if self._cuda is not None:
+            torch.cuda.empty_cache()  # of earlier work, which the driver would count
             torch.cuda.reset_peak_memory_stats(self._cuda)
         self.sample()
 

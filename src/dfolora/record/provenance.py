@@ -6,7 +6,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 @lru_cache
 def provenance() -> Mapping[str, str]:
     """Versions of the libraries, and the machine."""
-    versions = {f"version.{name}": version(name) for name in RECORDED_PACKAGES}
+    versions = {f"version.{name}": _version(name) for name in RECORDED_PACKAGES}
     return {
         **versions,
         "version.python": platform.python_version(),
@@ -61,7 +61,15 @@ def commit() -> str:
         dirty = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
         return git("rev-parse", "--short=12", "HEAD") + dirty
     except (OSError, subprocess.CalledProcessError):
-        return f"v{version('dfolora')}"
+        return f"v{_version('dfolora')}"
+
+
+def _version(package: str) -> str:
+    """A package's version; ``unknown`` if it is not installed, or runs from its source alone."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _canonical(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import re
 import sqlite3
 import tempfile
 import time
@@ -9,15 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from filelock import FileLock
 
 from dfolora.errors import ResourceError, UserError, is_shortage
 from dfolora.record.direct import tagged_runs
 from dfolora.record.failures import asking, failures, reason_of
+from dfolora.record.moved import FOLDER, Misplaced, here, local_path, mend, misplaced
 from dfolora.record.runlog import RunLog
+from dfolora.resources import check_folder
 from dfolora.validation import file_name
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ SQLITE_SECONDS = 60.0
 PARAMS_A_BATCH = 100
 RUNS_A_PAGE = 1000
 SQLITE = "sqlite:///"
+DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""What pip calls the packages of some databases."""
 
 
 class Store:
@@ -40,21 +43,15 @@ class Store:
     def __init__(self, uri: str) -> None:
         from mlflow import MlflowClient
 
-        if uri.startswith("file:") or not ("://" in uri or uri.startswith("databricks")):
-            raise UserError(
-                f"The tracking store {uri} is a folder, which keeps repeated points twice; "
-                f"use sqlite:///{Path(uri.removeprefix('file://'), 'mlflow.db')}, or a "
-                f"server."
-            )
+        _check_uri(uri)
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it logs every table it creates
         self.uri = uri
         self._file: Path | None = None
         self._artifacts = None
         try:
-            if uri.startswith(SQLITE):
-                path = Path(uri.removeprefix(SQLITE).partition("?")[0]).absolute()
+            if path := self.file_of(uri):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._file, self._artifacts = path, path.parent / "mlruns"
+                self._file, self._artifacts = path, path.parent / FOLDER
                 # Two processes cannot create the tables of a new file at once.
                 with FileLock(f"{path}.lock"):
                     _prepare_sqlite(path)
@@ -63,6 +60,12 @@ class Store:
             else:
                 self._client = MlflowClient(uri)
                 self._client.search_experiments(max_results=1)
+        except ModuleNotFoundError as error:
+            package = DRIVERS.get(error.name or "", error.name)
+            raise UserError(
+                f"A tracking store on {uri.partition(':')[0]} needs the package {error.name}, "
+                f"which is not installed: pip install '{package}'."
+            ) from error
         except failures() as error:
             if is_shortage(error):
                 raise ResourceError(
@@ -73,10 +76,31 @@ class Store:
                 f"MLFLOW_TRACKING_URI to another one."
             ) from error
 
+    @staticmethod
+    def file_of(uri: str) -> Path | None:
+        """The file of a local SQLite store; None of another."""
+        if not uri.startswith(SQLITE):
+            return None
+        return Path(uri.removeprefix(SQLITE).partition("?")[0]).absolute()
+
     def check_experiment(self, name: str) -> None:
-        """Raise UserError if it was deleted, or its name leads out of the local folder."""
-        if self._artifacts is not None:
+        """Raise UserError if artifacts of an experiment's runs have no place.
+
+        It was deleted, its name leads out of the local folder, or that cannot be written or was
+        moved.
+        """
+        if self._file is not None and self._artifacts is not None:
             file_name(name, "tracking.experiment")
+            check_folder(self._artifacts, "the folder of artifacts")
+            with asking():
+                moved = misplaced(self._file, self._artifacts)
+            if moved:
+                raise UserError(
+                    f"The tracking store {self.uri} was moved: it notes {len(moved)} places of "
+                    f"artifacts as they were, such as {moved[0].old}. Now they would be in "
+                    f"{self._artifacts}. python -m pipelines.mend_store notes that and says what "
+                    f"it changed."
+                )
         with asking():
             found = self._client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage == "deleted":
@@ -84,6 +108,20 @@ class Store:
                 f"The experiment {name} was deleted from the store; restore it there, or set "
                 f"tracking.experiment to another name."
             )
+
+    def mend(self) -> list[Misplaced]:
+        """Note a moved store's artifacts where they are now; what was changed.
+
+        Raises:
+            UserError: The store is no local file.
+        """
+        if self._file is None or self._artifacts is None:
+            raise UserError(
+                f"The tracking store {self.uri} is no local SQLite file; only those know their "
+                f"artifacts by their place beside them. Set tracking.uri to one."
+            )
+        with asking():
+            return mend(self._file, self._artifacts)
 
     @contextmanager
     def alone(self, digest: str, folder: Path) -> Iterator[None]:
@@ -241,10 +279,13 @@ class Store:
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
-        place = urlsplit(folder)
+        path = local_path(folder)
+        if self._artifacts is not None:  # they may have been moved with the store
+            now = here(folder, self._artifacts)
+            path = now if now is not None and now.exists() else path
         try:
-            if place.scheme in ("", "file"):  # a hundred times faster
-                return Path(url2pathname(place.path), name).read_bytes()
+            if path is not None:  # a hundred times faster
+                return (path / name).read_bytes()
             with tempfile.TemporaryDirectory() as copy:
                 found = download_artifacts(
                     artifact_uri=f"{folder}/{name}", dst_path=copy, tracking_uri=self.uri
@@ -286,6 +327,29 @@ class Store:
                 if experiment is None:
                     raise
         return experiment.experiment_id
+
+
+def _check_uri(uri: str) -> None:
+    """Raise UserError if runs that are put there are not kept, or are kept wrongly."""
+    if uri.startswith("file:") or not ("://" in uri or uri.startswith("databricks")):
+        folder = re.sub("^file:(//(localhost)?)?", "", uri)
+        raise UserError(
+            f"The tracking store {uri} is a folder, which keeps repeated points twice; use "
+            f"{SQLITE}{Path(folder, 'mlflow.db')}, or a server."
+        )
+    if uri.startswith("sqlite:"):
+        path = uri.removeprefix(SQLITE)
+        if path in (uri, "") or path.startswith(("?", ":memory:")) or "mode=memory" in path:
+            raise UserError(
+                f"The tracking store {uri} is in memory and would end with this command; use "
+                f"{SQLITE}mlflow.db."
+            )
+        if path.startswith("file:"):
+            named = re.sub("^file:(//(localhost)?)?", "", path).partition("?")[0]
+            raise UserError(
+                f"The tracking store {uri} names its file by an address of its own; use "
+                f"{SQLITE}{named}."
+            )
 
 
 def _entries(tags: Mapping[str, str]) -> list[Any]:

@@ -96,12 +96,11 @@ class PopulationEvaluator:
     def __call__(self, solution: Array, block: int, candidates: Array) -> Evaluation:
         incumbents = self._subspace.incumbents(solution, without=block)
         logits = self._engine(incumbents, self._subspace.intervention(block, candidates))
-        labels = self._labels.to(logits.device)
-        predictions = logits.argmax(-1).cpu().numpy()
-        scores = self._metric(self._labels.numpy(), predictions)
-        losses = LOSSES.get(self._objective, cross_entropy)(logits, labels)
+        logits = logits.cpu()  # once; they are few
+        scores = self._metric(self._labels.numpy(), logits.argmax(-1).numpy())
+        losses = LOSSES.get(self._objective, cross_entropy)(logits, self._labels)
         if self._objective == "metric":
-            losses = metric_objective(scores, losses, len(labels))
+            losses = metric_objective(scores, losses, len(self._labels))
         return Evaluation(losses=losses, scores=scores)
 
 

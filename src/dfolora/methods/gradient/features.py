@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from dfolora.data import Batch, Encode, Encoder, TextEncoder, part, pieces
 from dfolora.methods.gradient.trainable import Attached, Reader, at_answers, drawn
-from dfolora.model import Architecture, Backbone
+from dfolora.model import Architecture, Backbone, exact_cudnn
 from dfolora.validation import choice
 
 
@@ -42,7 +42,8 @@ class FeatureHead:
             features, lengths = _features(backbone, batch), batch.attention_mask.sum(-1)
             return lambda rows: head(features[rows], lengths[rows], batch.answer[rows])
 
-        yield Attached(parameters=dict(head.named_parameters()), reader=reader, new_head=True)
+        with exact_cudnn():  # of the LSTM, backwards too
+            yield Attached(parameters=dict(head.named_parameters()), reader=reader, new_head=True)
 
 
 class _Mlp(nn.Module):

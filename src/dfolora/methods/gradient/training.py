@@ -91,7 +91,7 @@ class Trained:
     @classmethod
     def of(cls, parameters: Mapping[str, nn.Parameter], learning_rate: float = 0.0) -> "Trained":
         """Copy the present parameters."""
-        tensors = {name: value.detach().to("cpu", copy=True) for name, value in parameters.items()}
+        tensors = {name: _on_host(value.detach()) for name, value in parameters.items()}
         return cls(learning_rate=learning_rate, tensors=tensors)
 
     @torch.no_grad()
@@ -99,6 +99,14 @@ class Trained:
         """Restore the copied parameters."""
         for name, parameter in parameters.items():
             parameter.copy_(self.tensors[name])
+
+
+def _on_host(value: Tensor) -> Tensor:
+    """A copy on the CPU; of a GPU's in pinned memory, which is several times as fast.
+
+    On the GPU itself it would count towards the peak memory that methods are compared by.
+    """
+    return torch.empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(value)
 
 
 Readers = Iterable[tuple[Tensor, Reader]]

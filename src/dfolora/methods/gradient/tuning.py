@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from dfolora.data import Batch, Encode, Encoder, Rows
-from dfolora.errors import UserError
+from dfolora.errors import UserError, first_line, is_shortage
 from dfolora.methods.gradient.trainable import Attached, Trainable
 from dfolora.methods.gradient.training import Trained, Training, TrainingSpec, all_logits, readers
 from dfolora.methods.method import FewShotData, Predictor, Progress
@@ -86,9 +85,11 @@ class GradientFit:
                 for progress in training:
                     self._chosen, self._calls = progress.selected, progress.step.calls
                     yield progress
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_shortage(error):
+                    raise
                 raise UserError(
-                    f"Out of memory in training: {str(error).partition('.')[0]}. Lower "
+                    f"Out of memory in training: {first_line(error).removesuffix('.')}. Lower "
                     f"method.training.batch_size={spec.batch_size}, data.max_length or "
                     f"engine.tokens, or use precision=bf16."
                 ) from error

@@ -4,11 +4,13 @@ Rapin and Teytaud, "Nevergrad: A gradient-free optimization platform",
 https://github.com/facebookresearch/nevergrad, 2018.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from difflib import get_close_matches
 from functools import partial
+from math import ceil
 from typing import Any, final
 
 import numpy as np
@@ -25,6 +27,11 @@ from dfolora.search.optim.optimizer import (
 )
 from dfolora.validation import text
 
+LEAVING = re.compile("PSO|ParaPortfolio|MixDeterministicRL|AnisotropicAdaptiveDiscrete")
+"""Names of those that ask for 1e16 and more in a space without bounds (nevergrad 1.0.12)."""
+BOUND = 5.0
+"""Bound of each coordinate for these, in units of sigma."""
+
 
 @final
 class Nevergrad(Optimizer):
@@ -38,7 +45,8 @@ class Nevergrad(Optimizer):
         rng: Private generator.
         name: A name in nevergrad's registry, such as "TBPSA" or "OnePlusOne".
         population: Candidates a generation, P; nevergrad is told that they run in parallel.
-        sigma: Standard deviation of nevergrad's mutations, and its scale of the search space.
+        sigma: Standard deviation of nevergrad's mutations, and its scale of the search space,
+            which has no bounds but for some (``LEAVING``).
 
     Raises:
         UserError: nevergrad has no such optimizer, it works on one candidate at a time only, or it
@@ -55,7 +63,8 @@ class Nevergrad(Optimizer):
         population: int = 20,
         sigma: float = 1.0,
     ) -> None:
-        with installed("pipelines"):
+        # Its import draws from numpy's global generator.
+        with installed("pipelines"), PrivateRandomness(np.random.default_rng(0)).lent():
             import nevergrad as ng
 
         require_positive(dim=dim, budget=budget, population=population, sigma=sigma)
@@ -80,9 +89,14 @@ class Nevergrad(Optimizer):
             ng.errors.NevergradWarning,
             f"nevergrad's {name} fails with population {population}",
         )
-        space = ng.p.Array(init=np.zeros(dim)).set_mutation(sigma=sigma)
+        # Some fail when they are asked for more than they were told. The loop asks for whole
+        # generations, shares a remainder of the budget out, and has the next one drawn ahead.
+        asks = population * (ceil((budget + 1) / population) + 1)
         with inside():
-            optimizer = build(space, budget=budget, num_workers=population)
+            space = ng.p.Array(init=np.zeros(dim)).set_mutation(sigma=sigma)
+            if LEAVING.search(name):
+                space = space.set_bounds(-BOUND * sigma, BOUND * sigma)
+            optimizer = build(space, budget=asks, num_workers=population)
         # Only when they are asked do some miss a library that they need.
         super().__init__(finite(_turns(optimizer, dim, population, inside)), population=population)
 

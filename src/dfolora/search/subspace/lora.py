@@ -7,8 +7,9 @@ z and -z give the same model when all other layers are as they were, since every
 product A B.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,6 +22,7 @@ from dfolora.data import Encoder
 from dfolora.errors import UserError
 from dfolora.model import Architecture, Backbone, LayerLora, LoraFactors, save_adapter
 from dfolora.resources import check_room
+from dfolora.search.subspace.maps import drawn, holder
 from dfolora.search.subspace.statistics import Statistics, layer_stds
 from dfolora.search.subspace.subspace import Incumbents
 from dfolora.seeding import stream
@@ -91,10 +93,12 @@ class LoraSubspaceSpec:
     ) -> "LoraSubspace":
         self.check(backbone.architecture)
         stds = layer_stds(backbone, input_ids, attention_mask, self.statistics)
-        projections = [self._draw(layer, std, backbone, seed) for layer, std in enumerate(stds)]
+        projections = drawn(partial(self._draw, backbone, seed), stds)
+        hold = holder(backbone, 4 * self.dim // (2 * len(self.targets)) * _stored(projections))
+        projections = [layer.held(hold) for layer in projections]
         return LoraSubspace(self, projections, device=backbone.device, dtype=backbone.dtype)
 
-    def _draw(self, layer: int, std: float, backbone: Backbone, seed: int) -> "Projections":
+    def _draw(self, backbone: Backbone, seed: int, layer: int, std: float) -> "Projections":
         fan_in = self.dim // (2 * len(self.targets))
         normal_std = self.alpha * std / np.sqrt(self.dim)
         uniform_b = layer > 0 and self.b_projection == "linear_default"
@@ -109,8 +113,7 @@ class LoraSubspaceSpec:
                 if uniform_b
                 else _normal(rng, shape, normal_std)
             )
-        drawn = Projections(down=down, up=up)
-        return drawn.pinned() if backbone.device.type == "cuda" else drawn
+        return Projections(down=down, up=up)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +130,9 @@ class Projections:
         """Numbers in the layer's factors."""
         return sum(part.shape[-1] for part in (*self.down, *self.up))
 
-    def pinned(self) -> "Projections":
-        """In pinned memory: the GPU holds one layer's projections at a time."""
-        return Projections(
-            down=[part.pin_memory() for part in self.down],
-            up=[part.pin_memory() for part in self.up],
-        )
+    def held(self, hold: Callable[[Tensor], Tensor]) -> "Projections":
+        """The same, each matrix where ``hold`` puts it."""
+        return Projections(down=[*map(hold, self.down)], up=[*map(hold, self.up)])
 
 
 class LoraSubspace:
@@ -155,7 +155,7 @@ class LoraSubspace:
     ) -> None:
         self.spec = spec
         self.blocks = len(projections)
-        self.stored = sum(layer.stored for layer in projections)
+        self.stored = _stored(projections)
         self._projections = projections
         self._device = device
         self._incumbents = Incumbents(lambda block, z: self.intervention(block, z).to(dtype))
@@ -170,12 +170,13 @@ class LoraSubspace:
         factors = {}
         for index, name in enumerate(spec.targets):
             down, up = (
-                parts[:, index, half] @ drawn[index].to(self._device, non_blocking=True)
-                for half, drawn in enumerate((projections.down, projections.up))
+                parts[:, index, half] @ matrices[index].to(self._device, non_blocking=True)
+                for half, matrices in enumerate((projections.down, projections.up))
             )
+            if spec.scaling != 1:
+                up *= spec.scaling
             factors[name] = LoraFactors(
-                down=down.reshape(len(z), -1, spec.rank),
-                up=up.reshape(len(z), spec.rank, -1) * spec.scaling,
+                down=down.reshape(len(z), -1, spec.rank), up=up.reshape(len(z), spec.rank, -1)
             )
         return LayerLora(layer=block, factors=factors)
 
@@ -189,6 +190,10 @@ class LoraSubspace:
         """Write a PEFT adapter folder."""
         layers = [self.intervention(block, z[None]) for block, z in enumerate(solution)]
         save_adapter(folder, backbone, layers)
+
+
+def _stored(projections: Sequence[Projections]) -> int:
+    return sum(layer.stored for layer in projections)
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, int], std: float) -> Tensor:

@@ -8,6 +8,7 @@ with Large Language Models*, 2022).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from math import sqrt
 from pathlib import Path
@@ -23,6 +24,7 @@ from dfolora.data import Encoder
 from dfolora.errors import UserError
 from dfolora.model import Architecture, Backbone, SoftPrompt
 from dfolora.resources import check_room
+from dfolora.search.subspace.maps import drawn, holder
 from dfolora.search.subspace.statistics import layer_stds
 from dfolora.search.subspace.subspace import Incumbents
 from dfolora.seeding import stream
@@ -82,18 +84,17 @@ class PromptSubspaceSpec:
         self.check(backbone.architecture)
         stds = layer_stds(backbone, input_ids, attention_mask, "real_tokens")
         blocks = self.blocks(backbone.architecture)
-        projections = [
-            self._draw(layer, std, backbone, seed) for layer, std in enumerate(islice(stds, blocks))
-        ]
+        projections = drawn(partial(self._draw, backbone, seed), islice(stds, blocks))
+        hold = holder(backbone, blocks * projections[0].nbytes)
+        projections = [*map(hold, projections)]
         start = _start(backbone, first_token=int(input_ids[0, 0]))
         return PromptSubspace(self, projections, backbone, start)
 
-    def _draw(self, layer: int, std: float, backbone: Backbone, seed: int) -> Tensor:
+    def _draw(self, backbone: Backbone, seed: int, layer: int, std: float) -> Tensor:
         shape = self.dim, self.positions * backbone.architecture.width
         scale = np.float32(self.alpha * std / sqrt(self.dim))
         rng = stream(seed, f"projection/{layer}/prompt")
-        projection = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32) * scale)
-        return projection.pin_memory() if backbone.device.type == "cuda" else projection
+        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32) * scale)
 
 
 class PromptSubspace:

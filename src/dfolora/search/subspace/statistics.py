@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dfolora.model import Backbone, Sequences
+from dfolora.model import Backbone, Sequences, no_cudnn_attention
 
 Statistics = Literal["real_tokens", "all_positions", "one"]
 """Positions that count: all_positions includes padding, as the released code does. With one
@@ -46,7 +46,8 @@ def layer_stds(
     packs = list(sequences.packs(STATISTICS_TOKENS, backbone.device))
     entering = [backbone.embed(pack) for pack in packs]
     for layer in backbone.layers[:-1]:
-        entering = [(layer(hidden, packed), packed) for hidden, packed in entering]
+        with no_cudnn_attention():
+            entering = [(layer(hidden, packed), packed) for hidden, packed in entering]
         yield clipped_std(torch.cat([hidden for hidden, _packed in entering], dim=1))
 
 

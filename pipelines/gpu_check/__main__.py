@@ -1,0 +1,230 @@
+"""Checks dfolora on a GPU without network, and writes a report.
+
+python -m pipelines.gpu_check
+python -m pipelines.gpu_check device=cuda:1 minutes=10
+"""
+
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import hydra
+from omegaconf import DictConfig
+
+from pipelines.command import reported, run
+from pipelines.markdown import table
+
+
+@hydra.main(version_base="1.3", config_path="../../conf", config_name="gpu_check")
+def main(config: DictConfig) -> None:
+    """Write ``config.report``; the exit status is 1 if a step failed."""
+    with reported():
+        failed = check(config)
+    if failed:
+        print(f"\nFailed: {', '.join(failed)}. Written to {config.report}", file=sys.stderr)
+        sys.exit(1)
+    print(f"\nWritten to {config.report}")
+
+
+def check(config: DictConfig) -> list[str]:
+    """Take all steps, in the order of what matters most; those that failed."""
+    _check_device(config.device)
+    path = Path(config.report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + 60 * config.minutes
+    models = cache(lambda name, precision: _load(config[name], precision))
+    parts, failed = [_head(config)], []
+    for name, step in STEPS.items():
+        if time.monotonic() > until:
+            text = f"Left out: the {config.minutes} minutes were over."
+        else:
+            try:
+                text = step(config, models)
+            except Exception:  # a step's failure is a finding
+                failed.append(name)
+                text = f"Failed:\n\n```\n{traceback.format_exc()}```"
+        parts.append(f"## {name}\n\n{text}")
+        print(parts[-1], flush=True)
+        # What was found stays, whatever becomes of the rest.
+        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return failed
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    from dfolora.errors import UserError
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"device={device}, but torch {torch.__version__} sees no CUDA device; there is nothing "
+            f"to check. The tests that emulate one are part of make test"
+        )
+
+
+def _load(model: DictConfig, precision: str) -> Any:
+    from pipelines.benchmark.speed import load
+
+    return load(model, precision)
+
+
+def _head(config: DictConfig) -> str:
+    import torch
+    import transformers
+
+    from dfolora.record.provenance import commit
+
+    device = torch.device(config.device)
+    card = torch.cuda.get_device_properties(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return (
+        f"# GPU check\n\n`python -m pipelines.gpu_check`, commit {commit()}, on {card.name} "
+        f"(compute capability {card.major}.{card.minor}, {free / 1e9:.1f} of {total / 1e9:.1f} GB "
+        f"free), Python {sys.version.split()[0]}, torch {torch.__version__}, "
+        f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, transformers "
+        f"{transformers.__version__}. Random weights of real shape, d = {config.dim}, rank "
+        f"{config.rank}, {config.population} candidates a generation."
+    )
+
+
+def _tests(config: DictConfig, _models: Callable[..., Any]) -> str:
+    """The tests that need a GPU."""
+    if config.tests is None:
+        return "Not asked for."
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-m", config.tests, "-q", "-rfEs", "tests"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    last = "\n".join(done.stdout.splitlines()[-30:])
+    if done.returncode:
+        raise RuntimeError(f"pytest -m {config.tests} ended with {done.returncode}:\n{last}")
+    return f"`pytest -m {config.tests}`: {last.splitlines()[-1]}."
+
+
+def _agreement(config: DictConfig, _models: Callable[..., Any]) -> str:
+    """The same losses as on a CPU, and the same bits twice."""
+    from pipelines.gpu_check.measures import Comparison, searched
+
+    search = partial(searched, config.agreement.task, config.agreement.budget)
+    exact = Comparison.between(search("cpu", "fp32"), search(config.device, "fp32"))
+    lines = [
+        f"C-LoRA, {config.agreement.budget} calls, mini-roberta. fp32 beside the CPU: the same "
+        f"candidates in {exact.same} of {exact.of} populations, whose losses differ by at most "
+        f"{exact.gap:.1e}."
+    ]
+    for precision in ("fp32", "bf16"):
+        twice = Comparison.between(*(search(config.device, precision) for _ in range(2)))
+        same = twice.same == twice.of and twice.gap == 0
+        bits = "the same bits" if same else f"other bits after {twice.same} of {twice.of}"
+        lines.append(f"{precision} twice on the GPU: {bits}.")
+    return " ".join(lines)
+
+
+def _search(config: DictConfig, models: Callable[..., Any]) -> str:
+    """A whole search's seconds."""
+    import numpy as np
+
+    from pipelines.benchmark.overhead import share_outside
+    from pipelines.benchmark.speed import few_shot
+    from pipelines.gpu_check.measures import search_seconds
+
+    wanted, backbone = config.search, models("model", config.search.precision)
+    lengths, words = config.lengths[wanted.task], backbone.model.config.vocab_size
+    data = few_shot(lengths, words, np.random.default_rng(0))
+    sizes = {"dim": config.dim, "rank": config.rank}
+    seconds = search_seconds(backbone, data, budget=wanted.budget, **sizes)
+    layers = backbone.architecture.layers
+    outside = share_outside(backbone, data, dim=config.dim, generations=2 * layers)
+    return (
+        f"C-LoRA, {wanted.budget} calls, {config.model.path}, {wanted.precision}, "
+        f"{len(lengths)} sequences of {wanted.task}'s lengths: {seconds:.1f} s, drawing of maps "
+        f"and looks at dev included. Outside of the engine (asking, projecting, telling, journal, "
+        f"MLflow) two rounds spend {outside:.1%} of their time."
+    )
+
+
+def _tasks(config: DictConfig, models: Callable[..., Any]) -> str:
+    """Candidates' seconds on long texts, as a share of what torch's linear reaches."""
+    import numpy as np
+
+    from dfolora.search.subspace import LoraSubspaceSpec
+    from pipelines.benchmark.speed import batch_of, compare
+
+    backbone, rng = models("model", config.search.precision), np.random.default_rng(0)
+    rows = []
+    for task in config.tasks:
+        lengths = config.lengths[task]
+        two = batch_of(lengths[:2], backbone.model.config.vocab_size, rng)
+        spec = LoraSubspaceSpec(dim=config.dim, rank=config.rank)
+        speed = compare(
+            None, backbone, spec.build(backbone, two.input_ids, two.attention_mask, seed=0),
+            lengths, population=config.population, sampled=config.layers, repeats=1, rng=rng,
+        )  # fmt: skip
+        rows.append(
+            (
+                task, speed.sequences, speed.tokens, f"{1e3 * speed.engine_s:.1f}",
+                f"{speed.rate / 1e12:.0f}", f"{speed.gemm / 1e12:.0f}",
+                f"{speed.rate / speed.gemm:.0%}",
+            )
+        )  # fmt: skip
+    head = "task", "N", "tokens", "a candidate, ms", "TFLOP/s", "GEMM's TFLOP/s", "share of it"
+    return table(head, rows)
+
+
+def _kernels(config: DictConfig, models: Callable[..., Any]) -> str:
+    """Kernels of a generation."""
+    from pipelines.gpu_check.measures import Population, kernels
+
+    backbone = models("model", config.search.precision)
+    layers = backbone.architecture.layers
+    asked = (0, layers // 2, layers - 2, layers - 1)
+    population = Population(
+        backbone=backbone, lengths=config.lengths[config.search.task],
+        size=config.population, dim=config.dim, rank=config.rank,
+    )  # fmt: skip
+    counts = kernels(population, asked)
+    return f"Kernels and copies of a generation on {config.search.task}, by layer: " + ", ".join(
+        f"{layer}: {count}" for layer, count in counts.items()
+    )
+
+
+def _memory(config: DictConfig, models: Callable[..., Any]) -> str:
+    """The allocator's peak beside what was allowed."""
+    from pipelines.gpu_check.measures import Population, peak_megabytes
+
+    allowed, backbone = config.allowed, models("large", "bf16")
+    population = Population(
+        backbone=backbone, lengths=[allowed.length] * allowed.sequences,
+        size=config.population, dim=config.dim, rank=config.rank,
+    )  # fmt: skip
+    rows = [
+        (limit, f"{peak_megabytes(population, limit):.0f}", f"{backbone.nbytes / 1e6:.0f}")
+        for limit in allowed.megabytes
+    ]
+    head = "engine.memory, MB", "taken beside the weights, MB", "weights, MB"
+    return (
+        f"{config.large.path}, {allowed.sequences} sequences of {allowed.length} tokens, bf16.\n\n"
+        + table(head, rows)
+    )
+
+
+STEPS: Mapping[str, Callable[[DictConfig, Callable[..., Any]], str]] = {
+    "Tests": _tests,
+    "Agreement": _agreement,
+    "A search": _search,
+    "Long texts": _tasks,
+    "Kernels": _kernels,
+    "Memory": _memory,
+}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,141 @@
+"""What is measured of a device: whether losses agree, seconds, kernels and bytes."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from hydra import compose
+from hydra.utils import instantiate
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from dfolora.engine import Engine
+from dfolora.methods import FewShotData, LayerwiseSearch
+from dfolora.model import Backbone, Limits
+from dfolora.search import Answer
+from dfolora.search.subspace import LoraSubspaceSpec
+from pipelines.benchmark.agreement import few_shot_of
+from pipelines.benchmark.speed import batch_of, load
+
+MEGABYTE = 1e6
+
+
+class Recorder:
+    """A memo that computes every answer and keeps it with its question."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[Answer, Answer]] = []
+
+    def __call__(self, question: Answer, compute: Callable[[], Answer]) -> Answer:
+        answer = compute()
+        self.lines.append((question, answer))
+        return answer
+
+
+def searched(task: str, budget: int, device: str, precision: str) -> Recorder:
+    """All that C-LoRA asks and is answered on an embedded task, by the bundled model."""
+    config = compose("run", [f"task=mini/{task}", f"budget={budget}", f"device={device}"])
+    method = instantiate(config.method)
+    backbone = load(config.model, precision)
+    recorder = Recorder()
+    data = few_shot_of(config, method, backbone.architecture)
+    for _progress in method.begin(backbone, data, config.seed, recorder):
+        pass
+    return recorder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How far two searches went the same way."""
+
+    same: int
+    """Populations up to the first that differ."""
+    of: int
+    gap: float
+    """The largest difference between losses of the same candidate."""
+
+    @classmethod
+    def between(cls, one: Recorder, other: Recorder) -> "Comparison":
+        """Compare answers as long as the questions are the same."""
+        same, gap = 0, 0.0
+        for (asked, answer), (too, another) in zip(one.lines, other.lines, strict=False):
+            if asked != too:
+                break
+            same += 1
+            gap = max(gap, float(np.abs(_losses(answer) - _losses(another)).max()))
+        return cls(same=same, of=len(one.lines), gap=gap)
+
+
+def _losses(answer: Answer) -> np.ndarray:
+    return np.array(answer["losses"], dtype=np.float64)
+
+
+def search_seconds(
+    backbone: Backbone, data: FewShotData, *, dim: int, rank: int, budget: int
+) -> float:
+    """Seconds of a whole search by C-LoRA: drawing its maps, all calls, the looks at dev.
+
+    The first generation is searched twice, for the first of its shapes is no measurement.
+    """
+    method = LayerwiseSearch(subspace=LoraSubspaceSpec(dim=dim, rank=rank), budget=budget)
+    next(iter(method.begin(backbone, data, 0)))
+    started = time.perf_counter()
+    for _progress in method.begin(backbone, data, 0):
+        pass
+    return time.perf_counter() - started
+
+
+@dataclass(frozen=True, kw_only=True)
+class Population:
+    """A population of candidates on random tokens, for any layer in turn."""
+
+    backbone: Backbone
+    lengths: Sequence[int]
+    size: int
+    dim: int
+    rank: int
+
+    def generations(self, layers: Sequence[int]) -> Iterator[tuple[int, Callable[[], Tensor]]]:
+        """Each layer, and what evaluates the population there."""
+        rng = np.random.default_rng(0)
+        batch = batch_of(self.lengths, self.backbone.model.config.vocab_size, rng)
+        spec = LoraSubspaceSpec(dim=self.dim, rank=self.rank)
+        two = batch_of(self.lengths[:2], self.backbone.model.config.vocab_size, rng)
+        subspace = spec.build(self.backbone, two.input_ids, two.attention_mask, seed=0)
+        incumbents = subspace.incumbents(rng.normal(size=(subspace.blocks, self.dim)))
+        candidates = rng.normal(size=(self.size, self.dim))
+        engine = Engine(self.backbone, batch, torch.tensor([5, 6]))
+
+        def generation(layer: int) -> Tensor:
+            return engine(incumbents, subspace.intervention(layer, candidates)).cpu()
+
+        return ((layer, partial(generation, layer)) for layer in layers)
+
+
+def kernels(population: Population, layers: Sequence[int]) -> dict[int, int]:
+    """CUDA kernels and copies of a generation at each of some layers."""
+    counts = {}
+    for layer, generation in population.generations(layers):
+        generation()  # carries what enters the layer, and warms up
+        with profile(activities=[ProfilerActivity.CUDA]) as trace:
+            generation()
+            torch.cuda.synchronize(population.backbone.device)
+        counts[layer] = sum(1 for event in trace.events() if event.device_type.name == "CUDA")
+    return counts
+
+
+def peak_megabytes(population: Population, allowed: float) -> float:
+    """The most that the first two generations take beside the weights, within what is allowed."""
+    backbone, device = copy(population.backbone), population.backbone.device
+    backbone.limits = Limits(memory=allowed)
+    before, most = 0, 0
+    for _layer, generation in replace(population, backbone=backbone).generations((0, 1)):
+        before = before or torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        generation()
+        most = max(most, torch.cuda.max_memory_allocated(device) - before)
+    return most / MEGABYTE

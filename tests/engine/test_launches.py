@@ -1,0 +1,54 @@
+"""How many kernels a generation launches on a GPU, as an emulated one counts them."""
+
+from collections import Counter
+
+import torch
+import transformers
+
+from dfolora.model import Backbone
+from tests.conftest import random_batch
+from tests.emulation import REPLACED, emulated_cuda
+from tests.reference import varlen_attention
+from tests.searching import evaluator_of, some_solution
+
+# Tokens of SST-2's 16-shot train set, and RoBERTa-large's layers: no count depends on widths, nor
+# on how many candidates a generation has, as long as they go through the model together.
+LENGTHS = [
+    10, 10, 10, 10, 10, 11, 12, 13, 13, 14, 14, 14, 14, 14, 15, 15, 16, 17, 17, 17, 18, 18, 18, 19,
+    19, 20, 23, 23, 25, 27, 34, 36,
+]  # fmt: skip
+LAYERS, MOST = 24, 260
+
+
+def test_a_generation_is_few_kernels(monkeypatch):
+    """In half precision, as a GPU runs by default; a round's mean."""
+    monkeypatch.setitem(
+        REPLACED, torch.ops.aten._flash_attention_forward.default, varlen_attention.forward
+    )
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    config = transformers.AutoConfig.for_model(
+        model_type="roberta", vocab_size=120, hidden_size=32, num_hidden_layers=LAYERS,
+        num_attention_heads=4, intermediate_size=64, max_position_embeddings=64,
+    )  # fmt: skip
+    model = transformers.AutoModelForMaskedLM.from_config(config, dtype=torch.bfloat16)
+    batch = random_batch(LENGTHS, [length - 2 for length in LENGTHS])
+    solution, candidates = some_solution(3, layers=LAYERS)
+    counted, traffic = dict[int, Counter[str]](), Counter[str]()
+    with emulated_cuda() as on:
+        evaluate, _ = evaluator_of(
+            Backbone(model.to("cuda")), batch, torch.tensor([7, 50, 99]), targets=("q", "k")
+        )
+        for round_ in range(2):
+            for layer in range(LAYERS):
+                solution[layer - 1] += 1  # the layer before was searched, and is another now
+                on.kernels.clear()
+                on.traffic.clear()
+                evaluate(solution, layer, candidates)
+                if round_:
+                    counted[layer] = Counter(on.kernels)
+                    traffic += on.traffic
+    mean = sum(map(Counter.total, counted.values())) / LAYERS
+    where = {layer: counted[layer].most_common() for layer in (0, 12, 22, 23)}
+    assert mean <= MOST, where
+    assert counted[12]["_flash_attention_forward"] == 13, where  # a layer's is one
+    assert traffic["to host"] == LAYERS  # a generation's logits

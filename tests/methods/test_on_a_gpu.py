@@ -1,0 +1,159 @@
+"""Every row of the tables on emulated GPUs keeps CUDA's rules and gives the CPU's numbers."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from safetensors.torch import load_file
+
+from dfolora.errors import UserError
+from dfolora.model import exact_cudnn, no_cudnn_attention
+from tests.emulation import SHORTAGES, emulated_cuda
+from tests.methods.test_every_method import rows
+from tests.pipelines.test_conf import composed, options
+
+ROWS = options("row")
+SMALL = ("profile=mini", "budget=60", "dim=40", "dev_interval=20", "data.k=4", "training.epochs=2")
+THROUGH_THE_MODEL = {
+    "adapter", "bitfit", "lora", "model_tuning", "p_tuning_v2", "prompt_tuning",
+}  # fmt: skip
+
+
+def posed(*overrides: str):
+    """The method, its problem and the backbone."""
+    config = composed(*SMALL, *overrides)
+    checkpoint = instantiate(config.model, _convert_="all")
+    method, backbone = instantiate(config.method), checkpoint.load_backbone()
+    problem = instantiate(config.data).pose(
+        rows(), checkpoint.load_tokenizer(), method, kind=backbone.architecture.family.kind,
+        max_length=backbone.architecture.max_length, seed=13,
+    )  # fmt: skip
+    return method, problem, backbone
+
+
+def fitted(device: str, *overrides: str):
+    """All losses, the test logits, and the tensors that were written."""
+    method, problem, backbone = posed(*overrides, f"device={device}")
+    assert str(backbone.device) == {"cuda": "cuda:0"}.get(device, device)
+    fit = method.begin(backbone, problem.data, 13)
+    losses = [progress.step.losses for progress in fit]
+    predictor = fit.predictor()
+    with TemporaryDirectory() as folder:
+        predictor.save(Path(folder) / "adapter")
+        written = {
+            f"{file.name}/{name}": tensor
+            for file in Path(folder).rglob("*.safetensors")
+            for name, tensor in load_file(file).items()
+        }
+    return np.concatenate([[0.0], *losses]), predictor.logits(problem.test).cpu(), written
+
+
+@cache
+def on_the_cpu(*overrides: str):
+    return fitted("cpu", *overrides)
+
+
+def assert_as_on_the_cpu(*overrides: str, device="cuda", atol=1e-5):
+    losses, logits, written = on_the_cpu(*overrides)
+    with emulated_cuda(devices=2) as gpu:
+        found = fitted(device, *overrides)
+    assert gpu.kernels.total() > 100
+    np.testing.assert_allclose(found[0], losses, rtol=0, atol=atol)
+    torch.testing.assert_close(found[1], logits, rtol=0, atol=atol)
+    torch.testing.assert_close(found[2], written, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_row_gives_the_cpus_numbers(row):
+    assert_as_on_the_cpu(f"row={row}", "precision=fp32")
+
+
+@pytest.mark.parametrize("row", ["c_lora", "feature_bilstm", "lora"])
+def test_second_gpu_gives_them_too(row):
+    assert_as_on_the_cpu(f"row={row}", "precision=fp32", device="cuda:1")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
+@pytest.mark.parametrize("row", ["c_lora", "feature_bilstm"])
+def test_lower_precision_gives_the_cpus_numbers(row, precision):
+    """To what a few attention groups of other shapes round differently."""
+    assert_as_on_the_cpu(f"row={row}", f"precision={precision}", atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mini_roberta", "mini_gpt2"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_of_every_precision(row, precision, model):
+    if precision == "int8" and row in THROUGH_THE_MODEL:
+        pytest.skip("8-bit weights let no gradient through")
+    fused = model == "mini_gpt2" and row == "lora"  # q, k and v are one module there
+    atol = 1e-5 if precision == "fp32" else 0.02
+    assert_as_on_the_cpu(
+        f"row={row}",
+        f"precision={precision}",
+        f"model={model}",
+        *["method.trained.targets=[q,k,v]"] * fused,
+        atol=atol,
+    )
+
+
+@pytest.mark.parametrize("kind", SHORTAGES)
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_training_that_runs_out_of_memory_says_what_to_lower(kind, share):
+    with emulated_cuda() as gpu:
+        method, problem, backbone = posed("row=bitfit", "device=cuda", "precision=bf16")
+        steps = iter(method.begin(backbone, problem.data, 13))
+        before = gpu.kernels.total()
+        next(steps)
+        gpu.run_out(SHORTAGES[kind], after=int(share * (gpu.kernels.total() - before)))
+        with pytest.raises(UserError, match=r"Out of memory in training: .*\. Lower method\.tra"):
+            list(steps)
+
+
+def test_best_parameters_are_kept_in_pinned_memory():
+    with emulated_cuda() as gpu:
+        method, problem, backbone = posed("row=model_tuning", "device=cuda", "precision=bf16")
+        steps = iter(method.begin(backbone, problem.data, 13))
+        best = next(progress.selected for progress in steps if progress.selected)
+        assert gpu.traffic["pinned"] >= len(best.solution.tensors) > 10
+        assert {str(tensor.device) for tensor in best.solution.tensors.values()} == {"cpu"}
+
+
+def flags():
+    return torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.allow_tf32
+
+
+def test_kernels_are_ruled_out_in_contexts_that_undo_themselves():
+    assert flags() == (True, True)
+    with no_cudnn_attention(), exact_cudnn():
+        assert flags() == (False, False)
+        with no_cudnn_attention(), exact_cudnn():
+            pass
+        assert flags() == (False, False)
+    assert flags() == (True, True)
+
+
+@pytest.mark.parametrize("row", ["c_lora", "bitfit", "feature_bilstm"])
+def test_attention_is_never_cudnns_and_its_lstm_multiplies_as_it_is(row, monkeypatch):
+    seen, lstms = set(), set()
+    attention, lstm = torch.nn.functional.scaled_dot_product_attention, torch.nn.LSTM.forward
+
+    def attend(*given, **options):
+        seen.add(flags()[0])
+        return attention(*given, **options)
+
+    def run(self, *given):
+        lstms.add(flags()[1])
+        return lstm(self, *given)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(torch.nn.LSTM, "forward", run)
+    fitted("cpu", f"row={row}", "precision=fp32")
+    assert seen == {False}
+    assert lstms == ({False} if row == "feature_bilstm" else set())
+    assert flags() == (True, True)

@@ -1,0 +1,80 @@
+"""The check of a GPU, on one that is emulated: its report is whole; its figures mean nothing."""
+
+import re
+
+import pytest
+from hydra import initialize_config_dir
+
+from dfolora.errors import UserError
+from pipelines.gpu_check import __main__ as gpu_check
+from pipelines.gpu_check import measures, wheels
+from tests.commands import PROJECT, command, whole_config
+from tests.emulation import emulated_cuda
+
+SMALL = [
+    "tests=null", "search.budget=61", "agreement.budget=61", "layers=3", "dim=40", "tasks=[rte]",
+    "population=4", "allowed={megabytes:[10],length:16,sequences:4}",
+    *(f"model.architecture.{name}={size}" for name, size in {
+        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "intermediate_size": 64, "vocab_size": 200}.items()),
+    *(f"large.architecture.{name}={size}" for name, size in {
+        "n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 200}.items()),
+]  # fmt: skip
+
+
+@pytest.fixture
+def config(in_folder):
+    made = whole_config(*SMALL, config="gpu_check")
+    del made.hydra
+    return made
+
+
+def test_report_has_every_step(config, in_folder, monkeypatch):
+    monkeypatch.setattr(measures, "kernels", lambda _population, layers: dict.fromkeys(layers, 7))
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"), emulated_cuda():
+        failed = gpu_check.check(config)
+    report = (in_folder / config.report).read_text()
+    assert failed == [], report
+    assert re.findall("^## (.*)", report, re.M) == list(gpu_check.STEPS)
+
+
+def test_a_step_that_fails_leaves_the_rest(config, in_folder, monkeypatch):
+    def broken(*_given):
+        raise RuntimeError("no kernel image is available")
+
+    ran = []
+    steps = {"One": broken, "Two": lambda *_given: ran.append("two") or "done"}
+    monkeypatch.setattr(gpu_check, "STEPS", steps)
+    with emulated_cuda():
+        assert gpu_check.check(config) == ["One"]
+    report = (in_folder / config.report).read_text()
+    assert "no kernel image is available" in report
+    assert report.endswith("## Two\n\ndone\n")
+
+
+def test_steps_stop_when_the_time_is_over(config, in_folder, monkeypatch):
+    monkeypatch.setattr(gpu_check, "STEPS", {"One": lambda *_given: pytest.fail("it began")})
+    config.minutes = -1
+    with emulated_cuda():
+        assert gpu_check.check(config) == []
+    assert "Left out" in (in_folder / config.report).read_text()
+
+
+def test_without_a_gpu_it_says_so(config):
+    with pytest.raises(UserError, match="sees no CUDA device; there is nothing to check"):
+        gpu_check.check(config)
+
+
+@pytest.mark.slow
+def test_command_ends_with_status_2_and_a_line(tmp_path):
+    done = command(tmp_path, "gpu_check")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: device=cuda, but torch")
+    assert not (tmp_path / "reports").exists()
+
+
+def test_wheels_are_what_is_needed_and_not_there():
+    named = {line.partition("==")[0] for line in wheels.lacking()}
+    assert {"cma", "nevergrad", "hydra-core", "antlr4-python3-runtime", "pytest"} <= named
+    assert not named & {"torch", "numpy", "transformers", "dfolora", "mypy"}
+    assert named | wheels.closure(wheels.THERE) | {"dfolora"} >= wheels.closure(wheels.NEEDED)
