@@ -309,7 +309,7 @@ class Engine:
                 f"about {1e3 * coming:.2g} ms to come, {tokens} tokens ({population} candidates) "
                 f"about {1e3 * passing:.2g} ms to pass it. If the weights fit on the device, set "
                 f"engine.stream=false.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
