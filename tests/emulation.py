@@ -18,13 +18,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.reference import varlen_attention
+
 aten = torch.ops.aten
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 CPU = torch.device("cpu")
 TOTAL = 80 * 10**9
 
-REPLACED: dict[Any, Callable[..., Any]] = {}
+REPLACED: dict[Any, Callable[..., Any]] = {
+    aten._flash_attention_forward.default: varlen_attention.forward,
+}
 """CPU implementations of operations that only CUDA has, by operation."""
 
 SHORTAGES: Mapping[str, Exception] = {
@@ -257,6 +261,7 @@ def emulated_cuda(devices: int = 1, free: int = 70 * 10**9) -> Iterator[Emulatio
             "_make_wrapper_subclass",
             lambda *given, device=None, **options: wrapper(*given, **options),
         ),
+        patch.object(torch.backends.cuda, "is_flash_attention_available", lambda: True),
         patch.object(torch.backends.cudnn, "is_acceptable", lambda _tensor: False),
         patch.object(
             torch, "autocast", lambda _kind, *given, **options: autocast("cpu", *given, **options)

@@ -7,8 +7,7 @@ import transformers
 
 from dfolora.model import Backbone
 from tests.conftest import random_batch
-from tests.emulation import REPLACED, emulated_cuda
-from tests.reference import varlen_attention
+from tests.emulation import emulated_cuda
 from tests.searching import evaluator_of, some_solution
 
 # Tokens of SST-2's 16-shot train set, and RoBERTa-large's layers: no count depends on widths, nor
@@ -20,12 +19,8 @@ LENGTHS = [
 LAYERS, MOST = 24, 260
 
 
-def test_a_generation_is_few_kernels(monkeypatch):
+def test_a_generation_is_few_kernels():
     """In half precision, as a GPU runs by default; a round's mean."""
-    monkeypatch.setitem(
-        REPLACED, torch.ops.aten._flash_attention_forward.default, varlen_attention.forward
-    )
-    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     config = transformers.AutoConfig.for_model(
         model_type="roberta", vocab_size=120, hidden_size=32, num_hidden_layers=LAYERS,
         num_attention_heads=4, intermediate_size=64, max_position_embeddings=64,

