@@ -1,7 +1,5 @@
 """Layers' weights in host memory, lent to the device while a layer runs."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 
@@ -9,7 +7,9 @@ from dfolora.model import FAMILIES, Backbone, Limits
 from dfolora.model.quantize import quantize_layers
 from dfolora.model.streaming import ALIGNMENT, Streaming, move_but_layers, plain_parts
 from tests.conftest import tiny_model
+from tests.emulation import emulated_cuda
 from tests.model.test_checkpoint import checkpoint
+from tests.queues import Queues
 
 CPU = torch.device("cpu")
 
@@ -70,6 +70,26 @@ def test_lent_weights_lie_in_two_pieces_of_memory_where_torch_would_put_them():
     assert numbers <= streaming.layer_nbytes < numbers + count * ALIGNMENT
 
 
+def test_place_of_an_interrupted_copy_is_filled_again(monkeypatch):
+    """Also with the weights that were there before it."""
+    layers = layers_of(tiny_model("gpt2"))
+    expected = {name: weight.clone() for name, weight in layers[2].named_parameters()}
+    streaming, copy = Streaming(layers, CPU), Streaming._copy
+    with streaming.lent(2):
+        pass
+
+    def half(_self, _layer, slot):
+        slot.buffer.zero_()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Streaming, "_copy", half)
+    with pytest.raises(KeyboardInterrupt), streaming.lent(0):
+        pytest.fail("layer 0 ran without its weights")
+    monkeypatch.setattr(Streaming, "_copy", copy)
+    with streaming.lent(2):
+        assert all(torch.equal(w, expected[name]) for name, w in layers[2].named_parameters())
+
+
 def test_bytes_on_the_device_are_the_rest_and_two_layers(family):
     whole = Backbone(tiny_model(family))
     assert whole.device_nbytes == whole.nbytes
@@ -80,50 +100,16 @@ def test_bytes_on_the_device_are_the_rest_and_two_layers(family):
     assert whole.streaming is None
 
 
-class Device:
-    """Notes what its two queues are asked for, in order; the numbers are a CPU's."""
-
-    def __init__(self, monkeypatch):
-        self.asked = []
-        self.queue = "running"
-        monkeypatch.setattr(
-            torch.cuda, "current_stream", lambda _device: self.Queue(self, "running")
-        )
-        monkeypatch.setattr(torch.cuda, "stream", self.on)
-
-    @contextmanager
-    def on(self, queue):
-        self.queue = queue.name
-        yield
-        self.queue = "running"
-
-    class Queue:
-        def __init__(self, device, name):
-            self.device, self.name = device, name
-
-        def wait_stream(self, other):
-            self.device.asked.append(f"{self.name} waits for {other.name}")
-
-        def record_event(self):
-            assert self.device.queue == self.name
-            number = sum(asked.startswith("copied") for asked in self.device.asked)
-            self.device.asked.append(f"copied {number}")
-            return f"copied {number}"
-
-        def wait_event(self, event):
-            self.device.asked.append(f"{self.name} waits for {event}")
-
-
 def test_next_layer_is_copied_while_one_runs(monkeypatch):
     """It waits for the layer before, whose place it takes, and whoever runs it waits for it."""
-    device = Device(monkeypatch)
-    streaming = Streaming(layers_of(tiny_model("gpt2")), CPU)
-    streaming._copying = Device.Queue(device, "copying")
-    for index in range(3):
-        for piece in range(2):
-            with streaming.lent(index):
-                device.asked.append(f"layer {index}, piece {piece}")
-    assert device.asked == [
+    queues = Queues(monkeypatch)
+    with emulated_cuda():
+        streaming = Streaming(layers_of(tiny_model("gpt2")), torch.device("cuda", 0))
+        for index in range(3):
+            for piece in range(2):
+                with streaming.lent(index):
+                    queues.asked.append(f"layer {index}, piece {piece}")
+    assert queues.asked == [
         "copying waits for running", "copied 0",
         "copying waits for running", "copied 1",
         "running waits for copied 0", "layer 0, piece 0",
@@ -147,13 +133,23 @@ def test_all_but_the_layers_moves(family):
     assert model.device.type == "meta"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_checkpoint_is_loaded_with_its_layers_on_the_host(tmp_path, precision):
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_checkpoint_is_loaded_with_its_layers_on_the_host(tmp_path, precision, monkeypatch):
+    """No layer is ever on the device as a whole but those that are lent."""
     if precision == "int8":
         pytest.importorskip("torchao")
+    Queues(monkeypatch)
     tiny_model("gpt2").save_pretrained(tmp_path)
-    streamed = checkpoint(tmp_path, precision=precision).load_backbone(Limits(stream=True))
-    assert streamed.streaming is not None
+    with emulated_cuda():
+        loaded = checkpoint(tmp_path, precision=precision, device="cuda:0")
+        streamed = loaded.load_backbone(Limits(stream=True))
+        assert streamed.device.type == streamed.embedding.device.type == "cuda"
+        layers = layers_of(streamed.model)
+        inside = {id(weight) for layer in layers for weight in layer.parameters()}
+        for weight in streamed.model.parameters():
+            assert weight.device.type == ("cpu" if id(weight) in inside else "cuda")
+        with streamed.streaming.lent(1):
+            assert {weight.device.type for weight in layers[1].parameters()} == {"cuda"}
     assert streamed.architecture.streamed
     whole = checkpoint(tmp_path, precision=precision).load_backbone()
     assert not whole.architecture.streamed

@@ -112,16 +112,20 @@ def test_experiment_that_would_lie_elsewhere_is_refused_before_anything_is_loade
     assert not (in_folder / "outputs").exists()
 
 
-def test_same_seed_gives_the_same_run_and_chunks_do_not_matter(in_folder):
+def test_same_seed_gives_the_same_run_and_neither_chunks_nor_streaming_matter(in_folder):
     curves = []
-    for tokens in (2048, 300):
-        config, choices = composed("budget=45", "dim=40", f"engine.tokens={tokens}")
-        config.tracking.uri = f"sqlite:///{in_folder}/{tokens}.db"
+    for engine in ("engine.tokens=2048", "engine.tokens=300", "engine.stream=true"):
+        config, choices = composed("budget=45", "dim=40", engine)
+        config.tracking.uri = f"sqlite:///{in_folder}/{engine}.db"
         run_id = execute(config, choices, sweep_id="s").run_id
         client = Store(config.tracking.uri)._client
         curves.append([p.value for p in client.get_metric_history(run_id, "train/loss")])
-    first, second = curves
+    first, second, streamed = curves
     np.testing.assert_allclose(first, second, rtol=0, atol=1e-5)  # float32, other padding
+    assert streamed == first
+    config, choices = composed("budget=45", "dim=40")  # what the store has is that run
+    config.tracking.uri = f"sqlite:///{in_folder}/engine.stream=true.db"
+    assert not execute(config, choices, sweep_id="s").new
 
 
 def test_budget_0_is_the_manual_prompt(in_folder):

@@ -211,8 +211,7 @@ class Engine:
                     piece.hidden = self._backbone.layers[index](
                         piece.hidden, piece.packed, incumbents.get(index), answers_only=trimmed
                     )
-            while together:
-                yield together.pop(0)
+            yield from together
 
     def _side_by_side(self, parts: Iterable[Part]) -> Iterator[list[Part]]:
         """Those that go through the layers side by side: each alone, but for streamed layers."""
@@ -310,7 +309,7 @@ class Engine:
                 f"about {1e3 * coming:.2g} ms to come, {tokens} tokens ({population} candidates) "
                 f"about {1e3 * passing:.2g} ms to pass it. If the weights fit on the device, set "
                 f"engine.stream=false.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

@@ -69,8 +69,7 @@ class Streaming:
     def lent(self, index: int) -> Iterator[None]:
         """A context in which a layer's modules have their weights on the device.
 
-        What was asked of the device before is done with the layer before it, so that the next one
-        can take its place while this one runs.
+        The next layer's are then on their way.
         """
         slot = self._filled(index)
         if index + 1 < len(self._stored):
@@ -79,9 +78,9 @@ class Streaming:
             torch.cuda.current_stream(self._device).wait_event(slot.copied)
         holders = self._stored[index].holders
         kept = [holder[name] for holder, name in holders]
-        for (holder, name), weight in zip(holders, slot.weights, strict=True):
-            holder[name] = weight
         try:
+            for (holder, name), weight in zip(holders, slot.weights, strict=True):
+                holder[name] = weight
             yield
         finally:
             for (holder, name), weight in zip(holders, kept, strict=True):
@@ -102,6 +101,7 @@ class Streaming:
         if self._copying is None:
             place.copy_(layer)
             return
+        # What has been asked of the device so far may still use the layer that was there.
         self._copying.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._copying):
             place.copy_(layer, non_blocking=True)
@@ -109,7 +109,7 @@ class Streaming:
 
 
 class StreamedLayer:
-    """A layer of the model whose weights are lent to it at each call; see ``Layer``.
+    """A layer of the model whose weights are lent to it at each call of a method of ``Layer``.
 
     Args:
         layer: The layer.
