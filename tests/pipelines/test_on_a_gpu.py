@@ -127,7 +127,7 @@ def killed(place, store):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", [100, 700, 1500])
+@pytest.mark.parametrize("place", [100, 400, 900])
 def test_run_that_was_killed_goes_on(place, expected):
     child = forked(killed, place, os.environ["MLFLOW_TRACKING_URI"])
     child.join()
