@@ -7,7 +7,7 @@ import pytest
 
 from dfolora.data.task import Task
 from dfolora.errors import UserError
-from dfolora.fewshot.problem import ProblemSpec, TaskRows
+from dfolora.fewshot.problem import ProblemSpec, Source, TaskRows
 from dfolora.fewshot.score import score_test
 from dfolora.methods import ManualPrompt
 from tests.conftest import mini_tokenizer
@@ -51,7 +51,7 @@ def root(tmp_path):
 
 def pose(task, root, kind="masked", *, seed=0, limit=512, **options):
     spec = ProblemSpec(**{"k": 4, "root": root, "max_words": 20} | options)
-    rows = TaskRows.load(task, spec.root)
+    rows = TaskRows.load(task, spec.source)
     return spec.pose(
         rows, mini_tokenizer(kind), ManualPrompt(), kind=kind, max_length=limit, seed=seed
     )
@@ -102,11 +102,11 @@ def test_released_length_rule_drops_tests_too(task, root):
 
 
 def test_fingerprint_changes_with_any_row(task, root, tmp_path):
-    before = TaskRows.load(task, root).fingerprint
-    assert TaskRows.load(task, root).fingerprint == before
+    before = TaskRows.load(task, Source(root=root)).fingerprint
+    assert TaskRows.load(task, Source(root=root)).fingerprint == before
     file = tmp_path / "data" / "colors" / "test.jsonl"
     file.write_text(file.read_text().replace("row 3 ", "row three "))
-    assert TaskRows.load(task, root).fingerprint != before
+    assert TaskRows.load(task, Source(root=root)).fingerprint != before
 
 
 def test_scores_stand_beside_what_constants_score(task, root):
