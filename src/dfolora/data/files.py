@@ -123,8 +123,7 @@ def _opened(path: Path) -> IO[bytes]:
     with installed("pipelines"):
         import pyarrow as pa
 
-    stream: IO[bytes] = pa.input_stream(str(path), compression="detect")
-    return stream
+    return io.BufferedReader(pa.input_stream(str(path), compression="detect"))  # reads lines
 
 
 def _text(path: Path) -> str:

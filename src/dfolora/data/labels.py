@@ -146,5 +146,6 @@ def _outside(
     return (
         f"{source} has {sum(wrong)} labels outside the task's classes, first in row "
         f"{wrong.index(True) + 1}: {listed}. Known: {names}; {UNLABELLED} for rows to leave out. "
-        f"Where classes are spelled otherwise, say how, in this order: data.labels=[...]."
+        f"Where classes are spelled otherwise, say how, in this order, as for labels from 1: "
+        f"data.labels=[{','.join(str(place + 1) for place in range(len(classes)))}]."
     )

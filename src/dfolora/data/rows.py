@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -17,11 +17,10 @@ from dfolora.validation import shown
 Part = Literal["train", "dev", "test"]
 """``train`` is what few-shot train and dev rows are drawn from, unless there are ``dev`` rows."""
 
-STAND_INS = {
-    "validation": ("dev", "valid", "dev_matched"),
-    "validation_matched": ("dev_matched", "dev"),
-}
-"""How files call the hub's splits, by the split."""
+VALIDATION = ("validation", "validation_matched")
+"""Splits of the hub that files may call otherwise."""
+DEV = ("dev", "valid", "dev_matched")
+"""How they do."""
 MOST_CHARACTERS = 1_000_000
 """The longest text; tokenizing takes about a hundred times its memory."""
 
@@ -36,6 +35,8 @@ class Rows:
     """Classes, ``(N,)``."""
     unlabelled: int = 0
     """Rows that were left out for they have no label."""
+    source: str = field(default="", compare=False)
+    """Where they are from, in words."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -122,8 +123,8 @@ def rows_of(
     if missing := [name for name in needed if name not in columns]:
         raise UserError(
             f"{source} lacks the columns {missing}; it has {shown(list(columns))}, "
-            f"task {task.name} needs {needed}. Where a table's first line is a row, name its "
-            f"columns in their order: data.columns=[{task.label},{','.join(task.fields)}]."
+            f"task {task.name} needs {needed}. Where a table's first line is a row, name all "
+            f"its columns, in their order: data.columns=[{task.label},{','.join(task.fields)}]."
         )
     classes = read_labels(columns[task.label], task.classes, source, labels)
     kept = [row for row, label in enumerate(classes) if label != UNLABELLED]
@@ -132,13 +133,14 @@ def rows_of(
     return Rows(
         texts=tuple(
             {
-                field: _clean(columns[field][row], task, f"{source}, row {row + 1}, {field!r}")
-                for field in task.fields
+                name: _clean(columns[name][row], task, f"{source}, row {row + 1}, {name!r}")
+                for name in task.fields
             }
             for row in kept
         ),
         labels=tuple(classes[row] for row in kept),
         unlabelled=len(classes) - len(kept),
+        source=source,
     )
 
 
@@ -197,21 +199,26 @@ def _from_files(
 ) -> tuple[Columns, str]:
     """Of a part's files; where the test's have no labels, of those that stand in for its split."""
     folder, what = root / task.name, f"the {part} rows of {task.name}"
+    split = task.dataset.train if part == "train" else task.dataset.test
     if part == "dev":
-        stems: tuple[str, ...] = ("dev", "valid", "validation", "dev_matched")
+        stems: tuple[str, ...] = (*DEV, "validation")
     else:
-        split = getattr(task.dataset, part)
         stems = tuple(dict.fromkeys((part, split) if given else (split, part)))
     files = find_files(folder, stems, what)
     columns = None if files is None else read_files(files, names)
     if part == "test" and not given and not (columns and _labelled(columns, task.label)):
-        stand_ins = STAND_INS.get(task.dataset.test, ())
-        if other := find_files(folder, stand_ins, what):
-            files, columns = other, read_files(other, names)
-        stems = (*stems, *stand_ins)
+        others = find_files(folder, DEV, what)
+        if others and split in VALIDATION:
+            files, columns = others, read_files(others, names)
+        elif others:
+            raise UserError(
+                f"The {part} rows of {task.name} have no labels, in {files[0] if files else folder}"
+                f". {others[0]} lies there: task.dataset.test=validation tests on it."
+            )
+        stems = (*stems, *DEV) if split in VALIDATION else stems
     if files is None or columns is None:
         raise no_files(folder, stems, what)
-    if part == "dev" and files == find_files(folder, ("test", task.dataset.test), what):
+    if part == "dev" and files == find_files(folder, ("test", split), what):
         raise UserError(
             f"{files[0]} would be the dev and the test rows of {task.name}; data.split=given needs "
             f"files of its own for each of train, dev and test."

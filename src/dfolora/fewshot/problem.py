@@ -102,8 +102,12 @@ class TaskRows:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of every text and label."""
-        parts = (self.train, self.test) if self.dev is None else (self.train, self.dev, self.test)
-        return ":".join(map(fingerprint, parts))
+        return ":".join(map(fingerprint, self.parts().values()))
+
+    def parts(self) -> Mapping[str, Rows]:
+        """What was read, by part."""
+        dev = {} if self.dev is None else {"dev": self.dev}
+        return {"train": self.train, **dev, "test": self.test}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,9 +260,9 @@ class ProblemSpec:
         drawn = Counter(_key(text) for part in ("train", "dev") for text in chosen[part].texts)
         assert data.encode is not None
         test = data.encode(tests, RELEASED_TEST_BATCH)
-        read = {"train": rows.train, "test": rows.test}
-        problem = Problem(
+        return Problem(
             task=rows.task,
+            rows=rows,
             split=split,
             data=data,
             test=test,
@@ -266,15 +270,10 @@ class ProblemSpec:
             dropped_tests=len(rows.test) - len(tests),
             repeated=sum(count for count in drawn.values() if count > 1),
             seen_tests=sum(_key(text) in drawn for text in tests.texts),
-            unlabelled={
-                part: each.unlabelled
-                for part, each in (read | ({"dev": rows.dev} if rows.dev else {})).items()
-            },
             empty={part: sum(map(_lacks_text, each.texts)) for part, each in chosen.items()},
             tokens=tuple(tokenizer.convert_ids_to_tokens(_real(data.train))),
             label_tokens=tuple(tokenizer.convert_ids_to_tokens(data.label_ids.tolist())),
         )
-        return problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +281,8 @@ class Problem:
     """One few-shot problem, encoded."""
 
     task: Task
+    rows: TaskRows
+    """All that the task has."""
     split: FewShotSplit
     data: FewShotData
     """Train and dev."""
@@ -293,8 +294,6 @@ class Problem:
     """Train and dev rows whose text occurs more than once; the real datasets have some."""
     seen_tests: int
     """Test rows whose text is also a train or dev row's."""
-    unlabelled: Mapping[str, int]
-    """Rows left out for they have no label, by the part that was read."""
     empty: Mapping[str, int]
     """Rows with an empty text, by part."""
     tokens: tuple[str, ...]
@@ -302,13 +301,20 @@ class Problem:
     label_tokens: tuple[str, ...]
     """What stands for each class, ``(C,)``."""
 
+    @property
+    def unlabelled(self) -> Mapping[str, int]:
+        """Rows left out for they have no label, by the part that was read."""
+        return {part: rows.unlabelled for part, rows in self.rows.parts().items()}
+
     def summary(self) -> str:
         """What the model is asked, in four lines."""
         batches = {"train": self.data.train, "dev": self.data.dev, "test": self.test}
         place = int(self.data.train.answer[0])
         words = zip(self.label_tokens, self.data.label_ids.tolist(), self.task.classes, strict=True)
+        sources = self.rows.parts()
         rows = (
             f"{part} {by_class(batch.labels.tolist(), self.task.classes)}"
+            + (f" ({sources[part].source.rpartition('/')[2]})" if part in sources else "")
             for part, batch in batches.items()
         )
         cut = {part: batch.truncated for part, batch in batches.items()}
