@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from typing import Any
 
 import datasets
 import pandas as pd
@@ -193,7 +194,7 @@ def test_case_of_labels_from_one():
 
 # ------------------------------------------------------------------------ formats and places
 
-ROWS = [{"text": f"row {n}", "label": n % 2} for n in range(6)]
+ROWS: list[dict[str, Any]] = [{"text": f"row {n}", "label": n % 2} for n in range(6)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 COLUMNS = {"text": [row["text"] for row in ROWS], "label": [row["label"] for row in ROWS]}
 
@@ -336,8 +337,8 @@ def test_text_of_a_row_without_a_label_does_not_matter(tmp_path, label):
     (tmp_path / "toy" / "train.json").write_text(json.dumps(rows))
     found = load_rows(toy("test"), "train", root=tmp_path)
     assert found == Rows(
-        texts=tuple({"text": row["text"]} for row in ROWS),
-        labels=tuple(row["label"] for row in ROWS),
+        texts=tuple({"text": text} for text in COLUMNS["text"]),
+        labels=tuple(COLUMNS["label"]),
         unlabelled=2,
     )
     rows[0] = {"text": None, "label": 0}

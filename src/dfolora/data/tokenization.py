@@ -40,8 +40,8 @@ def appended(tokenizer: "PreTrainedTokenizerBase", texts: int = 1) -> int:
     """
     sample = tokenizer.encode("a", add_special_tokens=False)
     ids = list(tokenizer(*["a"] * texts)["input_ids"])
-    stops = range(len(ids), 0, -1)
-    last = next((stop for stop in stops if ids[max(stop - len(sample), 0) : stop] == sample), None)
+    stops = range(len(ids), len(sample) - 1, -1)
+    last = next((stop for stop in stops if ids[stop - len(sample) : stop] == sample), None)
     if last is None:
         raise UserError(
             f"{tokenizer.name_or_path} writes 'a' as {ids}, in which {sample}, its tokens without "
