@@ -87,9 +87,12 @@ def test_record_holds_curves_artifacts_and_an_adapter_that_peft_loads(in_folder)
 
     folder = Path(client.download_artifacts(run_id, ""))
     assert {p.name for p in folder.iterdir()} == {
-        "adapter", "config.yaml", "fitness.png", "journal.jsonl", "run.json", "split.json",
-        "summary.json",
+        "adapter", "asked.txt", "config.yaml", "fitness.png", "journal.jsonl", "run.json",
+        "split.json", "summary.json",
     }  # fmt: skip
+    asked = (folder / "asked.txt").read_text().splitlines()
+    assert len(asked) == 4
+    assert asked[2].startswith("rows: train 16 of each class (mini world, mrpc train); dev 16 of")
     assert (folder / "journal.jsonl").read_text().count("points") == 25
     assert not list((in_folder / "outputs").iterdir())  # moved into the store
     checkpoint = Checkpoint(
