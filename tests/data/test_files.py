@@ -89,8 +89,17 @@ def test_tsv_of_two_kinds_is_refused_with_a_line_of_each(tmp_path):
 
 
 def test_cell_that_a_spreadsheet_may_have_wrapped_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"line 2 has a cell .* two ways: as spreadsheets wrap"):
-        read(tmp_path, by_hand(('"yes, so"', "0"), ("a", "1")))
+    for cell in ('"yes, so"', '""'):
+        with pytest.raises(UserError, match=r"line 2 has a cell .* two ways: as spreadsheets wr"):
+            read(tmp_path, by_hand((cell, "0"), ("a", "1")))
+
+
+def test_marks_around_every_cell_of_a_column_wrap_it(tmp_path):
+    """As databases write texts, with or without a header."""
+    rows = [('"a, b"', "0"), ('"c"', "1")]
+    assert read(tmp_path, by_hand(*rows))["text"] == ["a, b", "c"]
+    names = ["text", "label"]
+    assert read(tmp_path, by_hand(*rows[1:], header=rows[0]), names=names)["text"] == ["a, b", "c"]
 
 
 def test_case_of_quoted_cells():

@@ -228,6 +228,16 @@ def test_long_row_is_shown_by_its_ends_and_its_answer(task, root):
     assert f"[{place + 1}]" in shown
 
 
+@pytest.mark.parametrize("style", ["released", "natural"])
+def test_words_of_the_paper_are_cut_and_their_tokens_shown(style):
+    """In-context learning has them after a space."""
+    agnews = Task.from_file("mini/agnews")
+    answered = pose(agnews, None, label_words=style).summary().splitlines()[1]
+    assert (", of \u0120 World) World" in answered) == (style == "natural")
+    with pytest.raises(UserError, match="are several tokens"):
+        pose(agnews, None, prompt="natural")
+
+
 def test_label_words_of_several_tokens_are_told(task, root):
     """But for those of the paper's own prompts."""
     split = {"pattern": "{text} is {mask} .", "label_words": ["Nonono", "Yes"]}

@@ -29,6 +29,7 @@ from dfolora.data.task import (
     Prompt,
     Task,
     label_word_ids,
+    label_word_tokens,
 )
 from dfolora.data.text import TextEncoder
 
@@ -60,6 +61,7 @@ __all__ = [
     "fingerprint",
     "fits",
     "label_word_ids",
+    "label_word_tokens",
     "load_rows",
     "majority_score",
     "part",

@@ -252,16 +252,18 @@ def _is_quoted(text: str, names: Sequence[str] | None, path: Path) -> bool:
         )
     if stray >= 0:
         return False
-    if doubled or any(all(map(WRAPPED.fullmatch, column)) for column in zip(*rows, strict=True)):
+    cells = rows[1:] if names is None else rows
+    if doubled or any(all(map(WRAPPED.fullmatch, column)) for column in zip(*cells, strict=True)):
         return True
     marked, bare = (
         [cell for row in rows for cell in row if ('"' in cell) is there] for there in (True, False)
     )
-    if all("," in cell for cell in marked) and not any("," in cell for cell in bare):
+    commas = all("," in cell for cell in marked) and not any("," in cell for cell in bare)
+    if commas or '""' in marked:
         raise UserError(
             f"{path}, line {_line(text, wrapped[0].start())} has a cell in quotation marks that "
-            f"can be read in two ways: as spreadsheets wrap cells with a comma, or as a quotation. "
-            f"Save the rows as .csv or .jsonl."
+            f"can be read in two ways: as spreadsheets wrap cells with a comma and others empty "
+            f"ones, or as a quotation. Save the rows as .csv or .jsonl."
         )
     return False
 

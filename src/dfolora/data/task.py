@@ -326,6 +326,14 @@ def label_word_ids(
     return tuple(first)
 
 
+def label_word_tokens(
+    prompt: Prompt, tokenizer: Tokenizer, style: LabelWordStyle
+) -> tuple[tuple[str, ...], ...]:
+    """All tokens of each label word; arguments as of `label_word_ids`."""
+    ids = (_pieces(tokenizer, word, style) for word in prompt.label_words)
+    return tuple(tuple(tokenizer.convert_ids_to_tokens(each)) for each in ids)
+
+
 def _whole_words(long: Sequence[str], words: Sequence[str], tokenizer: Tokenizer) -> str:
     """What to do where some of the label words are several tokens."""
     if any(word.startswith(SPACES) for word in long):

@@ -24,6 +24,7 @@ from dfolora.data import (
     fingerprint,
     fits,
     label_word_ids,
+    label_word_tokens,
     load_rows,
     sample_few_shot,
 )
@@ -134,8 +135,8 @@ class ProblemSpec:
     where a task has them, ``bbt`` (BBT's, causal) and ``gap3`` (GAP3's fields and label words)."""
     label_words: LabelWordStyle = "released"
     """``released`` (the bare word) or ``natural`` (with a space before it), which those of the
-    natural prompts always are. A word is one token; of the paper's own, released, the first of
-    several stands for it."""
+    natural prompts always are. A word is one token; of several, as some of the paper's own words
+    are, the first stands for it, which other words may not have."""
     readout: Readout = "last_token"
     """Where a causal model answers: ``last_token`` or ``released`` (the last padded column)."""
     overlong: str = "truncate"
@@ -178,6 +179,9 @@ class ProblemSpec:
             missing_classes=self.missing_classes,
         )
 
+    def _style(self) -> LabelWordStyle:
+        return "natural" if self.prompt == "natural" else self.label_words
+
     def draw(
         self,
         task: Task,
@@ -207,9 +211,8 @@ class ProblemSpec:
         """
         self.check(task, kind)
         prompt = task.prompt(self.prompt, kind)
-        style = "natural" if self.prompt == "natural" else self.label_words
-        cut = style == "released" and task.has_released_words(self.prompt, kind)
-        label_ids = label_word_ids(prompt, tokenizer, style, cut=cut)
+        cut = task.has_released_words(self.prompt, kind)
+        label_ids = label_word_ids(prompt, tokenizer, self._style(), cut=cut)
         limit = min(self.max_length, max_length)
         if dev is not None:
             split = FewShotSplit(
@@ -272,7 +275,7 @@ class ProblemSpec:
             seen_tests=sum(_key(text) in drawn for text in tests.texts),
             empty={part: sum(map(_lacks_text, each.texts)) for part, each in chosen.items()},
             tokens=tuple(tokenizer.convert_ids_to_tokens(_real(data.train))),
-            label_tokens=tuple(tokenizer.convert_ids_to_tokens(data.label_ids.tolist())),
+            label_tokens=label_word_tokens(prompt, tokenizer, self._style()),
         )
 
 
@@ -298,8 +301,8 @@ class Problem:
     """Rows with an empty text, by part."""
     tokens: tuple[str, ...]
     """The first train row as the model reads it."""
-    label_tokens: tuple[str, ...]
-    """What stands for each class, ``(C,)``."""
+    label_tokens: tuple[tuple[str, ...], ...]
+    """Those of each class's label word, ``(C,)``; the first stands for it."""
 
     @property
     def unlabelled(self) -> Mapping[str, int]:
@@ -310,7 +313,12 @@ class Problem:
         """What the model is asked, in four lines."""
         batches = {"train": self.data.train, "dev": self.data.dev, "test": self.test}
         place = int(self.data.train.answer[0])
-        words = zip(self.label_tokens, self.data.label_ids.tolist(), self.task.classes, strict=True)
+        words = [
+            f"{tokens[0]} ({number}{_rest(tokens)}) {name}"
+            for tokens, number, name in zip(
+                self.label_tokens, self.data.label_ids.tolist(), self.task.classes, strict=True
+            )
+        ]
         sources = self.rows.parts()
         rows = (
             f"{part} {by_class(batch.labels.tolist(), self.task.classes)}"
@@ -321,8 +329,7 @@ class Problem:
         return "\n".join(
             (
                 f"first train row: {_abridged(self.tokens, place)}",
-                f"answered at token {place + 1} of {len(self.tokens)} by "
-                + ", ".join(f"{token} ({number}) {name}" for token, number, name in words),
+                f"answered at token {place + 1} of {len(self.tokens)} by {', '.join(words)}",
                 f"rows: {'; '.join(rows)}",
                 f"without a label: {_listed(self.unlabelled)}; too long for the test: "
                 f"{self.dropped_tests}; cut: {_listed(cut)}; with an empty text: "
@@ -338,6 +345,11 @@ def by_class(labels: Sequence[int], classes: Sequence[str]) -> str:
     if len(numbers) == 1:
         return f"{numbers.pop()} of each class"
     return ", ".join(f"{counts[label]} {name}" for label, name in enumerate(classes))
+
+
+def _rest(tokens: Sequence[str]) -> str:
+    """What is told of a label word whose first token stands for all of them."""
+    return f", of {' '.join(tokens)}" if len(tokens) > 1 else ""
 
 
 def _listed(counts: Mapping[str, int]) -> str:
