@@ -266,8 +266,21 @@ def test_shards_are_one_part_in_their_order(tmp_path, place):
         part.to_parquet(folder / f"train-0000{number}-of-00003.parquet")
     assert read_files(find_files(tmp_path, ["train"], "train")) == COLUMNS
     (folder / "train-00001-of-00003.parquet").unlink()
-    with pytest.raises(UserError, match=r"has 2 of the 3 shards train-\*\.parquet; add those"):
+    with pytest.raises(UserError, match=r"has 2 shards train-\*\.parquet, .* which are not all"):
         find_files(tmp_path, ["train"], "train")
+
+
+@pytest.mark.parametrize("other", ["train-00-of-2.csv", "train-2-of-3.csv", "train-2-of-2.csv"])
+def test_shards_that_are_too_many_are_told(tmp_path, other):
+    for name in ("train-0-of-2.csv", "train-1-of-2.csv", other):
+        (tmp_path / name).write_text("text,label\na,0\n")
+    with pytest.raises(UserError, match="has 3 shards .* or more than that"):
+        find_files(tmp_path, ["train"], "train")
+
+
+@pytest.mark.parametrize("stem", ["/x", "**", "test[:9]", "", "a\0b", "../x"])
+def test_name_of_a_split_that_is_no_file_name_finds_nothing(tmp_path, stem):
+    assert find_files(tmp_path, [stem], "test") is None
 
 
 def test_shards_of_other_columns_are_told(tmp_path):

@@ -76,22 +76,24 @@ def read_files(files: Sequence[Path], names: Sequence[str] | None = None) -> Col
 
 
 def _candidates(folder: Path, stem: str) -> Iterator[tuple[Path, ...]]:
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
     for suffix in (ending + packed for ending in ENDINGS for packed in ("", *PACKED)):
         if (path := folder / f"{stem}{suffix}").is_file():
             yield (path,)
-        shards = {
-            int(match[1]): (path, int(match[2]))
-            for path in folder.glob(f"{stem}-*-of-*{suffix}")
-            if (match := re.fullmatch(r"-(\d+)-of-(\d+)", path.name[len(stem) : -len(suffix)]))
-        }
+        name = re.compile(rf"{re.escape(stem)}-(\d+)-of-(\d+){re.escape(suffix)}")
+        shards = sorted(
+            (int(match[1]), int(match[2]), path)
+            for path in there
+            if (match := name.fullmatch(path.name))
+        )
         if shards:
-            files, counts = zip(*(shards[number] for number in sorted(shards)), strict=True)
-            if {*shards} != {*range(counts[0])}:
+            count = len(shards)
+            if [shard[:2] for shard in shards] != [(number, count) for number in range(count)]:
                 raise UserError(
-                    f"{folder} has {len(files)} of the {counts[0]} shards {stem}-*{suffix}; add "
-                    f"those that are missing."
+                    f"{folder} has {count} shards {stem}-*{suffix}, from {shards[0][2].name} to "
+                    f"{shards[-1][2].name}, which are not all or more than that; put it right."
                 )
-            yield files
+            yield tuple(path for _, _, path in shards)
     if (folder / stem / SAVED).is_file():
         yield (folder / stem,)
 
