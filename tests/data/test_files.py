@@ -147,6 +147,13 @@ def test_marks_in_csv_that_are_not_doubled_are_told(tmp_path):
         read(tmp_path, 'text,label\n"a "b" c",0\n', "train.csv")
 
 
+def test_mark_in_csv_that_swallows_rows_is_told(tmp_path):
+    half = 'text,label\n"Half,0\nb,1\nother half",0\n'
+    with pytest.raises(UserError, match="ends in line 4, over several lines that would each be a"):
+        read(tmp_path, half, "train.csv")
+    assert read(tmp_path, half + '"c, d",1\n', "train.csv")["text"][1:] == ["c, d"]
+
+
 def test_column_that_is_named_twice_is_told(tmp_path):
     with pytest.raises(UserError, match=r"names the columns \['label'\] twice"):
         read(tmp_path, "text,label,label\na,0,1\n", "train.csv")
@@ -274,7 +281,7 @@ def test_shards_are_one_part_in_their_order(tmp_path, place):
 def test_shards_that_are_too_many_are_told(tmp_path, other):
     for name in ("train-0-of-2.csv", "train-1-of-2.csv", other):
         (tmp_path / name).write_text("text,label\na,0\n")
-    with pytest.raises(UserError, match="has 3 shards .* or more than that"):
+    with pytest.raises(UserError, match=r"has 3 shards .* or more than that"):
         find_files(tmp_path, ["train"], "train")
 
 

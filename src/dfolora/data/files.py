@@ -192,6 +192,16 @@ def _read_table(path: Path, delimiter: str, names: Sequence[str] | None) -> Colu
     text = _text(path)
     as_text = delimiter == "\t" and not _is_quoted(text, names, path)
     rows = _rows(text, delimiter, csv.QUOTE_NONE if as_text else csv.QUOTE_MINIMAL)
+    over = [line for line, row in rows if any("\n" in cell for cell in row)]
+    if (
+        delimiter == ","
+        and over
+        and len({len(row) for _, row in _rows(text, ",", csv.QUOTE_NONE)}) == 1
+    ):
+        raise UserError(
+            f"{path} has a cell in quotation marks that ends in line {over[0]}, over several lines "
+            f"that would each be a row. Double marks that are text, and wrap their cells."
+        )
     if names is None:
         if not rows:
             raise UserError(f"{path} is empty; its first line must name the columns.")
