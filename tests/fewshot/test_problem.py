@@ -178,8 +178,9 @@ def test_one_file_is_not_dev_and_test(task, given):
     folder = Path(given) / "colors"
     (folder / "dev.jsonl").rename(folder / "validation.jsonl")
     assert len(pose(task, given, split="given").data.dev.labels) == 20
-    (folder / "test.jsonl").unlink()
     both = replace(task, dataset=replace(task.dataset, test="validation"))
+    assert len(pose(both, given, split="given").test.labels) == 24
+    (folder / "test.jsonl").unlink()
     with pytest.raises(UserError, match=r"validation\.jsonl would be the dev and the test rows"):
         pose(both, given, split="given")
 
