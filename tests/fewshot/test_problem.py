@@ -132,6 +132,12 @@ def test_part_that_lacks_a_class_is_told_unless_that_is_meant(task, root):
     assert told.unlabelled == {"train": 0, "test": 0}
 
 
+def test_labels_that_are_equal_numbers_are_not_the_same(task):
+    """To the cache of rows; a column of truth values is not one of 0 and 1."""
+    numbers, truths = (ProblemSpec(labels=labels).source for labels in ([0, 1], [False, True]))
+    assert numbers != truths
+
+
 def test_case_of_labels_minus_and_plus_one():
     sst2 = Task.from_file("sst2")
     with pytest.raises(UserError, match=r"lack the classes \['negative'\]: .* 12 positive, and 12"):

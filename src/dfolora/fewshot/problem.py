@@ -47,7 +47,7 @@ class Source:
 
     root: str | None = None
     columns: tuple[str, ...] | None = None
-    labels: tuple[object, ...] | None = None
+    labels: tuple[str, ...] | None = None
     split: str = "drawn"
     missing_classes: str = "refuse"
 
@@ -141,7 +141,8 @@ class ProblemSpec:
     """Where a causal model answers: ``last_token`` or ``released`` (the last padded column)."""
     overlong: str = "truncate"
     """``truncate``: a word limit for train and dev, tests cut inside their text; ``released``:
-    what exceeds ``max_length`` tokens is dropped everywhere, so splits differ between models."""
+    what exceeds ``max_length`` tokens is dropped everywhere, so splits differ between models. Of a
+    split that is given, train and dev rows are cut."""
     max_words: int = 340
     """Word limit of train and dev rows."""
     max_length: int = 512
@@ -174,7 +175,7 @@ class ProblemSpec:
         return Source(
             root=self.root,
             columns=None if self.columns is None else tuple(self.columns),
-            labels=None if self.labels is None else tuple(self.labels),
+            labels=None if self.labels is None else tuple(map(str, self.labels)),  # True is not 1
             split=self.split,
             missing_classes=self.missing_classes,
         )
