@@ -1,8 +1,9 @@
 """A run's working folder, from which an interrupted run continues.
 
-``config.yaml``, ``split.json`` and ``run.json`` are written as the run begins, ``journal.jsonl`` as
-it goes on, ``adapter`` and ``fitness.png`` at its end, and last ``summary.json``: with that the run
-is over and only has to be recorded. What a kill leaves half-written is never read.
+``config.yaml``, ``split.json``, ``asked.txt`` and ``run.json`` are written as the run begins,
+``journal.jsonl`` as it goes on, ``adapter`` and ``fitness.png`` at its end, and last
+``summary.json``: with that the run is over and only has to be recorded. What a kill leaves
+half-written is never read.
 """
 
 import json

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dfolora.data import Task
 from dfolora.errors import UserError
-from dfolora.fewshot import Problem, ProblemSpec, TaskRows
+from dfolora.fewshot import Problem, ProblemSpec, Source, TaskRows
 from dfolora.methods import Method
 from dfolora.model import Architecture, Backbone, Checkpoint, Limits
 from dfolora.record import Store
@@ -78,7 +78,7 @@ class Job:
         )
         method.check(architecture)
         spec.check(task, architecture.family.kind)
-        task_rows = _task_rows(task, spec.root)
+        task_rows = _task_rows(task, spec.source)
         settings = settings_of(plain, checkpoint, method)
         rows = {"task": plain["task"], "rows": task_rows.fingerprint}
         seeds = {key: plain[key] for key in SEEDS if method.seeded}
@@ -179,6 +179,7 @@ def execute(
             else:
                 backbone, problem = work
                 with show(job.name, job.method.budget) as bar:
+                    bar.tell(problem.summary())
                     fit_and_test(job.method, backbone, problem, job.search_seed, attempt, log, bar)
             told = attempt.record(log)
         store.sweep(job.digest, attempt.place)  # a slow server may have made one twice
@@ -200,6 +201,7 @@ def _ready(job: Job, attempt: Attempt) -> tuple[Backbone, Problem]:
         files={
             "config.yaml": OmegaConf.to_yaml(OmegaConf.create(dict(job.config))),
             "split.json": problem.split.to_json() + "\n",
+            "asked.txt": problem.summary() + "\n",
         },
     )
     return backbone, problem
@@ -223,9 +225,9 @@ def _store(uri: str) -> Store:
 
 
 @lru_cache(maxsize=1)
-def _task_rows(task: Task, root: str | None) -> TaskRows:
+def _task_rows(task: Task, source: Source) -> TaskRows:
     """Rows, cached for the jobs of one task; only the last task's are kept, as some are large."""
-    return TaskRows.load(task, root)
+    return TaskRows.load(task, source)
 
 
 def _named(device: torch.device) -> str:

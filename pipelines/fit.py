@@ -131,6 +131,8 @@ def _counts(predictor: Predictor, problem: Problem, curve: Curve) -> Mapping[str
         "params/stored": predictor.stored,
         "calls": curve.calls[-1] if curve.calls else 0,
     }
+    counts |= {f"{part}/unlabelled": count for part, count in problem.unlabelled.items()}
+    counts |= {f"{part}/empty": count for part, count in problem.empty.items()}
     counts |= {f"fitted/{name}": value for name, value in predictor.found.items()}
     if predictor.dev is not None:
         counts["dev/selected_score"] = predictor.dev.score

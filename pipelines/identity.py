@@ -40,10 +40,12 @@ def code() -> str:
 def settings_of(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[str, Any]:
     """The settings that a table row shares: method and model, without task and seed.
 
-    Where files lie and how work is cut into pieces does not matter, nor how a split is drawn to a
-    method that sees none.
+    Where files lie, how they are read and how work is cut into pieces does not matter, as the rows'
+    own digest holds what was read; nor how a split is drawn to a method that sees none.
     """
-    ignored = {"root"} if method.seeded else {"root", "k", "max_words"}
+    ignored = {"root", "split", "columns", "labels", "missing_classes"}
+    if not method.seeded:
+        ignored |= {"k", "max_words"}
     return {
         "data": {key: value for key, value in plain["data"].items() if key not in ignored},
         "model": checkpoint.identity(),

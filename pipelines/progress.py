@@ -65,6 +65,11 @@ class RunBar:
         """Take the bar away."""
         self._bar.close()
 
+    def tell(self, text: str) -> None:
+        """Print a text, unless the run is one of many, whose lines it would drown."""
+        if self._jobs is not None and self._jobs.single:
+            tqdm.write(text)
+
     def show(self, progress: "Progress") -> None:
         """Move on to this step."""
         step = progress.step
@@ -118,6 +123,11 @@ class Jobs:
                 leave=False,
             )
         self._describe()
+
+    @property
+    def single(self) -> bool:
+        """Whether there is but one."""
+        return self._total == 1
 
     def run(self, name: str, budget: int) -> RunBar:
         """The bar of the job that runs."""

@@ -34,14 +34,15 @@ OPEN = {"search.optim", "search.subspace"}
 
 THIRD_PARTY = {  # the modules and packages that may import it; nobody may import any other
     "cma": {"search.optim.cma"},
-    "datasets": {"data.rows"},
+    "datasets": {"data.files", "data.rows"},
     "filelock": {"record.store"},
     "jinja2": {"report.pages"},
     "matplotlib": {"record.curve", "report.figures"},
     "mlflow": {"record.failures", "record.runlog", "record.store"},
     "nevergrad": {"search.optim.nevergrad"},
     "numpy": {"data.metric", "engine", "fewshot", "methods", "mini", "record", "search", "seeding"},
-    "pandas": {"data.rows", "record.store", "report"},
+    "pyarrow": {"data.files"},
+    "pandas": {"data.files", "record.store", "report"},
     "peft": {"methods.gradient"},
     "psutil": {"record.memory"},
     "pynvml": {"record.memory"},

@@ -94,9 +94,9 @@ def test_shortage_while_a_model_is_loaded(place, name, monkeypatch):
 @pytest.mark.parametrize("name", ["memory", "disk", "wrapped"])
 def test_shortage_while_rows_are_read(name, tmp_path, monkeypatch):
     (tmp_path / "colors").mkdir()
-    (tmp_path / "colors" / "train.csv").write_text("text,label\na,0\n")
+    (tmp_path / "colors" / "train.parquet").write_bytes(b"")
     task = Task.from_mapping(TASK)
-    monkeypatch.setattr("pandas.read_csv", raising(SHORTAGES[name]))
+    monkeypatch.setattr("pandas.read_parquet", raising(SHORTAGES[name]))
     with pytest.raises(ResourceError):
         load_rows(task, "train", root=tmp_path)
     monkeypatch.setattr("datasets.load_dataset", raising(SHORTAGES[name]))
@@ -132,6 +132,6 @@ def test_nobody_else_puts_every_error_down_to_one_cause():
 def test_what_an_extra_lacks_is_told_with_its_name(package, use, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / "colors").mkdir()
-    (tmp_path / "colors" / "train.csv").write_text("text,label\nx,0\n")
+    (tmp_path / "colors" / "train.parquet").write_bytes(b"")
     with pytest.raises(UserError, match=rf"{package} is not installed, .*'dfolora\[pipelines\]'"):
         use(tmp_path)

@@ -56,12 +56,12 @@ def text_or_none(value: object, where: str) -> str | None:
     return None if value is None else text(value, where)
 
 
-def texts(value: object, where: str) -> tuple[str, ...]:
-    """Return the values if they are a list of distinct texts."""
+def texts(value: object, where: str, *, distinct: bool = True) -> tuple[str, ...]:
+    """Return the values if they are a list of texts, distinct unless said otherwise."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise UserError(f"{where} must be a list of texts, got {value!r}.")
     texts = tuple(text(item, f"{where}[{i}]") for i, item in enumerate(value))
-    if len(set(texts)) < len(texts):
+    if distinct and len(set(texts)) < len(texts):
         raise UserError(f"{where} repeats an entry: {list(texts)}.")
     return texts
 

@@ -10,10 +10,10 @@ from tests.conftest import random_batch
 
 
 def test_part_holds_the_rows_asked_for_and_no_other_padding(batch):
-    rows = torch.tensor([5, 1, 7])  # of 5, 4 and 4 tokens
+    rows = torch.tensor([3, 1, 7])  # of 7, 4 and 4 tokens
     some = part(batch, rows)
-    assert some.input_ids.tolist() == batch.input_ids[rows, :5].tolist()
-    assert some.attention_mask.sum(-1).tolist() == [5, 4, 4]
+    assert some.input_ids.tolist() == batch.input_ids[rows, :7].tolist()
+    assert some.attention_mask.sum(-1).tolist() == [7, 4, 4]
     assert some.answer.tolist() == batch.answer[rows].tolist()
     assert some.labels.tolist() == list(some.rows.labels) == batch.labels[rows].tolist()
 

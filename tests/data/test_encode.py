@@ -5,6 +5,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dfolora.data import Rows, encode, fits
 from dfolora.data.task import Prompt
+from dfolora.data.tokenization import appended
 from dfolora.errors import UserError
 
 WORDS = ["a", "b", "c", "d", "It", "was", "?", "."]
@@ -187,6 +188,57 @@ def test_mask_that_the_tokenizer_drops_is_found():
     glued = Prompt(kind="masked", pattern="{x}{mask}", label_words=("a", "b"))
     with pytest.raises(UserError, match="Mask lost: row 1 has 0 mask tokens"):
         encode(rows(("a", "")), glued, toy(split_special_tokens=True), max_length=9)
+
+
+def ending(tokenizer, single, pair="<s> $A $B </s>"):
+    """The tokenizer, with a template around texts."""
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[("<s>", 2), ("</s>", 3), ("d", 8)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "before"),
+    [("$A </s>", 0), ("<s> $A </s>", 1), ("<s> $A </s> </s>", 1), ("$A d", 0), ("<s> $A", 1)],
+)
+def test_causal_answer_is_at_the_prompts_end_whatever_the_tokenizer_appends(template, before):
+    """A word like any other may be appended, too."""
+    tokenizer, plain = ending(toy("causal"), template), toy("causal")
+    some = rows(("a b d", ""), ("c", ""), ("", ""))
+    batch = encode(some, CAUSAL, tokenizer, max_length=5 + before)
+    expected = encode(some, CAUSAL, plain, max_length=5)
+    assert batch.input_ids[:, before:].tolist() == expected.input_ids.tolist()
+    assert (batch.answer - before).tolist() == expected.answer.tolist()
+    assert batch.truncated == expected.truncated == 0
+    assert fits(some, CAUSAL, tokenizer, max_length=4 + before) == (False, True, True)
+    cut = encode(some, CAUSAL, tokenizer, max_length=4 + before)
+    assert pieces(tokenizer, cut.input_ids[0, before:]) == "a b It was"
+
+
+def test_end_that_the_prompt_itself_spells_stays():
+    prompt = Prompt(kind="causal", pattern="{x} It </s>", label_words=("a", "b"))
+    batch = encode(rows(("a", "")), prompt, ending(toy("causal"), "$A </s>"), max_length=9)
+    assert batch.input_ids[0].tolist()[-1] == 3
+    assert batch.answer.tolist() == [2]
+
+
+class Hiding:
+    """Writes a text otherwise among special tokens than alone."""
+
+    name_or_path = "hiding"
+
+    def encode(self, _text, *, add_special_tokens):
+        assert not add_special_tokens
+        return [5]
+
+    def __call__(self, *_texts):
+        return {"input_ids": [2, 3]}
+
+
+def test_tokenizer_that_hides_where_its_text_ends_is_told():
+    with pytest.raises(UserError, match=r"hiding writes 'a' as \[2, 3\], in which \[5\], "):
+        appended(Hiding())
 
 
 def test_empty_causal_row():

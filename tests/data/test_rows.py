@@ -81,7 +81,7 @@ def test_labels_as_names_digits_or_floats(tmp_path, suffix, labels):
 def test_rows_without_a_gold_label_are_dropped(tmp_path, suffix):
     write(tmp_path / "toy", f"train.{suffix}", TABLE | {"label": [1, -1, 0]})
     rows = load_rows(TASK, "train", root=tmp_path)
-    assert rows == Rows(texts=(ROWS.texts[0], ROWS.texts[2]), labels=(1, 0))
+    assert rows == Rows(texts=(ROWS.texts[0], ROWS.texts[2]), labels=(1, 0), unlabelled=1)
 
 
 def test_texts_are_replaced_and_stripped(tmp_path):
@@ -130,18 +130,27 @@ def test_missing_column(tmp_path):
     ("name", "content", "message"),
     [
         ("train.jsonl", b'{"first": "a"}\n\n{"first"', r"train\.jsonl, line 3 is not JSON"),
-        ("train.jsonl", b"[1]\n", r"train\.jsonl, row 1 must be a JSON object, got \[1\]"),
+        ("train.jsonl", b"[1]\n", r"train\.jsonl, row 1 must be a JSON object, got 1"),
         ("train.jsonl", b"", r"train\.jsonl holds no rows; it needs some"),
         ("train.jsonl", b'{"first": "\xff"}', r"train\.jsonl is not UTF-8"),
-        ("train.json", b'{"first": "a"}', r"must hold a JSON list of rows, got a dict"),
+        ("train.json", b'{"first": "a"}', r"train\.json lacks the columns \['second', 'label'\]"),
+        (
+            "train.json",
+            b'{\n"first": ["a"]\n}',
+            r"line 1 is not JSON: .* Write a row a line",
+        ),
         ("train.json", b"[", r"train\.json cannot be read as json"),
-        ("train.csv", b"", r"train\.csv cannot be read as csv: No columns"),
+        ("train.csv", b"", r"train\.csv is empty; its first line must name"),
         (
             "train.csv",
             b"first,second,label\n",
             r"train\.csv has no labelled rows \(0 rows in all\)",
         ),
-        ("train.csv", b"first,second,label\na,b,0\na,b,c,0\n", r"cannot be read as csv: .*line 3"),
+        (
+            "train.csv",
+            b"first,second,label\na,b,0\na,b,c,0\n",
+            r"train\.csv, line 3 has 4 cells, the header names 3: \['first', 'second', 'label'\]",
+        ),
         ("train.csv", b"first,second,label\n\xff,b,0\n", r"train\.csv is not UTF-8"),
         ("train.parquet", b"no", r"train\.parquet cannot be read as parquet"),
     ],
@@ -155,7 +164,7 @@ def test_broken_file(tmp_path, name, content, message):
 
 def test_missing_file_says_what_is_there(tmp_path):
     write(tmp_path / "toy", "train.csv", TABLE)
-    looked = rf"looked in {re.escape(str(tmp_path / 'toy'))} for validation or test with \.jsonl, "
+    looked = rf"looked in {re.escape(str(tmp_path / 'toy'))} for validation or test or dev "
     with pytest.raises(UserError, match=rf"{looked}.*there: \['train\.csv'\]"):
         load_rows(TASK, "test", root=tmp_path)
     with pytest.raises(UserError, match="there: no such folder"):

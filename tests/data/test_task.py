@@ -1,5 +1,6 @@
 import copy
 import json
+import string
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from dfolora.data import load_rows
 from dfolora.data.task import Prompt, Task, label_word_ids
 from dfolora.errors import UserError
+from tests.shared import real_tokenizer
 
 CONF = Path(__file__).parents[2] / "conf"
 REAL = sorted((CONF / "task").glob("*.yaml"))
@@ -180,15 +182,20 @@ def test_prompt_of_a_variant_and_kind():
         task.prompt("mine", "masked")
 
 
+UPPER = string.ascii_uppercase
+
+
 class Letters:
-    """One token per letter; capitals are unknown."""
+    """One token per letter, and one for a few words after a space; capitals are unknown."""
 
     name_or_path = "letters"
     unk_token_id = 0
 
     def encode(self, text, *, add_special_tokens):
         assert not add_special_tokens
-        return [0 if c.isupper() else ord(c) for c in text]
+        if text[1:] in (" yes", " no"):
+            return [ord(text[0]), 1000 + len(text)]
+        return [0 if c in UPPER else ord(c) for c in text]
 
     def convert_ids_to_tokens(self, ids):
         return [chr(i) for i in ids]
@@ -198,33 +205,72 @@ def prompt_with(*words):
     return Prompt(kind="causal", pattern="{a}", label_words=words)
 
 
-def test_label_words_are_their_first_tokens():
-    assert label_word_ids(prompt_with("no", "yes"), Letters()) == (ord("n"), ord("y"))
+def test_label_words_are_their_tokens():
+    assert label_word_ids(prompt_with("n", "y"), Letters()) == (ord("n"), ord("y"))
+    assert label_word_ids(prompt_with("no", "yes"), Letters(), "natural") == (1004, 1005)
+
+
+def test_label_words_of_the_paper_are_their_first_tokens():
+    assert label_word_ids(prompt_with("no", "yes"), Letters(), cut=True) == (ord("n"), ord("y"))
 
 
 @pytest.mark.parametrize(
-    ("words", "style", "message"),
+    ("words", "cut", "message"),
     [
+        (("yes", "no", "yep"), True, r"\['yes', 'yep'\] start with the same token for letters"),
+        (("yes", "yep"), True, r"pieces \[\['y', 'e', 's'\].*data.label_words=natural, or give"),
+        (("y", "y"), False, r"\['y', 'y'\] start with the same token"),
+        (("yes", "No"), True, r"'No' is not in the vocabulary of letters"),
+        (("yes", ""), True, r"'' is not in the vocabulary of letters \(ids \[\]\)"),
         (
-            ("yes", "no", "yep"),
-            "released",
-            r"\['yes', 'yep'\] start with the same token for letters",
+            ("y", "no"),
+            False,
+            r"\['no'\] are several tokens for letters \(pieces \[\['n', 'o'\]\]\), and a model "
+            r"answers by one; give the task words of one token",
         ),
         (
-            ("yes", "yep"),
-            "released",
-            r"pieces \[\['y', 'e', 's'\].*data.label_words=natural, or give",
+            ("yes", "no"),
+            False,
+            r"set data\.label_words=natural \(after a space each is one",
         ),
-        (("yes", "no"), "natural", r"pieces \[\[' ', 'y', .*told apart; give the task other words"),
-        (("yes", "yes"), "released", r"\['yes', 'yes'\] start with the same token"),
-        (("yes", "No"), "released", r"'No' is not in the vocabulary of letters"),
-        (("yes", ""), "released", r"'' is not in the vocabulary of letters \(ids \[\]\)"),
-        (("yes", "no"), "bare", r"style 'bare' is unknown; choose released or natural"),
+        (("\u0120yes", "\u0120no"), False, r"without the tokenizer's sign for a space, and data\."),
     ],
 )
-def test_label_words_that_cannot_answer(words, style, message):
+def test_label_words_that_cannot_answer(words, cut, message):
     with pytest.raises(UserError, match=message):
-        label_word_ids(prompt_with(*words), Letters(), style)
+        label_word_ids(prompt_with(*words), Letters(), cut=cut)
+
+
+def test_unknown_style_of_label_words():
+    with pytest.raises(UserError, match=r"style 'bare' is unknown; choose released or natural"):
+        label_word_ids(prompt_with("y", "n"), Letters(), "bare")
+
+
+def test_words_that_are_cut_are_the_papers_alone():
+    """Not another's with the same task name, nor ours, nor a user's variant."""
+    task = Task.from_mapping(composed("dbpedia"))
+    assert task.has_released_words("released", "masked")
+    assert task.has_released_words("gap3", "causal")
+    assert not task.has_released_words("natural", "masked")
+    assert Task.from_mapping(composed("mini/dbpedia")).has_released_words("released", "masked")
+    changed = composed("sst2")
+    changed["prompts"]["released"]["masked"]["label_words"] = ["terrible", "great"]
+    changed["prompts"]["mine"] = changed["prompts"]["released"]
+    task = Task.from_mapping(changed)
+    assert not task.has_released_words("released", "masked")
+    assert task.has_released_words("released", "causal")
+    assert not task.has_released_words("mine", "causal")
+    assert not Task.from_mapping(GIVEN).has_released_words("released", "masked")
+
+
+def test_label_words_that_a_real_tokenizer_splits_are_told():
+    """LM-BFF's words of SST-2: bare, the first is three pieces of RoBERTa's vocabulary."""
+    tokenizer = real_tokenizer("roberta-base")
+    words = Prompt(kind="masked", pattern="{a} {mask}", label_words=("terrible", "great"))
+    with pytest.raises(UserError, match=r"\['terrible'\] are .*\['ter', .*label_words=natural"):
+        label_word_ids(words, tokenizer)
+    ids = label_word_ids(words, tokenizer, "natural")
+    assert tokenizer.convert_ids_to_tokens(list(ids)) == ["\u0120terrible", "\u0120great"]
 
 
 @pytest.mark.parametrize("file", REAL + MINI, ids=lambda file: file.stem)

@@ -1,8 +1,10 @@
 """Rows as plain text: what is read, where, and what is cut."""
 
+import copy
 from dataclasses import replace
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from dfolora.data import Encoder, Rows, TextEncoder
 from dfolora.data.task import Prompt
@@ -41,6 +43,21 @@ def test_causal_text_has_nothing_around_it_and_is_read_at_the_last():
     expected = [pieces_of(tokenizer, text) for text in ("a good film .", "bad")]
     assert batch.input_ids[0].tolist() == expected[0]
     assert batch.answer.tolist() == [len(row) - 1 for row in expected]
+
+
+@pytest.mark.parametrize("rows", [ONE, TWO], ids=["one", "two"])
+@pytest.mark.parametrize("limit", [128, 6])
+def test_causal_text_is_read_at_its_last_token_whatever_is_appended(rows, limit):
+    tokenizer = copy.deepcopy(mini_tokenizer("causal"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|endoftext|>", pair="$A $B <|endoftext|> <|endoftext|>",
+        special_tokens=[("<|endoftext|>", 0)],
+    )  # fmt: skip
+    batch = TextEncoder(tokenizer=tokenizer, kind="causal", max_length=limit)(rows)
+    expected = encoder("causal", limit)(rows)
+    assert batch.input_ids.tolist() == expected.input_ids.tolist()
+    assert batch.answer.tolist() == expected.answer.tolist()
+    assert batch.truncated == expected.truncated == (limit == 6 and rows is TWO)
 
 
 @pytest.mark.parametrize("name", ["mini", "roberta-base", "bert-base-uncased"])

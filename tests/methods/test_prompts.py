@@ -194,7 +194,7 @@ def test_label_words_are_these_pieces(task, variant, prompt, name, style):
     if variant == "natural":
         words = NATURAL_WORDS[task.name]
     assert " ".join(prompt.label_words) == words
-    ids = label_word_ids(prompt, tokenizer, style)
+    ids = label_word_ids(prompt, tokenizer, style, cut=True)
     assert len(set(ids)) == len(task.classes)
     space = "Ġ" if style == "natural" and name != "bert-base-uncased" else ""
     odd = FIRST_PIECE[name, style]

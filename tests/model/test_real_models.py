@@ -24,7 +24,7 @@ def test_real_rows_have_the_losses_of_merged_weights(name, kind, words):
     tokenizer = AutoTokenizer.from_pretrained(path)
     task = Task.from_file("sst2")
     prompt = task.prompt("natural", kind)
-    label_ids = torch.tensor(label_word_ids(prompt, tokenizer, "natural"))
+    label_ids = torch.tensor(label_word_ids(prompt, tokenizer, "natural", cut=True))
     assert tokenizer.convert_ids_to_tokens(label_ids.tolist()) == words
     rows = load_rows(task, "train", root=shared("data")).select(range(12))
     batch = encode(rows, prompt, tokenizer, max_length=256)

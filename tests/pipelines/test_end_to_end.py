@@ -1,6 +1,7 @@
 """The user's commands, from configuration to store and table; and what they say to mistakes."""
 
 import itertools
+import json
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dfolora.model.checkpoint import Checkpoint
 from dfolora.record import Store
 from pipelines import execute as pipeline
 from pipelines.execute import execute
+from pipelines.progress import Jobs
 from tests.commands import PROJECT, command, composed
 
 
@@ -61,9 +63,10 @@ def test_experiment_then_report_fill_the_table(tmp_path, ended):
     assert "## Beside the paper" not in table  # other tasks, another model
 
 
-def test_record_holds_curves_artifacts_and_an_adapter_that_peft_loads(in_folder):
+def test_record_holds_curves_artifacts_and_an_adapter_that_peft_loads(in_folder, capsys):
     config, choices = composed("budget=120", "dim=40", "task=mini/mrpc", "optimizer=fwa")
-    run_id = execute(config, choices, sweep_id="s").run_id
+    run_id = execute(config, choices, sweep_id="s", show=Jobs().run).run_id
+    told = capsys.readouterr().out
     store = Store(f"sqlite:///{in_folder}/mlflow.db")
     client = store._client
     history = {
@@ -87,9 +90,13 @@ def test_record_holds_curves_artifacts_and_an_adapter_that_peft_loads(in_folder)
 
     folder = Path(client.download_artifacts(run_id, ""))
     assert {p.name for p in folder.iterdir()} == {
-        "adapter", "config.yaml", "fitness.png", "journal.jsonl", "run.json", "split.json",
-        "summary.json",
+        "adapter", "asked.txt", "config.yaml", "fitness.png", "journal.jsonl", "run.json",
+        "split.json", "summary.json",
     }  # fmt: skip
+    assert told == (folder / "asked.txt").read_text()
+    asked = told.splitlines()
+    assert len(asked) == 4
+    assert asked[2].startswith("rows: train 16 of each class (mini world, mrpc train); dev 16 of")
     assert (folder / "journal.jsonl").read_text().count("points") == 25
     assert not list((in_folder / "outputs").iterdir())  # moved into the store
     checkpoint = Checkpoint(
@@ -252,9 +259,9 @@ def test_rows_are_read_once_for_jobs_that_share_them_and_kept_of_one_task(in_fol
     pipeline._task_rows.cache_clear()
     read = []
 
-    def counted(task, part, *, root):
+    def counted(task, part, **options):
         read.append((task.name, part))
-        return load_rows(task, part, root=root)
+        return load_rows(task, part, **options)
 
     monkeypatch.setattr(problem, "load_rows", counted)
     for task, row, seed in itertools.product(("sst2", "rte"), ("c_lora", "f_lora"), (1, 2)):
@@ -262,6 +269,34 @@ def test_rows_are_read_once_for_jobs_that_share_them_and_kept_of_one_task(in_fol
             execute(*composed(f"task=mini/{task}", f"row={row}", f"seed={seed}"), sweep_id="s")
     assert read == [(task, part) for task in ("sst2", "rte") for part in ("train", "test")]
     assert pipeline._task_rows.cache_info().currsize == 1
+
+
+def test_how_rows_are_read_is_no_part_of_a_run_but_the_rows_are(tmp_path):
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+
+    def digest(*overrides):
+        config, choices = composed("task=sst2", f"data.root={tmp_path}", *overrides)
+        return pipeline.Job.checked(config, choices, "s").digest
+
+    rows = [(f"row {n}", n % 2) for n in range(6)]
+    told = ("data.columns=[label,sentence]", "data.labels=[1,2]")
+    for part in ("train", "validation"):
+        lines = [json.dumps({"sentence": text, "label": label}) for text, label in rows]
+        (folder / f"{part}.jsonl").write_text("\n".join(lines))
+    first = digest()
+    assert digest("data.missing_classes=allow") == first
+    for part in ("train", "validation"):
+        (folder / f"{part}.jsonl").unlink()
+        lines = [f"{label + 1},{text}" for text, label in rows]
+        (folder / f"{part}.csv").write_text("\n".join(lines))
+    assert digest(*told) == first
+    (folder / "dev.csv").write_text("1,a\n2,b\n")
+    given = digest("data.split=given", *told)
+    assert given != first
+    (folder / "dev.csv").write_text("2,a\n1,b\n")
+    pipeline._task_rows.cache_clear()
+    assert digest("data.split=given", *told) != given
 
 
 def test_one_number_spelled_twice_is_one_run_and_another_class_another(in_folder):

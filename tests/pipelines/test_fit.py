@@ -22,6 +22,7 @@ def test_memory_is_that_of_the_fit_and_not_of_the_test(tmp_path):
         data=SimpleNamespace(train=rows, dev=rows), test=rows,
         task=SimpleNamespace(metric="accuracy"), label_words=("bad", "great"),
         dropped_tests=0, seen_tests=0, repeated=0,
+        unlabelled={"train": 2, "test": 3}, empty={"dev": 1},
     )  # fmt: skip
     method = SimpleNamespace(begin=lambda *_: NoFit(Predictor(logits=logits)))
     told = {}
@@ -33,3 +34,5 @@ def test_memory_is_that_of_the_fit_and_not_of_the_test(tmp_path):
     bar = SimpleNamespace(name="run")
     fit_and_test(method, Backbone(tiny_model("bert")), problem, 0, attempt, None, bar)
     assert 0 < told["metrics"]["memory/process_mb"] < 100
+    counted = {"train/unlabelled": 2, "test/unlabelled": 3, "dev/empty": 1}
+    assert counted.items() <= told["metrics"].items()

@@ -105,6 +105,15 @@ def test_time_left_is_that_of_runs_at_the_pace_of_runs(clock, capsys):
     assert capsys.readouterr().out.count("[") == 5  # on the terminal the lines are as they were
 
 
+@pytest.mark.parametrize(("total", "expected"), [(1, "asked\n"), (2, "")])
+def test_what_is_asked_is_told_of_a_single_run_alone(total, expected, capsys):
+    with Jobs() as jobs:
+        jobs.begin(total)
+        with jobs.run("a run", 100) as bar:
+            bar.tell("asked")
+        assert capsys.readouterr().out == expected
+
+
 def test_bar_of_a_run_shows_lowest_loss_and_dev_score(clock):
     with redirect_stderr(Terminal()) as terminal, RunBar("a run", 200) as bar:
         bar.show(step(21, loss=0.75))

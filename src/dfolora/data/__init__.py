@@ -15,6 +15,7 @@ from dfolora.data.encode import (
     filler_ids,
     fits,
 )
+from dfolora.data.labels import check_labels
 from dfolora.data.metric import METRICS, accuracy, constant_score, majority_score
 from dfolora.data.rows import Part, Rows, fingerprint, load_rows, rows_of
 from dfolora.data.split import FewShotSplit, eligible_rows, sample_few_shot, shuffled_by_class
@@ -28,6 +29,7 @@ from dfolora.data.task import (
     Prompt,
     Task,
     label_word_ids,
+    label_word_tokens,
 )
 from dfolora.data.text import TextEncoder
 
@@ -51,6 +53,7 @@ __all__ = [
     "Task",
     "TextEncoder",
     "accuracy",
+    "check_labels",
     "constant_score",
     "eligible_rows",
     "encode",
@@ -58,6 +61,7 @@ __all__ = [
     "fingerprint",
     "fits",
     "label_word_ids",
+    "label_word_tokens",
     "load_rows",
     "majority_score",
     "part",

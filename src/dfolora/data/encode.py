@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfolora.data.rows import Rows
 from dfolora.data.task import FILLER, HOLE, MASK, Prompt
-from dfolora.data.tokenization import Defuser, padded
+from dfolora.data.tokenization import Defuser, appended, padded
 from dfolora.errors import UserError
 
 if TYPE_CHECKING:
@@ -190,6 +190,7 @@ class _Renderer:
         self._pattern = prompt.pattern
         self._tokenizer = tokenizer
         self._constants = _constants(prompt, tokenizer, fillers)
+        self._appended = appended(tokenizer) if prompt.kind == "causal" else 0
         self.safe = Defuser(tokenizer)
 
     def __call__(self, text: Mapping[str, str]) -> str:
@@ -197,9 +198,12 @@ class _Renderer:
         return self._pattern.format_map({**text, **self._constants})
 
     def tokens(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of filled patterns, including special tokens."""
+        """Token ids of filled patterns, including special tokens.
+
+        A causal model answers after the pattern, so what a tokenizer appends to it is left off.
+        """
         encoded = self._tokenizer(list(prompts), verbose=False)  # no warning: we cut what is long
-        return [list(row) for row in encoded["input_ids"]]
+        return [list(row[: len(row) - self._appended]) for row in encoded["input_ids"]]
 
 
 def _constants(

@@ -1,29 +1,26 @@
 """The rows and labels of a task: from local files, the embedded mini world, or the hub."""
 
 import json
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from dfolora.data.files import Columns, find_files, no_files, read_files
+from dfolora.data.labels import NO_LABEL, UNLABELLED, read_labels
 from dfolora.data.task import Task
 from dfolora.errors import UserError, explained, installed
 from dfolora.mini import world
 from dfolora.validation import shown
 
-Part = Literal["train", "test"]
-"""``train`` is what few-shot train and dev rows are drawn from."""
+Part = Literal["train", "dev", "test"]
+"""``train`` is what few-shot train and dev rows are drawn from, unless there are ``dev`` rows."""
 
-Columns = Mapping[str, Sequence[object]]
-
-UNLABELLED = -1
-"""The hub's label of rows without a gold label."""
-
-MOST_BYTES = 20_000_000
-"""The longest line of a JSON Lines file, in bytes."""
+VALIDATION = ("validation", "validation_matched")
+"""Splits of the hub that files may call otherwise."""
+DEV = ("dev", "valid", "dev_matched")
+"""How they do."""
 MOST_CHARACTERS = 1_000_000
 """The longest text; tokenizing takes about a hundred times its memory."""
 
@@ -36,6 +33,10 @@ class Rows:
     """Field name to text, ``(N,)``."""
     labels: tuple[int, ...]
     """Classes, ``(N,)``."""
+    unlabelled: int = 0
+    """Rows that were left out for they have no label."""
+    source: str = field(default="", compare=False)
+    """Where they are from, in words."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,28 +54,41 @@ class Rows:
         )
 
 
-def load_rows(task: Task, part: Part, *, root: str | Path | None = None) -> Rows:
+def load_rows(
+    task: Task,
+    part: Part,
+    *,
+    root: str | Path | None = None,
+    columns: Sequence[str] | None = None,
+    labels: Sequence[object] | None = None,
+    given: bool = False,
+) -> Rows:
     """The labelled rows of one part of a task.
 
     Args:
         task: Whose rows.
-        part: ``train`` or ``test``.
+        part: ``train``, ``test`` or, of files alone, ``dev``.
         root: A folder with one folder of files per task, ``<root>/<task.name>/train.jsonl`` and so
             on, read instead of the task's own source. A file may be named by ``part`` or by the
             hub's split (``validation.jsonl``), the latter preferred where both exist, as the hub's
-            ``test`` files of GLUE have no labels. JSON Lines, JSON, CSV, TSV (unquoted, as GLUE's)
-            and Parquet are known.
+            ``test`` files of GLUE have no labels; ``dev`` stands for ``validation`` where no other
+            has labels. JSON Lines, JSON, CSV, TSV and Parquet are known, also as ``.gz`` and
+            ``.zst``, in shards, and as folders that ``datasets`` saved.
+        columns: Names of the columns of CSV and TSV files without a header; those of one name are
+            joined by a space.
+        labels: What stands for each class in the label column; None for names or positions.
+        given: Whether the folder holds a split with dev rows; then ``test`` is preferred.
 
     Raises:
         UserError: If the rows could not be loaded or do not fit the task.
     """
     if root is not None:
-        columns, source = _from_files(task, part, Path(root))
+        found, source = _from_files(task, part, Path(root), columns, given=given)
     elif task.dataset.path.partition(":")[0] == "mini":
-        columns, source = _from_mini_world(task, part), f"mini world, {task.name} {part}"
+        found, source = _from_mini_world(task, part), f"mini world, {task.name} {part}"
     else:
-        columns, source = _from_hub(task, part)
-    return rows_of(task, columns, source)
+        found, source = _from_hub(task, part)
+    return rows_of(task, found, source, labels)
 
 
 def fingerprint(rows: Rows) -> str:
@@ -89,13 +103,16 @@ def fingerprint(rows: Rows) -> str:
     return digest.hexdigest()
 
 
-def rows_of(task: Task, columns: Columns, source: str) -> Rows:
+def rows_of(
+    task: Task, columns: Columns, source: str, labels: Sequence[object] | None = None
+) -> Rows:
     """Rows from raw columns, checked and cleaned as the task says.
 
     Args:
         task: Whose rows.
         columns: Values by column name, each ``(N,)``: the task's fields and its label.
         source: Where they are from, for messages.
+        labels: What stands for each class in the label column; None for names or positions.
 
     Raises:
         UserError: They do not fit the task.
@@ -106,21 +123,25 @@ def rows_of(task: Task, columns: Columns, source: str) -> Rows:
     if missing := [name for name in needed if name not in columns]:
         raise UserError(
             f"{source} lacks the columns {missing}; it has {shown(list(columns))}, "
-            f"task {task.name} needs {needed}."
+            f"task {task.name} needs {needed}. Where a table's first line is a row, name all "
+            f"its columns, in their order: data.columns=[{task.label},{','.join(task.fields)}]."
         )
-    labels = _labels(columns[task.label], task.classes, source)
-    kept = [row for row, label in enumerate(labels) if label != UNLABELLED]
+    classes = read_labels(columns[task.label], task.classes, source, labels)
+    kept = [row for row, label in enumerate(classes) if label != UNLABELLED]
     if not kept:
-        raise UserError(f"{source} has no labelled rows ({len(labels)} rows in all).")
-    cleaned = {field: _texts(columns[field], field, task, source) for field in task.fields}
+        raise UserError(f"{source} has no labelled rows ({len(classes)} rows in all).")
     return Rows(
-        texts=tuple({field: cleaned[field][row] for field in task.fields} for row in kept),
-        labels=tuple(labels[row] for row in kept),
+        texts=tuple(
+            {
+                name: _clean(columns[name][row], task, f"{source}, row {row + 1}, {name!r}")
+                for name in task.fields
+            }
+            for row in kept
+        ),
+        labels=tuple(classes[row] for row in kept),
+        unlabelled=len(classes) - len(kept),
+        source=source,
     )
-
-
-def _texts(column: Sequence[object], field: str, task: Task, source: str) -> list[str]:
-    return [_clean(text, task, f"{source}, row {n}, {field!r}") for n, text in enumerate(column, 1)]
 
 
 def _clean(text: object, task: Task, where: str) -> str:
@@ -138,32 +159,6 @@ def _clean(text: object, task: Task, where: str) -> str:
     for old, new in task.replace.items():
         text = text.replace(old, new)
     return text.strip() if task.strip else text
-
-
-def _labels(column: Sequence[object], classes: Sequence[str], source: str) -> list[int]:
-    labels = [_label(value, classes) for value in column]
-    wrong = [n for n, label in enumerate(labels) if label is None]
-    if wrong:
-        values = Counter(shown(column[n]) for n in wrong).most_common(5)
-        listed = ", ".join(f"{value} ({count} rows)" for value, count in values)
-        known = ", ".join(f"{label} {name}" for label, name in enumerate(classes))
-        raise UserError(
-            f"{source} has {len(wrong)} labels outside the task's classes, first in row "
-            f"{wrong[0] + 1}: {listed}. Known: {known}; {UNLABELLED} for rows to leave out."
-        )
-    return [label for label in labels if label is not None]
-
-
-def _label(value: object, classes: Sequence[str]) -> int | None:
-    """A class number from a number, its digits (CSV) or a class name; None if it is none."""
-    if isinstance(value, str) and value in classes:
-        return classes.index(value)
-    try:
-        number = float(value)  # type: ignore[arg-type]  # numpy scalars, digits; all else raises
-    except (TypeError, ValueError, OverflowError):
-        return None
-    label = int(number) if number.is_integer() else None
-    return label if label in (UNLABELLED, *range(len(classes))) else None
 
 
 def _from_mini_world(task: Task, part: Part) -> Columns:
@@ -199,118 +194,37 @@ def _from_hub(task: Task, part: Part) -> tuple[Columns, str]:
     return {name: list(data[name]) for name in data.column_names}, source
 
 
-def _from_files(task: Task, part: Part, root: Path) -> tuple[Columns, str]:
-    path = _find_file(task, part, root / task.name)
-    with explained(lambda error: _unreadable(path, error)):
-        return READERS[path.suffix](path), str(path)
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return (
-            f"{path} is not UTF-8, first in line {_first_undecodable(path)}: {error.reason}; save "
-            f"the file as UTF-8."
-        )
-    return f"{path} cannot be read as {path.suffix[1:]}: {error}"
-
-
-def _first_undecodable(path: Path) -> int:
-    """The number of the first line that is not UTF-8."""
-    with path.open("rb") as file:
-        lines = enumerate(file, 1)
-        return next(n for n, line in lines if line.decode(errors="ignore").encode() != line)
-
-
-def _find_file(task: Task, part: Part, folder: Path) -> Path:
-    stems = tuple(dict.fromkeys((getattr(task.dataset, part), part)))
-    for stem in stems:
-        found = [path for suffix in READERS if (path := folder / f"{stem}{suffix}").is_file()]
-        if len(found) > 1:
-            raise UserError(f"Several files for the {part} rows of {task.name}: {found}; keep one.")
-        if found:
-            return found[0]
-    there = (
-        sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-        if folder.is_dir()
-        else "no such folder"
-    )
-    raise UserError(
-        f"No file for the {part} rows of {task.name}: looked in {folder} for {' or '.join(stems)} "
-        f"with {', '.join(READERS)}; there: {there or 'nothing'}."
-    )
-
-
-def _read_json_lines(path: Path) -> Columns:
-    with path.open("rb") as file:
-        lines = iter(lambda: file.readline(MOST_BYTES + 1), b"")
-        records = [
-            _record(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()
-        ]
-    return _by_column(records, path)
-
-
-def _record(line: bytes, where: str) -> Any:
-    if len(line) > MOST_BYTES:
+def _from_files(
+    task: Task, part: Part, root: Path, names: Sequence[str] | None, *, given: bool
+) -> tuple[Columns, str]:
+    """Of a part's files; where the test's have no labels, of those that stand in for its split."""
+    folder, what = root / task.name, f"the {part} rows of {task.name}"
+    split = task.dataset.train if part == "train" else task.dataset.test
+    if part == "dev":
+        stems: tuple[str, ...] = (*DEV, "validation")
+    else:
+        stems = tuple(dict.fromkeys((part, split) if given else (split, part)))
+    files = find_files(folder, stems, what)
+    columns = None if files is None else read_files(files, names)
+    if part == "test" and not given and not (columns and _labelled(columns, task.label)):
+        others = find_files(folder, DEV, what)
+        if others and split in VALIDATION:
+            files, columns = others, read_files(others, names)
+        elif others:
+            raise UserError(
+                f"The {part} rows of {task.name} have no labels, in {files[0] if files else folder}"
+                f". {others[0]} lies there: task.dataset.test=validation tests on it."
+            )
+        stems = (*stems, *DEV) if split in VALIDATION else stems
+    if files is None or columns is None:
+        raise no_files(folder, stems, what)
+    if part == "dev" and files == find_files(folder, ("test", split), what):
         raise UserError(
-            f"{where} is longer than {MOST_BYTES:,} bytes; shorten the row or leave it out."
+            f"{files[0]} would be the dev and the test rows of {task.name}; data.split=given needs "
+            f"files of its own for each of train, dev and test."
         )
-    text = line.decode("utf-8-sig")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}.") from error
+    return columns, str(files[0])
 
 
-def _read_json(path: Path) -> Columns:
-    records = json.loads(path.read_text(encoding="utf-8-sig"))
-    if not isinstance(records, list):
-        raise UserError(f"{path} must hold a JSON list of rows, got a {type(records).__name__}.")
-    return _by_column(records, path)
-
-
-def _by_column(records: Sequence[Any], path: Path) -> Columns:
-    """Columns of JSON rows; a value that a row lacks is None, which no check lets pass."""
-    for n, record in enumerate(records, 1):
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, row {n} must be a JSON object, got {shown(record)}.")
-    names = dict.fromkeys(name for record in records for name in record)
-    return {name: [record.get(name) for record in records] for name in names}
-
-
-def _read_csv(path: Path) -> Columns:
-    return _read_table(path, sep=",")
-
-
-def _read_tsv(path: Path) -> Columns:
-    return _read_table(path, sep="\t", quoting=3)  # csv.QUOTE_NONE
-
-
-def _read_table(path: Path, **layout: Any) -> Columns:
-    with installed("pipelines"):
-        import pandas as pd
-
-    with warnings.catch_warnings():
-        # Of rows that are longer than the header, which would lose what is beyond it.
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        # Every cell as text: "NA", "null" and "" are what the row says.
-        frame = pd.read_csv(
-            path, dtype=str, na_filter=False, index_col=False, encoding="utf-8-sig", **layout
-        )
-    return {name: frame[name].tolist() for name in frame.columns}
-
-
-def _read_parquet(path: Path) -> Columns:
-    with installed("pipelines"):
-        import pandas as pd
-
-    frame = pd.read_parquet(path)
-    return {name: frame[name].tolist() for name in frame.columns}
-
-
-READERS: Mapping[str, Callable[[Path], Columns]] = {
-    ".jsonl": _read_json_lines,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".parquet": _read_parquet,
-}
+def _labelled(columns: Columns, label: str) -> bool:
+    return any(str(value) not in (*NO_LABEL, "", "None") for value in columns.get(label, ()))

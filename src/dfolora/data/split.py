@@ -15,11 +15,11 @@ from dfolora.seeding import stream
 class FewShotSplit:
     """Row numbers of a task's train part, in the order they were drawn.
 
-    Numbers count the labelled rows from 0.
+    Numbers count the labelled rows from 0; of a split that was given, dev's are of its own part.
     """
 
-    k: int
-    """Rows per class in train and in dev."""
+    k: int | None
+    """Rows per class in train and in dev; None where the two were given."""
     seed: int
     train: tuple[int, ...]
     dev: tuple[int, ...]
@@ -69,7 +69,8 @@ def sample_few_shot(
         counts = _eligible_counts(labels, eligible, names)
         raise UserError(
             f"A {k}-shot split needs {2 * k} rows of each class within the length limit, got "
-            f"{counts}; give more rows, a smaller k or a higher word limit."
+            f"{counts}; give more rows, a smaller k or a higher word limit. To train on all of "
+            f"them, and choose by dev rows that lie beside them, set data.split=given."
         )
     train = {row for members in drawn for row in members[:k]}
     dev = {row for members in drawn for row in members[k : 2 * k]}

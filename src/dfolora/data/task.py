@@ -1,7 +1,7 @@
 """A task as data: where its rows are, its prompts and its label words."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Formatter
@@ -18,6 +18,8 @@ Kind = Literal["masked", "causal"]
 
 BEFORE = "a"
 """What a natural label word follows, to see which tokens it then has."""
+SPACES = ("\u0120", "\u2581")
+"""How tokenizers spell a space before a word; people copy it from their vocabularies."""
 LabelWordStyle = Literal["released", "natural"]
 """``released``: the bare word, as in the authors' code; ``natural``: with a space before it."""
 
@@ -185,6 +187,20 @@ class Task:
                 f"Task {self.name} has no {kind} prompt {variant!r}; it has {offered}."
             ) from None
 
+    def has_released_words(self, variant: str, kind: Kind) -> bool:
+        """Whether a prompt's label words are those of the authors' code, whose first tokens count.
+
+        They are if this package's own task of the same name has the same words there; those of the
+        ``natural`` prompts are ours.
+        """
+        file = OWN / f"{self.name}.yaml"
+        own = Task.from_file(file).prompts if file.is_file() else {}
+        return (
+            variant != "natural"
+            and kind in own.get(variant, {})
+            and own[variant][kind].label_words == self.prompts[variant][kind].label_words
+        )
+
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> "Task":
         """A task from plain data, shaped as the files in ``conf/task``.
@@ -260,20 +276,26 @@ class Task:
 
 
 def label_word_ids(
-    prompt: Prompt, tokenizer: Tokenizer, style: LabelWordStyle = "released"
+    prompt: Prompt,
+    tokenizer: Tokenizer,
+    style: LabelWordStyle = "released",
+    *,
+    cut: bool = False,
 ) -> tuple[int, ...]:
-    """The vocabulary id that stands for each class: the first sub-token of its label word.
+    """The vocabulary id that stands for each class: the one token of its label word.
 
     Args:
         prompt: Whose label words.
         tokenizer: The model's.
         style: ``released`` encodes the bare word, ``natural`` the word after a space.
+        cut: Whether the first token of a word of several stands for it, as in the released code.
 
     Returns:
         One id per class, all different.
 
     Raises:
-        UserError: If a word has no token or is unknown, or two words share their first sub-token.
+        UserError: If a word has no token or is unknown, has several and may not be cut, or two
+            words share their first token.
     """
     if style not in get_args(LabelWordStyle):
         raise UserError(f"Label word style {style!r} is unknown; choose released or natural.")
@@ -285,6 +307,13 @@ def label_word_ids(
                 f"Label word {word!r} is not in the vocabulary of {tokenizer.name_or_path} "
                 f"(ids {ids}); choose another word."
             )
+    if not cut and (long := [word for word, ids in zip(words, encoded, strict=True) if ids[1:]]):
+        split = [ids for ids in encoded if ids[1:]]
+        raise UserError(
+            f"Label words {long} are several tokens for {tokenizer.name_or_path} (pieces "
+            f"{[tokenizer.convert_ids_to_tokens(ids) for ids in split]}), and a model answers by "
+            f"one; {_whole_words(long, words, tokenizer)}."
+        )
     first = [ids[0] for ids in encoded]
     if clashing := [n for n, token in enumerate(first) if first.count(token) > 1]:
         pieces = [tokenizer.convert_ids_to_tokens(encoded[n]) for n in clashing]
@@ -295,6 +324,24 @@ def label_word_ids(
             f"{spaced}give the task other words in its prompts (conf/task/)."
         )
     return tuple(first)
+
+
+def label_word_tokens(
+    prompt: Prompt, tokenizer: Tokenizer, style: LabelWordStyle
+) -> tuple[tuple[str, ...], ...]:
+    """All tokens of each label word; arguments as of `label_word_ids`."""
+    ids = (_pieces(tokenizer, word, style) for word in prompt.label_words)
+    return tuple(tuple(tokenizer.convert_ids_to_tokens(each)) for each in ids)
+
+
+def _whole_words(long: Sequence[str], words: Sequence[str], tokenizer: Tokenizer) -> str:
+    """What to do where some of the label words are several tokens."""
+    if any(word.startswith(SPACES) for word in long):
+        return "write them without the tokenizer's sign for a space, and data.label_words=natural"
+    others = "give the task words of one token in its prompts (conf/task/)"
+    if all(len(_pieces(tokenizer, word, "natural")) == 1 for word in words):
+        return f"set data.label_words=natural (after a space each is one token), or {others}"
+    return others
 
 
 def _pieces(tokenizer: Tokenizer, word: str, style: LabelWordStyle) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from dfolora.data.encode import Batch, Encoder
 from dfolora.data.rows import Rows
 from dfolora.data.task import Kind
-from dfolora.data.tokenization import Defuser, padded
+from dfolora.data.tokenization import Defuser, appended, padded
 from dfolora.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class TextEncoder:
     """Joins the fields of a row as the tokenizer joins a pair of texts.
 
     The answer position is the token whose features a classifier reads: a masked model's first, a
-    causal model's last. All token types are 0.
+    causal model's last of the text. All token types are 0.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -45,7 +45,9 @@ class TextEncoder:
         """
         if not len(rows):
             raise UserError("No rows to encode.")
-        if (special := self.tokenizer.num_special_tokens_to_add(pair=True)) >= self.max_length:
+        end = appended(self.tokenizer, len(_pair(rows.texts[0]))) if self.kind == "causal" else 0
+        limit = self.max_length + end
+        if (special := self.tokenizer.num_special_tokens_to_add(pair=True)) >= limit:
             raise UserError(
                 f"A limit of {self.max_length} tokens leaves no room for text beside {special} "
                 f"special ones; raise data.max_length."
@@ -53,9 +55,10 @@ class TextEncoder:
         safe = Defuser(self.tokenizer)
         texts = [_pair(safe(row)) for row in rows.texts]
         ids = self._tokens(texts)
-        overlong = [n for n, row in enumerate(ids) if len(row) > self.max_length]
+        overlong = [n for n, row in enumerate(ids) if len(row) > limit]
         for n in overlong:
-            (ids[n],) = self._tokens(texts[n : n + 1], truncation=True, max_length=self.max_length)
+            (ids[n],) = self._tokens(texts[n : n + 1], truncation=True, max_length=limit)
+        ids = [row[: len(row) - end] for row in ids]
         if [] in ids:
             raise UserError(
                 f"Row {ids.index([]) + 1} has no token after encoding, so there is nothing to "

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dfolora.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -27,6 +29,25 @@ class Defuser:
         for token in self._special:
             text = text.replace(token, f"{token[:1]} {token[1:]}")
         return text
+
+
+def appended(tokenizer: "PreTrainedTokenizerBase", texts: int = 1) -> int:
+    """How many tokens a tokenizer puts after a text, such as one that ends it.
+
+    Args:
+        tokenizer: Which.
+        texts: 1, or 2 for a pair of texts.
+    """
+    sample = tokenizer.encode("a", add_special_tokens=False)
+    ids = list(tokenizer(*["a"] * texts)["input_ids"])
+    stops = range(len(ids), len(sample) - 1, -1)
+    last = next((stop for stop in stops if ids[stop - len(sample) : stop] == sample), None)
+    if last is None:
+        raise UserError(
+            f"{tokenizer.name_or_path} writes 'a' as {ids}, in which {sample}, its tokens without "
+            f"special ones, do not occur: it cannot be told where a causal model is to answer."
+        )
+    return len(ids) - last
 
 
 def padded(ids: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ ProblemSpec poses a task for a model and a seed; `fit` draws, encodes and fits.
 
 from dfolora.fewshot.classifier import FewShotClassifier, NotFittedError
 from dfolora.fewshot.fitting import fit
-from dfolora.fewshot.problem import Problem, ProblemSpec, TaskRows
+from dfolora.fewshot.problem import Problem, ProblemSpec, Source, TaskRows
 from dfolora.fewshot.score import score_test
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "NotFittedError",
     "Problem",
     "ProblemSpec",
+    "Source",
     "TaskRows",
     "fit",
     "score_test",

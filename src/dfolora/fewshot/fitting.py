@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dfolora.data import Task, load_rows
+from dfolora.data import Task
 from dfolora.fewshot.problem import ProblemSpec
 from dfolora.methods import LayerwiseSearch, Method, Predictor
 from dfolora.model import Backbone, Limits
@@ -43,14 +43,16 @@ def fit(
     architecture = backbone.architecture
     method.check(architecture)
     spec = problem or ProblemSpec()
+    spec.check(task, architecture.family.kind)
     _split, data = spec.draw(
         task,
-        load_rows(task, "train", root=spec.root),
+        spec.source.rows(task, "train"),
         tokenizer,
         method,
         kind=architecture.family.kind,
         max_length=architecture.max_length,
         seed=seed,
+        dev=spec.source.dev(task),
     )
     search = method.begin(backbone, data, seed)
     for _generation in search:

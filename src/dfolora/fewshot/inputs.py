@@ -80,7 +80,8 @@ def read_rows(X: Any, task: Task, where: str, labels: Sequence[int] | None = Non
         field: [row[field] if isinstance(row, Mapping) else row for row in rows]
         for field in task.fields
     }
-    given = rows_of(task, columns | {LABEL: labels or [0] * len(rows)}, where)
+    numbered = columns | {LABEL: labels or [0] * len(rows)}
+    given = rows_of(task, numbered, where, range(len(task.classes)))
     for number, texts in enumerate(given.texts, 1):
         if not any(text.strip() for text in texts.values()):
             raise UserError(f"{where}, row {number} has no text; leave it out.")
