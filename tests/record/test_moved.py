@@ -69,3 +69,12 @@ def test_only_a_local_file_that_is_there_is_mended(uri, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f"There is no tracking store {uri}; set tracking.uri"):
         mended(uri)
     assert not list(tmp_path.iterdir())
+
+
+def test_artifacts_without_a_folder_are_told_before_a_run(tmp_path):
+    store = Store(f"sqlite:///{tmp_path}/mlflow.db")
+    (tmp_path / "mlruns").write_text("")
+    with pytest.raises(
+        UserError, match=r"the folder of artifacts=.*mlruns cannot be used: .*not a"
+    ):
+        store.check_experiment("runs")

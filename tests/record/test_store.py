@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import time
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -496,3 +497,40 @@ def test_two_processes_may_create_a_store_at_once(tmp_path, monkeypatch):
     raced(RACER, tmp_path, uri, "ab")
     assert sorted(Store(uri).runs()["tags.who"]) == ["a", "b"]
     assert not (Path(tmp_path) / "mlflow.db").exists()  # nothing beside the named file
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("sqlite://", r"is in memory and would end with this command; use sqlite:///mlflow\.db"),
+        ("sqlite:///", "is in memory"),
+        ("sqlite:///:memory:", "is in memory"),
+        ("sqlite:///file::memory:?cache=shared&mode=memory&uri=true", "is in memory"),
+        ("sqlite:///file:runs.db?uri=true", r"by an address of its own; use sqlite:///runs\.db"),
+        ("file:./mlruns", r"is a folder, .*; use sqlite:///mlruns/mlflow\.db, or a server"),
+        ("file:///data/mlruns", r"is a folder, .*; use sqlite:////data/mlruns/mlflow\.db"),
+        ("mlruns", r"is a folder, .*; use sqlite:///mlruns/mlflow\.db"),
+    ],
+)
+def test_stores_that_keep_nothing_or_wrongly_are_refused(uri, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        Store(uri)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("uri", "package"),
+    [
+        ("postgresql://u:p@127.0.0.1:1/db", r"psycopg\[binary\]"),
+        ("postgresql+psycopg2://u:p@127.0.0.1:1/db", "psycopg2-binary"),
+        ("mysql://u:p@127.0.0.1:1/db", "mysqlclient"),
+        ("mysql+pymysql://u:p@127.0.0.1:1/db", "pymysql"),
+    ],
+)
+def test_missing_drivers_are_told_with_what_to_install(uri, package):
+    name = package.split("[")[0].split("\\")[0].removesuffix("-binary")
+    if find_spec({"mysqlclient": "MySQLdb"}.get(name, name)) is not None:
+        pytest.skip(f"{name} is installed")
+    with pytest.raises(UserError, match=rf"which is not installed: pip install '{package}'\."):
+        Store(uri)
