@@ -75,6 +75,6 @@ def test_artifacts_without_a_folder_are_told_before_a_run(tmp_path):
     store = Store(f"sqlite:///{tmp_path}/mlflow.db")
     (tmp_path / "mlruns").write_text("")
     with pytest.raises(
-        UserError, match=r"the folder of artifacts=.*mlruns cannot be used: .*not a"
+        UserError, match=r"folder of artifacts=.*mlruns cannot be used: .*not a"
     ):
         store.check_experiment("runs")
