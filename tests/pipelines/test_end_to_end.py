@@ -153,8 +153,8 @@ MISTAKES = {
     "a class with fewer than 2k rows": (["data.k=700"], r"700-shot split needs 1400 rows"),
     "a missing folder": (["task=sst2", "data.root=/no"], r"data.root=/no is not a folder"),
     "a missing file": (["task=sst2", "data.root=."], r"sst2"),
-    "colliding label words": (
-        ["task.prompts.released.masked.label_words=[great,greatgreat]"], r"great.*same token"),
+    "a label word of several tokens": (
+        ["task.prompts.released.masked.label_words=[great,greatgreat]"], r"greatgreat.*are several tokens"),
     "a prompt without its mask": (
         ["task.prompts.released.masked.pattern='{sentence} .'"], r"0 \{mask\}; write it exactly"),
     "no prompt of that kind": (["model=mini_gpt2", "data.prompt=published"], r"published"),
