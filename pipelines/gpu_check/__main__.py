@@ -5,6 +5,7 @@ python -m pipelines.gpu_check device=cuda:1 minutes=10
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -39,9 +40,10 @@ def check(config: DictConfig) -> list[str]:
     _check_device(config.device)
     path = Path(config.report)
     path.parent.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + 60 * config.minutes
+    until = time.monotonic() + 60 * config.minutes  # no step begins later
     models = cache(lambda name, precision: _load(config[name], precision))
-    parts, failed = [_head(config)], []
+    parts, failed = [_head(config)], list[str]()
+    path.write_text(parts[0] + "\n", encoding="utf-8")
     for name, step in STEPS.items():
         if time.monotonic() > until:
             text = f"Left out: the {config.minutes} minutes were over."
@@ -59,14 +61,17 @@ def check(config: DictConfig) -> list[str]:
 
 
 def _check_device(device: str) -> None:
+    """Raise UserError unless it is a GPU that is there."""
     import torch
 
     from dfolora.errors import UserError
 
-    if not torch.cuda.is_available():
+    number = re.fullmatch(r"cuda(?::(\d{1,2}))?", str(device))
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if number is None or int(number[1] or 0) >= count:
         raise UserError(
-            f"device={device}, but torch {torch.__version__} sees no CUDA device; there is nothing "
-            f"to check. The tests that emulate one are part of make test"
+            f"device={device}, but torch {torch.__version__} sees {count} CUDA devices; give cuda "
+            f"or cuda:N. Without any there is nothing to check; make test emulates one"
         )
 
 
@@ -97,11 +102,18 @@ def _head(config: DictConfig) -> str:
 
 def _tests(config: DictConfig, _models: Callable[..., Any]) -> str:
     """The tests that need a GPU."""
+    import torch
+
+    from pipelines.job import GPUS, visible_gpus
+
     if config.tests is None:
         return "Not asked for."
+    gpus = visible_gpus()
+    asked = {GPUS: gpus[torch.device(config.device).index or 0]} if gpus else {}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-m", config.tests, "-q", "-rfEs", "tests"],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parents[2], env=os.environ | asked,
+        capture_output=True, text=True, check=False, timeout=60 * config.minutes,
     )  # fmt: skip
     last = "\n".join(done.stdout.splitlines()[-30:])
     if done.returncode:

@@ -82,6 +82,14 @@ def test_marks_of_unquoted_tsv_are_text(tmp_path, texts):
     assert read(tmp_path, by_hand(*rows))["text"] == texts
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_marks_of_several_unquoted_rows_are_no_cell_together(tmp_path, flip):
+    """One that opens a text and one that ends another, with doubled ones between."""
+    rows = [["label", "text"], ["1", '"one'], ["0", 'two ""x'], ["1", 'three"'], ["0", "four"]]
+    content = "".join("\t".join(row[::-1] if flip else row) + "\n" for row in rows)
+    assert read(tmp_path, content)["text"] == ['"one', 'two ""x', 'three"', "four"]
+
+
 def test_tsv_of_two_kinds_is_refused_with_a_line_of_each(tmp_path):
     mixed = by_hand(("a", "0"), ('"say ""so"""', "1"), ('1" wide', "0"))
     with pytest.raises(UserError, match=r"mixes two kinds of TSV: line 3 wraps .*, line 4 has a m"):

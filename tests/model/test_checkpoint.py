@@ -244,6 +244,19 @@ def test_harmless_tensors_and_old_names_are_read(folder, capfd):
     assert not capfd.readouterr().err  # the loader's own report says nothing that matters
 
 
+@pytest.mark.parametrize("shards", [False, True], ids=["one file", "shards"])
+def test_files_that_are_not_the_models_may_lie_beside(folder, shards):
+    """As the authors' own format does beside some models of the hub."""
+    before = checkpoint(folder).load_backbone().model
+    if shards:
+        (folder / "model.safetensors").unlink()
+        before.save_pretrained(folder, max_shard_size="20KB")
+        assert len(list(folder.glob("*.safetensors"))) > 2
+    save_file({"encoder.layer.0.attention.wq.weight": EXTRA}, folder / "consolidated.safetensors")
+    after = checkpoint(folder).load_backbone().model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.state_dict().items())
+
+
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model."])
 def test_a_prefix_before_all_names_is_told(folder, prefix):
     rewritten(folder, lambda tensors: {prefix + name: each for name, each in tensors.items()})

@@ -154,7 +154,8 @@ MISTAKES = {
     "a missing folder": (["task=sst2", "data.root=/no"], r"data.root=/no is not a folder"),
     "a missing file": (["task=sst2", "data.root=."], r"sst2"),
     "a label word of several tokens": (
-        ["task.prompts.released.masked.label_words=[great,greatgreat]"], r"greatgreat.*are several tokens"),
+        ["task.prompts.released.masked.label_words=[great,greatgreat]"],
+        r"greatgreat.*are several tokens"),
     "a prompt without its mask": (
         ["task.prompts.released.masked.pattern='{sentence} .'"], r"0 \{mask\}; write it exactly"),
     "no prompt of that kind": (["model=mini_gpt2", "data.prompt=published"], r"published"),

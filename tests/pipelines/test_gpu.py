@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dfolora.engine.forward import Engine
-from dfolora.model import Backbone, Limits
+from dfolora.model import Backbone, Limits, attention
 from dfolora.record import Store
 from dfolora.record.memory import PeakMemory
 from pipelines.job import work
@@ -37,6 +37,24 @@ def test_device_gives_the_cpus_losses(family, batch, label_ids):
         np.testing.assert_allclose(cuda, cpu, rtol=0, atol=1e-4)  # TF32 off; other kernels
     half = losses_on("cuda", torch.bfloat16, family, batch, label_ids)
     np.testing.assert_allclose(half, cpu, rtol=0, atol=0.2)  # 8 bits of mantissa
+
+
+@pytest.mark.parametrize("name", ["roberta", "gpt2", "llama", "mistral", "modernbert"])
+def test_attention_in_one_kernel_is_that_of_groups(name, label_ids, monkeypatch):
+    """With fewer heads of keys, windows, answers alone and several candidates."""
+    lengths, answers = [3, 60, 3, 40, 19, 17], [2, 59, 2, 39, 18, 16]
+    batch = random_batch(lengths, answers)
+    backbone = Backbone(tiny_model(name).to("cuda", torch.bfloat16))
+    subspace = subspace_of(backbone, batch)
+    solution, candidates = some_solution(5)
+    found = []
+    for kernel in (attention._has_kernel, lambda *_given: False):
+        monkeypatch.setattr(attention, "_has_kernel", kernel)
+        engine = Engine(backbone, batch, label_ids)
+        found.append([logits_of(engine, subspace, solution, n, candidates) for n in range(3)])
+    for one, groups in zip(*found, strict=True):
+        near = (one - groups).abs() <= 0.1 + 0.02 * groups.abs()  # 8 bits of mantissa
+        assert near.float().mean() > 0.95
 
 
 WIDER = {

@@ -60,9 +60,15 @@ def test_steps_stop_when_the_time_is_over(config, in_folder, monkeypatch):
     assert "Left out" in (in_folder / config.report).read_text()
 
 
-def test_without_a_gpu_it_says_so(config):
-    with pytest.raises(UserError, match="sees no CUDA device; there is nothing to check"):
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "cpu", "tpu"])
+def test_a_device_that_is_no_gpu_of_this_machine_is_refused(config, device, in_folder):
+    config.device = device
+    with pytest.raises(UserError, match=f"device={device}, but torch .* sees 0 CUDA devices; give"):
         gpu_check.check(config)
+    if device != "cuda":
+        with emulated_cuda(), pytest.raises(UserError, match=r"sees 1 CUDA devices; give cuda or"):
+            gpu_check.check(config)
+    assert not (in_folder / "reports").exists()
 
 
 @pytest.mark.slow

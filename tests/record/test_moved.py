@@ -55,6 +55,22 @@ def test_artifacts_that_stayed_where_they_were_are_left_there(first, tmp_path):
     assert Store(uri).artifact(Store(uri).runs().artifact_uri[0], "note.txt") == b"one"
 
 
+@pytest.mark.parametrize("how", ["link", "detour"])
+def test_a_store_by_another_spelling_of_its_path_was_not_moved(first, tmp_path, how):
+    other = tmp_path / "link"
+    other.symlink_to(first)
+    record(other if how == "link" else other / ".." / "first", "two")
+    record(first, "three")
+    assert "Nothing to change" in mended(f"sqlite:///{other}/mlflow.db")
+
+
+def test_an_experiment_may_be_called_as_the_folder_is(tmp_path):
+    store = Store(f"sqlite:///{tmp_path}/mlflow.db")
+    with store.start("mlruns", "a run", tags={"digest": "one"}, params={}):
+        pass
+    store.check_experiment("mlruns")
+
+
 def test_a_new_store_in_another_folder_was_not_moved(tmp_path, monkeypatch):
     """MLflow notes its own experiment in the working folder."""
     (tmp_path / "work" / "mlruns").mkdir(parents=True)
@@ -74,7 +90,5 @@ def test_only_a_local_file_that_is_there_is_mended(uri, tmp_path, monkeypatch):
 def test_artifacts_without_a_folder_are_told_before_a_run(tmp_path):
     store = Store(f"sqlite:///{tmp_path}/mlflow.db")
     (tmp_path / "mlruns").write_text("")
-    with pytest.raises(
-        UserError, match=r"folder of artifacts=.*mlruns cannot be used: .*not a"
-    ):
+    with pytest.raises(UserError, match=r"folder of artifacts=.*mlruns cannot be used: .*not a"):
         store.check_experiment("runs")

@@ -1,10 +1,13 @@
 """Where a subspace's random maps are held, on emulated GPUs; and that threads draw the same."""
 
+from threading import Event
+
 import pytest
 import torch
 
 from dfolora.model import Backbone, Limits
 from dfolora.search.subspace import LoraSubspaceSpec, PromptSubspaceSpec
+from dfolora.search.subspace.maps import drawn
 from tests.conftest import random_batch, tiny_model
 from tests.emulation import emulated_cuda
 
@@ -44,6 +47,21 @@ def test_small_maps_are_held_on_the_gpu(name, free, limits, held):
 @pytest.mark.parametrize("name", SPECS)
 def test_any_number_of_threads_draws_the_same(name, monkeypatch):
     spec, _size = SPECS[name]
-    one = [*maps_of(built(spec))]
+    found = []
+    for threads in (1, 4):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append([*maps_of(built(spec))])
+    assert all(map(torch.equal, *found))
+
+
+def test_maps_come_in_the_order_of_their_blocks_whichever_is_drawn_first(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert all(map(torch.equal, one, maps_of(built(spec))))
+    last = Event()
+
+    def draw(block, std):
+        if block == 3:
+            last.set()
+        assert last.wait(10)
+        return block, std
+
+    assert drawn(draw, [0.0, 0.1, 0.2, 0.3]) == [(0, 0.0), (1, 0.1), (2, 0.2), (3, 0.3)]

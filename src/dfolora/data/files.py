@@ -21,6 +21,8 @@ SAVED = "state.json"
 """What a folder holds that ``datasets`` saved to disk."""
 WRAPPED = re.compile(r'(?:\A|(?<=[\t\r\n]))"[^"]*+(?:""[^"]*+)*+"(?=[\t\r\n]|\Z)')
 """A cell of a TSV file in quotation marks, with those within doubled."""
+WRAPPED_ALONE = re.compile(r'(?:\A|(?<=[\t\r\n]))"[^"\t\r\n]*+(?:""[^"\t\r\n]*+)*+"(?=[\t\r\n]|\Z)')
+"""Such a cell without tabs and line ends."""
 
 
 def find_files(folder: Path, stems: Sequence[str], what: str) -> tuple[Path, ...] | None:
@@ -248,14 +250,15 @@ def _is_quoted(text: str, names: Sequence[str] | None, path: Path) -> bool:
     """
     if '"' not in text:
         return False
-    wrapped = [*WRAPPED.finditer(text)]
-    doubled = next((match for match in wrapped if '""' in match[0][1:-1]), None)
-    rest = WRAPPED.sub(lambda match: " " * len(match[0]), text)
-    stray = rest.find('"')
     rows = [row for _, row in _rows(text, "\t", csv.QUOTE_NONE)]
     width = len(rows[0]) if names is None else len(names)
     if any(len(row) != width for row in rows):
-        return stray < 0  # tabs or line ends within marks, or a line that is told as it is read
+        # Tabs or line ends within marks, or a line that is told as it is read.
+        return '"' not in WRAPPED.sub("", text)
+    # All lines are whole rows, so what begins in one cell and ends in another is no cell.
+    wrapped = [*WRAPPED_ALONE.finditer(text)]
+    doubled = next((match for match in wrapped if '""' in match[0][1:-1]), None)
+    stray = WRAPPED_ALONE.sub(lambda match: " " * len(match[0]), text).find('"')
     if doubled and stray >= 0:
         raise UserError(
             f"{path} mixes two kinds of TSV: line {_line(text, doubled.start())} wraps a cell in "

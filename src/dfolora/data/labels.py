@@ -36,8 +36,8 @@ def read_labels(
     Raises:
         UserError: A value stands for no class, or it is unclear for which.
     """
-    spelled = [_spelled(value) for value in column]
-    seen = dict.fromkeys(spelled)
+    spellings = [spelled(value) for value in column]
+    seen = dict.fromkeys(spellings)
     if labels is not None:
         known = _numbered(labels, "data.labels")
         reading = _reading(seen, known)
@@ -56,7 +56,7 @@ def read_labels(
                 raise UserError(_mixture(named, placed, source))
             if list(named.values()).count(None) < list(placed.values()).count(None):
                 reading = named
-    found = [reading[text] for text in spelled]
+    found = [reading[text] for text in spellings]
     if None in found:
         raise UserError(_outside(column, found, known, classes, source))
     return [label for label in found if label is not None]
@@ -68,7 +68,7 @@ def check_labels(labels: object, classes: Sequence[str]) -> None:
         not isinstance(labels, Sequence)
         or isinstance(labels, str)
         or len(labels) != len(classes)
-        or any(_spelled(label) is None for label in labels)
+        or any(spelled(label) is None for label in labels)
     ):
         raise UserError(
             f"data.labels={shown(labels)} must be a list of what stands for each of the classes "
@@ -77,7 +77,7 @@ def check_labels(labels: object, classes: Sequence[str]) -> None:
     _numbered(labels, "data.labels")
 
 
-def _spelled(value: object) -> str | None:
+def spelled(value: object) -> str | None:
     """One spelling for what is the same label in CSV, JSON and Parquet; None for no label."""
     if isinstance(value, str):
         try:
@@ -98,7 +98,7 @@ def _spelled(value: object) -> str | None:
 
 def _numbered(values: Sequence[object], where: str) -> Mapping[str, int]:
     """Positions by spelling."""
-    numbered = {str(_spelled(value)): place for place, value in enumerate(values)}
+    numbered = {str(spelled(value)): place for place, value in enumerate(values)}
     if len(numbered) < len(values):
         raise UserError(f"{where}={list(values)} has two of the same spelling; tell them apart.")
     return numbered

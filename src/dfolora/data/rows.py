@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from dfolora.data.files import Columns, find_files, no_files, read_files
-from dfolora.data.labels import NO_LABEL, UNLABELLED, read_labels
+from dfolora.data.labels import NO_LABEL, UNLABELLED, read_labels, spelled
 from dfolora.data.task import Task
 from dfolora.errors import UserError, explained, installed
 from dfolora.mini import world
@@ -227,4 +227,4 @@ def _from_files(
 
 
 def _labelled(columns: Columns, label: str) -> bool:
-    return any(str(value) not in (*NO_LABEL, "", "None") for value in columns.get(label, ()))
+    return any(spelled(value) not in (*NO_LABEL, "", None) for value in columns.get(label, ()))

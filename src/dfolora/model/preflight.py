@@ -1,5 +1,6 @@
 """Checks a model's weights before they are loaded, from sizes and file headers."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from dfolora.data import Kind
 from dfolora.errors import UserError, explained, first_line
@@ -80,7 +82,7 @@ def check_files(folder: Path, expected: Mapping[str, Shape], family: Family) -> 
         expected: From ``expected_shapes``.
         family: The model's.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = _weights(folder)
     if not files:
         others = sorted(path.name for end in ("bin", "gguf") for path in folder.glob(f"*.{end}"))
         beside = f" but {', '.join(others)}, and no pickle and no GGUF is read" if others else ""
@@ -126,6 +128,18 @@ def check_names(where: str, held: Iterable[str], expected: Iterable[str], family
             f"({', '.join(sorted(unused)[:2])}, ...): they are of two models, or more was saved "
             f"than the model. Copy both from one, or save the model alone."
         )
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files that transformers reads, where others may lie beside them."""
+    whole, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if whole.exists():
+        return [whole]
+    if index.exists():
+        with explained(lambda error: f"{index} cannot be read: {error}; copy it again."):
+            names = {*json.loads(index.read_text())["weight_map"].values()}
+        return sorted(folder / name for name in names)
+    return sorted(folder.glob("*.safetensors"))
 
 
 def _check_prefix(

@@ -1,5 +1,6 @@
 """Local stores that were moved: MLflow notes artifacts' places whole, in every run."""
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -73,13 +74,23 @@ def mend(database: Path, artifacts: Path) -> list[Misplaced]:
     return found
 
 
+def _exists(place: Path) -> bool:
+    """Whether something is there, as far as one may look."""
+    return os.path.exists(place)  # noqa: PTH110  Path's raises in a folder that may not be entered
+
+
+def _below(place: Path, artifacts: Path) -> bool:
+    """Whether a place is below the artifacts' folder, however either is spelled or linked."""
+    return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(artifacts))
+
+
 def _misplaced(connection: sqlite3.Connection, artifacts: Path) -> Iterator[Misplaced]:
     for table, key, column in NOTED:
         for known, place in connection.execute(f"SELECT {key}, {column} FROM {table}"):
             now, then = here(place or "", artifacts), local_path(place or "")
-            if now is None or then is None or now == then:
+            if now is None or then is None or _below(then, artifacts):
                 continue
             # MLflow's own experiment is noted where the command ran that made the store.
             unused = table == "experiments" and str(known) == DEFAULT
-            if now.exists() or not (unused or then.exists()):
+            if _exists(now) or not (unused or _exists(then)):
                 yield Misplaced(table=table, key=str(known), old=place, new=now.as_uri())

@@ -95,7 +95,8 @@ class LoraSubspaceSpec:
         stds = layer_stds(backbone, input_ids, attention_mask, self.statistics)
         projections = drawn(partial(self._draw, backbone, seed), stds)
         hold = holder(backbone, 4 * self.dim // (2 * len(self.targets)) * _stored(projections))
-        projections = [layer.held(hold) for layer in projections]
+        for layer, own in enumerate(projections):  # one after another, for they may be large
+            projections[layer] = own.held(hold)
         return LoraSubspace(self, projections, device=backbone.device, dtype=backbone.dtype)
 
     def _draw(self, backbone: Backbone, seed: int, layer: int, std: float) -> "Projections":

@@ -86,7 +86,8 @@ class PromptSubspaceSpec:
         blocks = self.blocks(backbone.architecture)
         projections = drawn(partial(self._draw, backbone, seed), islice(stds, blocks))
         hold = holder(backbone, blocks * projections[0].nbytes)
-        projections = [*map(hold, projections)]
+        for block, own in enumerate(projections):  # one after another, for they may be large
+            projections[block] = hold(own)
         start = _start(backbone, first_token=int(input_ids[0, 0]))
         return PromptSubspace(self, projections, backbone, start)
 
