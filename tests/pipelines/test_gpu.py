@@ -54,7 +54,7 @@ def test_attention_in_one_kernel_is_that_of_groups(name, label_ids, monkeypatch)
         found.append([logits_of(engine, subspace, solution, n, candidates) for n in range(3)])
     for one, groups in zip(*found, strict=True):
         near = (one - groups).abs() <= 0.1 + 0.02 * groups.abs()  # 8 bits of mantissa
-        assert near.float().mean() > 0.95
+        assert near.float().mean() > 0.9
 
 
 WIDER = {
