@@ -242,7 +242,7 @@ def test_nothing_is_pickled_by_runs_of_each_kind_and_their_report(tmp_path):
     stored = [path for path in (tmp_path / "mlruns").rglob("*") if path.is_file()]
     assert {path.name for path in stored} >= {"adapter_model.safetensors", "trained.safetensors"}
     assert {path.suffix for path in stored} <= {
-        ".json", ".jsonl", ".md", ".png", ".safetensors", ".yaml",
+        ".json", ".jsonl", ".md", ".png", ".safetensors", ".txt", ".yaml",
     }  # fmt: skip
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent != tmp_path]
     assert len(written) > len(stored)
