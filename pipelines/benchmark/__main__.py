@@ -106,17 +106,14 @@ class _Speeds:
         self.model = cache(partial(load, config.model))
 
     def of(self, task: str, precision: str, population: int, layers: int) -> Any:
-        from dfolora.search.subspace import LoraSubspaceSpec
-        from pipelines.benchmark.speed import batch_of, compare, evenly
+        from pipelines.benchmark.speed import compare, evenly, random_subspace
 
         config, ours = self._config, self.model(precision)
         lengths = evenly(config.lengths[task], config.sequences)
-        batch = batch_of(lengths[:2], ours.model.config.vocab_size, self._rng)
-        spec = LoraSubspaceSpec(dim=config.dim, rank=config.rank)
         return compare(
             self.model("fp32") if config.authors else None,
             ours,
-            spec.build(ours, batch.input_ids, batch.attention_mask, seed=0),
+            random_subspace(ours, lengths, self._rng, dim=config.dim, rank=config.rank),
             lengths,
             population=population,
             sampled=layers,

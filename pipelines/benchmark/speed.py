@@ -18,7 +18,7 @@ from dfolora.engine import Engine
 from dfolora.methods import FewShotData
 from dfolora.model import Backbone
 from dfolora.record.memory import PeakMemory
-from dfolora.search.subspace import LoraSubspace
+from dfolora.search.subspace import LoraSubspace, LoraSubspaceSpec
 from pipelines.benchmark.authors_way import label_logits
 from pipelines.benchmark.flops import Shape, flops_authors, flops_engine
 
@@ -100,6 +100,15 @@ def batch_of(lengths: Sequence[int], vocabulary: int, rng: np.random.Generator) 
     )
 
 
+def random_subspace(
+    backbone: Backbone, lengths: Sequence[int], rng: np.random.Generator, *, dim: int, rank: int
+) -> LoraSubspace:
+    """A LoRA subspace that is scaled by two sequences of random tokens."""
+    batch = batch_of(lengths[:2], backbone.model.config.vocab_size, rng)
+    spec = LoraSubspaceSpec(dim=dim, rank=rank)
+    return spec.build(backbone, batch.input_ids, batch.attention_mask, seed=0)
+
+
 def few_shot(lengths: Sequence[int], vocabulary: int, rng: np.random.Generator) -> FewShotData:
     """Such a batch as train and dev set."""
     batch = batch_of(lengths, vocabulary, rng)
@@ -167,7 +176,6 @@ def gemm_rate(backbone: Backbone) -> float:
     shapes = [(place.d_in, place.d_out, 1) for place in architecture.maps.values()]
     shapes += [(narrow, wide, maps - 1), (wide, narrow, 1)]
     rows = backbone.tokens
-    generator = torch.Generator().manual_seed(0)
     total = flops = 0.0
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():

@@ -37,11 +37,13 @@ def main(config: DictConfig) -> None:
 
 def check(config: DictConfig) -> list[str]:
     """Take all steps, in the order of what matters most; those that failed."""
+    from pipelines.benchmark.speed import load
+
     _check_device(config.device)
     path = Path(config.report)
     path.parent.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * config.minutes  # no step begins later
-    models = cache(lambda name, precision: _load(config[name], precision))
+    models = cache(lambda name, precision: load(config[name], precision))
     parts, failed = [_head(config)], list[str]()
     path.write_text(parts[0] + "\n", encoding="utf-8")
     for name, step in STEPS.items():
@@ -73,12 +75,6 @@ def _check_device(device: str) -> None:
             f"device={device}, but torch {torch.__version__} sees {count} CUDA devices; give cuda "
             f"or cuda:N. Without any there is nothing to check; make test emulates one"
         )
-
-
-def _load(model: DictConfig, precision: str) -> Any:
-    from pipelines.benchmark.speed import load
-
-    return load(model, precision)
 
 
 def _head(config: DictConfig) -> str:
@@ -167,18 +163,16 @@ def _tasks(config: DictConfig, models: Callable[..., Any]) -> str:
     """Candidates' seconds on long texts, as a share of what torch's linear reaches."""
     import numpy as np
 
-    from dfolora.search.subspace import LoraSubspaceSpec
-    from pipelines.benchmark.speed import batch_of, compare
+    from pipelines.benchmark.speed import compare, random_subspace
 
     backbone, rng = models("model", config.search.precision), np.random.default_rng(0)
     rows = []
     for task in config.tasks:
         lengths = config.lengths[task]
-        two = batch_of(lengths[:2], backbone.model.config.vocab_size, rng)
-        spec = LoraSubspaceSpec(dim=config.dim, rank=config.rank)
+        subspace = random_subspace(backbone, lengths, rng, dim=config.dim, rank=config.rank)
         speed = compare(
-            None, backbone, spec.build(backbone, two.input_ids, two.attention_mask, seed=0),
-            lengths, population=config.population, sampled=config.layers, repeats=1, rng=rng,
+            None, backbone, subspace, lengths,
+            population=config.population, sampled=config.layers, repeats=1, rng=rng,
         )  # fmt: skip
         rows.append(
             (

@@ -19,7 +19,7 @@ from dfolora.model import Backbone, Limits
 from dfolora.search import Answer
 from dfolora.search.subspace import LoraSubspaceSpec
 from pipelines.benchmark.agreement import few_shot_of
-from pipelines.benchmark.speed import batch_of, load
+from pipelines.benchmark.speed import batch_of, load, random_subspace
 
 MEGABYTE = 1e6
 
@@ -103,9 +103,7 @@ class Population:
         """Each layer, and what evaluates the population there."""
         rng = np.random.default_rng(0)
         batch = batch_of(self.lengths, self.backbone.model.config.vocab_size, rng)
-        spec = LoraSubspaceSpec(dim=self.dim, rank=self.rank)
-        two = batch_of(self.lengths[:2], self.backbone.model.config.vocab_size, rng)
-        subspace = spec.build(self.backbone, two.input_ids, two.attention_mask, seed=0)
+        subspace = random_subspace(self.backbone, self.lengths, rng, dim=self.dim, rank=self.rank)
         incumbents = subspace.incumbents(rng.normal(size=(subspace.blocks, self.dim)))
         candidates = rng.normal(size=(self.size, self.dim))
         engine = Engine(self.backbone, batch, torch.tensor([5, 6]))

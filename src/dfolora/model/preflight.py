@@ -113,7 +113,7 @@ def check_names(where: str, held: Iterable[str], expected: Iterable[str], family
         expected: Those of the model.
         family: The model's.
     """
-    known = {*expected, *(name.removeprefix(f"{family.prefix}.") for name in expected)}
+    known = _known(expected, family)
     layers = (f"{family.layers}.", f"{family.layers.removeprefix(f'{family.prefix}.')}.")
     unused = [
         name
@@ -128,6 +128,11 @@ def check_names(where: str, held: Iterable[str], expected: Iterable[str], family
             f"({', '.join(sorted(unused)[:2])}, ...): they are of two models, or more was saved "
             f"than the model. Copy both from one, or save the model alone."
         )
+
+
+def _known(expected: Iterable[str], family: Family) -> set[str]:
+    """Names of the model's tensors, in files with its head and in those without."""
+    return {*expected, *(name.removeprefix(f"{family.prefix}.") for name in expected)}
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -146,7 +151,7 @@ def _check_prefix(
     folder: Path, held: Iterable[str], expected: Iterable[str], family: Family
 ) -> None:
     """Raise UserError if it is only a prefix by which all names differ from the model's."""
-    known = {*expected, *(name.removeprefix(f"{family.prefix}.") for name in expected)}
+    known = _known(expected, family)
     names = sorted(held)
     prefix, dot, _rest = names[0].partition(".")
     if (

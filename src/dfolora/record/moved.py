@@ -79,16 +79,16 @@ def _exists(place: Path) -> bool:
     return os.path.exists(place)  # noqa: PTH110  Path's raises in a folder that may not be entered
 
 
-def _below(place: Path, artifacts: Path) -> bool:
-    """Whether a place is below the artifacts' folder, however either is spelled or linked."""
-    return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(artifacts))
-
-
 def _misplaced(connection: sqlite3.Connection, artifacts: Path) -> Iterator[Misplaced]:
+    noted, really = f"{artifacts.as_uri()}/", os.path.realpath(artifacts)
     for table, key, column in NOTED:
         for known, place in connection.execute(f"SELECT {key}, {column} FROM {table}"):
-            now, then = here(place or "", artifacts), local_path(place or "")
-            if now is None or then is None or _below(then, artifacts):
+            if not place or place.startswith(noted):  # nearly all; the rest asks the file system
+                continue
+            now, then = here(place, artifacts), local_path(place)
+            if now is None or then is None:
+                continue
+            if Path(os.path.realpath(then)).is_relative_to(really):  # spelled or linked otherwise
                 continue
             # MLflow's own experiment is noted where the command ran that made the store.
             unused = table == "experiments" and str(known) == DEFAULT

@@ -29,6 +29,8 @@ SQLITE_SECONDS = 60.0
 PARAMS_A_BATCH = 100
 RUNS_A_PAGE = 1000
 SQLITE = "sqlite:///"
+FILE = re.compile("^file:(//(localhost)?)?")
+"""What stands before the path in the address of a file of this machine."""
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 """What pip calls the packages of some databases."""
 
@@ -332,7 +334,7 @@ class Store:
 def _check_uri(uri: str) -> None:
     """Raise UserError if runs that are put there are not kept, or are kept wrongly."""
     if uri.startswith("file:") or not ("://" in uri or uri.startswith("databricks")):
-        folder = re.sub("^file:(//(localhost)?)?", "", uri)
+        folder = FILE.sub("", uri)
         raise UserError(
             f"The tracking store {uri} is a folder, which keeps repeated points twice; use "
             f"{SQLITE}{Path(folder, 'mlflow.db')}, or a server."
@@ -345,7 +347,7 @@ def _check_uri(uri: str) -> None:
                 f"{SQLITE}mlflow.db."
             )
         if path.startswith("file:"):
-            named = re.sub("^file:(//(localhost)?)?", "", path).partition("?")[0]
+            named = FILE.sub("", path).partition("?")[0]
             raise UserError(
                 f"The tracking store {uri} names its file by an address of its own; use "
                 f"{SQLITE}{named}."
