@@ -70,5 +70,5 @@ def some_solution(candidates=5, *, layers=3, seed=2):
 
 def logits_of(engine, subspace, solution, block, candidates):
     """``(P, N, C)`` of a solution whose row ``block`` is each candidate in turn."""
-    incumbents = subspace.incumbents(solution, without=block)
-    return engine(incumbents, subspace.intervention(block, candidates))
+    incumbents = subspace.incumbents(solution, without=[block])
+    return engine(incumbents, subspace.interventions(block, candidates))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfolora.engine import Engine, Interventions
 from dfolora.methods import FewShotData, LayerwiseSearch, Progress
-from dfolora.model import Backbone, Intervention
+from dfolora.model import Backbone
 from dfolora.record import Store
 from dfolora.record.journal import Journal
 from dfolora.record.memory import PeakMemory
@@ -29,7 +29,7 @@ class _Timed:
         self._device = device
         self.seconds = 0.0
 
-    def __call__(self, incumbents: Interventions, searched: Intervention) -> Tensor:
+    def __call__(self, incumbents: Interventions, searched: Interventions) -> Tensor:
         wait(self._device)  # for the projection, which is not the engine's
         started = time.perf_counter()
         logits = self._engine(incumbents, searched)

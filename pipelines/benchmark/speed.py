@@ -156,9 +156,9 @@ def engine_seconds(
 
         def generation(layer: int = layer, candidates: np.ndarray = candidates) -> float:
             # As in a round: what enters the layer before is there already.
-            engine(incumbents, subspace.intervention(max(layer - 1, 0), candidates[:1]))
+            engine(incumbents, subspace.interventions(max(layer - 1, 0), candidates[:1]))
             return seconds(
-                lambda: engine(incumbents, subspace.intervention(layer, candidates)).cpu(),
+                lambda: engine(incumbents, subspace.interventions(layer, candidates)).cpu(),
                 backbone.device,
             )
 

@@ -109,7 +109,7 @@ class Population:
         engine = Engine(self.backbone, batch, torch.tensor([5, 6]))
 
         def generation(layer: int) -> Tensor:
-            return engine(incumbents, subspace.intervention(layer, candidates)).cpu()
+            return engine(incumbents, subspace.interventions(layer, candidates)).cpu()
 
         return ((layer, partial(generation, layer)) for layer in layers)
 

@@ -143,9 +143,9 @@ def test_searched_layers_incumbent_does_not_matter(family, batch):
     subspace = subspace_of(backbone, batch)
     engine = Engine(backbone, batch, LABELS)
     solution, candidates = some_solution()
-    searched = subspace.intervention(1, candidates)
+    searched = subspace.interventions(1, candidates)
     all_of_them = engine(subspace.incumbents(solution), searched)
-    without = engine(subspace.incumbents(solution, without=1), searched)
+    without = engine(subspace.incumbents(solution, without=[1]), searched)
     assert torch.equal(all_of_them, without)
 
 

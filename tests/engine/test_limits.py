@@ -99,7 +99,7 @@ def peak_bytes(backbone, batch, targets, population):
     subspace = subspace_of(backbone, batch, targets=targets)
     solution, candidates = some_solution(population)
     calls = [
-        (subspace.incumbents(solution, without=block), subspace.intervention(block, candidates))
+        (subspace.incumbents(solution, without=[block]), subspace.interventions(block, candidates))
         for block in (1, 0)
     ]
     with LiveBytes() as live:
@@ -150,8 +150,8 @@ def test_what_is_not_carried_is_not_charged(family, batch):
 def test_without_carrying_nothing_stays_between_calls(family, batch):
     backbone = Backbone(tiny_model(family))
     subspace = subspace_of(backbone, batch)
-    incumbents = subspace.incumbents(some_solution()[0], without=2)
-    searched = subspace.intervention(2, some_solution()[1])
+    incumbents = subspace.incumbents(some_solution()[0], without=[2])
+    searched = subspace.interventions(2, some_solution()[1])
     held = {}
     for carry in (True, False):
         with LiveBytes() as live:

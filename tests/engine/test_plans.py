@@ -78,7 +78,7 @@ def peak_bytes(backbone, population=20, length=512):
     with LiveBytes() as live:
         engine = Engine(backbone, batch, torch.tensor([7, 50]))
         for call in calls:
-            engine({}, call)
+            engine({}, {call.layer: call})
     return live.peak
 
 

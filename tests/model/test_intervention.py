@@ -37,7 +37,7 @@ def last_answers(lengths=LENGTHS):
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_population_of_soft_prompts_is_the_hooked_models(exact, label_ids, layer, beside, tokens):
     batch = last_answers()
-    lora = subspace_of(exact, batch).incumbents(some_solution()[0], without=layer)
+    lora = subspace_of(exact, batch).incumbents(some_solution()[0], without=[layer])
     others = [other for other in range(3) if other != layer]
     incumbents = {
         "nothing": {},
@@ -47,7 +47,7 @@ def test_population_of_soft_prompts_is_the_hooked_models(exact, label_ids, layer
     }[beside]
     searched = prompt(layer, candidates=3, seed=9)
     engine = Engine(limited(exact, tokens=tokens), batch, label_ids)
-    got = engine(incumbents, searched)
+    got = engine(incumbents, {layer: searched})
     assert got.shape == (3, 8, 3)
     for index, logits in enumerate(got):
         alone = [*incumbents.values(), searched.part(slice(index, index + 1))]
@@ -62,7 +62,7 @@ def test_population_of_soft_prompts_is_the_hooked_models(exact, label_ids, layer
 def test_every_position_up_to_the_shortest_length(exact, label_ids, start, positions):
     batch = last_answers()
     searched = prompt(1, start=start, positions=positions, candidates=2)
-    got = Engine(exact, batch, label_ids)({}, searched)
+    got = Engine(exact, batch, label_ids)({}, {1: searched})
     for index in range(2):
         alone = searched.part(slice(index, index + 1))
         expected = soft_prompt.answer_logits(exact, [alone], batch, label_ids)
@@ -77,7 +77,7 @@ def test_lora_candidates_above_a_soft_prompt(exact, label_ids):
     engine = Engine(limited(exact, tokens=60), batch, label_ids)
     for layers in ({0}, {0, 1}, {1}, set()):  # a prefix carried, changed, and dropped
         chosen = {layer: incumbents[layer] for layer in layers}
-        got = engine(chosen, searched)
+        got = engine(chosen, {2: searched})
         for index in range(3):
             alone = [*chosen.values(), searched.part(slice(index, index + 1))]
             expected = soft_prompt.answer_logits(exact, alone, batch, label_ids)

@@ -65,7 +65,7 @@ def generations(family):
     subspace = subspace_of(shared_backbone(family), batch())
     solution, candidates = some_solution(POPULATION, layers=4)
     return [
-        (subspace.incumbents(solution, without=layer), subspace.intervention(layer, candidates))
+        (subspace.incumbents(solution, without=[layer]), subspace.interventions(layer, candidates))
         for layer in range(4)
     ]
 

@@ -72,7 +72,7 @@ def test_memory_stays_below_what_is_allowed(family, label_ids, dtype, megabytes)
     subspace = subspace_of(backbone, batch)
     solution, candidates = some_solution(20)
     calls = [
-        (subspace.incumbents(solution, without=block), subspace.intervention(block, candidates))
+        (subspace.incumbents(solution, without=[block]), subspace.interventions(block, candidates))
         for block in range(3)
     ]
     Engine(backbone, batch, label_ids)(*calls[0])  # what libraries keep for themselves

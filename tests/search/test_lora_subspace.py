@@ -259,9 +259,9 @@ def test_incumbents_are_the_interventions_of_the_rows(backbone, batch):
 def test_incumbents_leave_out_zero_rows_and_the_one_named(backbone, batch):
     subspace = build(backbone, batch)
     solution = some_solution()[0]
-    assert list(subspace.incumbents(solution, without=1)) == [0, 2]
+    assert list(subspace.incumbents(solution, without=[1])) == [0, 2]
     solution[0] = 0
-    assert list(subspace.incumbents(solution, without=1)) == [2]
+    assert list(subspace.incumbents(solution, without=[1])) == [2]
     assert subspace.incumbents(np.zeros((3, DIM))) == {}
 
 
@@ -270,7 +270,7 @@ def test_incumbents_are_the_same_objects_as_long_as_their_rows_are(backbone, bat
     subspace = build(backbone, batch)
     solution = some_solution()[0]
     first = subspace.incumbents(solution)
-    again = subspace.incumbents(solution.copy(), without=2)
+    again = subspace.incumbents(solution.copy(), without=[2])
     assert again[0] is first[0]
     assert again[1] is first[1]
     solution[1, 7] += 1e-9

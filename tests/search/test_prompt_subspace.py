@@ -91,7 +91,7 @@ def test_map_is_linear_and_zero_is_the_base_model(backbone):
     }
     torch.testing.assert_close(vectors["sum"], 3 * vectors["a"] + vectors["b"])
     assert not subspace.incumbents(np.zeros((3, DIM)))
-    assert list(subspace.incumbents(np.ones((3, DIM)), without=1)) == [0, 2]
+    assert list(subspace.incumbents(np.ones((3, DIM)), without=[1])) == [0, 2]
 
 
 def test_scale_is_the_hidden_states_over_root_d(backbone):

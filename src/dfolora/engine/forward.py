@@ -1,10 +1,10 @@
 """Label-word logits of whole populations, exactly as one padded forward each would give them.
 
-All candidates of a generation differ from the current solution in one layer. So what enters that
-layer is the same for all, and is carried along as the layers take turns; in that layer only their
-low-rank terms differ; in the last one only the position that answers is needed, and of the
-vocabulary the label words. Sequences lie side by side without padding, and as many candidates go
-through the model together as the limits allow.
+All candidates of a generation differ from the current solution in the layers of one block. So what
+enters the first of these is the same for all, and is carried along as the blocks take turns; in that
+layer only their low-rank terms differ; in the last one only the position that answers is needed, and
+of the vocabulary the label words. Sequences lie side by side without padding, and as many candidates
+go through the model together as the limits allow.
 
 They do so in pieces, each of some candidates on one pack. A piece goes through all layers before
 the next one, which takes the least memory; but if the layers' weights are streamed, the pieces go
@@ -49,7 +49,7 @@ FLOPS = 200e12
 thirds of the 312e12 that NVIDIA states for an A100."""
 
 Interventions = Mapping[int, Intervention]
-"""One candidate's interventions (P = 1) by layer; other layers are unchanged."""
+"""Interventions of P candidates by layer; other layers are unchanged."""
 NOTHING: Interventions = MappingProxyType({})
 
 
@@ -94,12 +94,14 @@ class Engine:
         self._told = False
 
     @torch.inference_mode()
-    def __call__(self, incumbents: Interventions, searched: Intervention | None = None) -> Tensor:
+    def __call__(self, incumbents: Interventions, searched: Interventions = NOTHING) -> Tensor:
         """Logits of the model with these interventions.
 
         Args:
-            incumbents: Of all layers; that of the searched one does not matter.
-            searched: Of P candidates for one layer. None: the incumbents are the one candidate.
+            incumbents: The current solution's, one candidate's (P = 1); those of searched layers do
+                not matter.
+            searched: Of P candidates for the layers of one block. None of them: the incumbents are
+                the one candidate.
 
         Returns:
             ``(P, N, C)``, float32.
@@ -107,7 +109,7 @@ class Engine:
         Raises:
             UserError: Not even one candidate on one example finds enough memory.
         """
-        population = 1 if searched is None else searched.population
+        population = _population(searched)
         if population > 1 and not self._told:
             self._told = True
             self._tell_of_streaming(population)
@@ -135,7 +137,7 @@ class Engine:
         number = 1 if places is None else places.shape[1]
         shape = len(self._sequences.lengths), number, len(self._backbone.embedding)
         logits = torch.empty(shape, device=self._backbone.device)
-        for piece in self._through(self._embedded(), 0, NOTHING, answers_only=places is None):
+        for piece in self._through(self._embedded(), 0, answers_only=places is None):
             pack = piece.packed.pack
             if places is None:
                 read = piece.hidden[0, :, None]
@@ -156,15 +158,15 @@ class Engine:
             # Not in the handler, where the error still holds what the failed pass had allocated.
             self._halve(reason, population)
 
-    def _logits(self, incumbents: Interventions, searched: Intervention | None) -> Tensor:
-        population = 1 if searched is None else searched.population
-        shape = population, len(self._sequences.lengths), len(self._label_ids)
+    def _logits(self, incumbents: Interventions, searched: Interventions) -> Tensor:
+        shape = _population(searched), len(self._sequences.lengths), len(self._label_ids)
         logits = torch.empty(shape, device=self._backbone.device)
-        if searched is None:
-            pieces, start = self._embedded(), 0
+        if searched:
+            first = min(searched)
+            pieces, start = self._first_searched(incumbents, searched[first]), first + 1
         else:
-            pieces, start = self._searched_layer(incumbents, searched), searched.layer + 1
-        for piece in self._through(pieces, start, incumbents):
+            pieces, start = self._embedded(), 0
+        for piece in self._through(pieces, start, incumbents, searched):
             logits[piece.candidates, piece.packed.pack.rows] = self._backbone.label_logits(
                 piece.hidden, self._label_ids
             )
@@ -175,10 +177,10 @@ class Engine:
         for prefix in self._prefixes:
             yield _Piece(*self._backbone.embed(prefix.pack), slice(None))
 
-    def _searched_layer(
+    def _first_searched(
         self, incumbents: Interventions, searched: Intervention
     ) -> Iterator["_Piece"]:
-        """The searched layer's output, some candidates a piece."""
+        """The first searched layer's output, some candidates a piece."""
         layer, last = self._backbone.layers[searched.layer], self._is_last(searched.layer)
         for prefixes in self._side_by_side(self._prefixes):
             _carry(prefixes, searched.layer, incumbents)
@@ -199,18 +201,21 @@ class Engine:
         self,
         pieces: Iterable["_Piece"],
         start: int,
-        incumbents: Interventions,
+        incumbents: Interventions = NOTHING,
+        searched: Interventions = NOTHING,
         *,
         answers_only: bool = True,
     ) -> Iterator["_Piece"]:
         """The pieces, from the input of layer ``start`` to the last layer's output."""
         for together in self._side_by_side(pieces):
             for index in range(start, len(self._backbone.layers)):
+                layer = self._backbone.layers[index]
                 trimmed = answers_only and self._is_last(index)
                 for piece in together:
-                    piece.hidden = self._backbone.layers[index](
-                        piece.hidden, piece.packed, incumbents.get(index), answers_only=trimmed
-                    )
+                    own = incumbents.get(index)
+                    if index in searched:
+                        own = searched[index].part(piece.candidates)
+                    piece.hidden = layer(piece.hidden, piece.packed, own, answers_only=trimmed)
             yield from together
 
     def _side_by_side(self, parts: Iterable[Part]) -> Iterator[list[Part]]:
@@ -404,6 +409,10 @@ def _carry(prefixes: Sequence[_Prefix], layer: int, incumbents: Interventions) -
     for index in range(min(prefix.layer for prefix in prefixes), layer):
         for prefix in prefixes:
             prefix.pass_through(index, incumbents.get(index))
+
+
+def _population(searched: Interventions) -> int:
+    return next(iter(searched.values())).population if searched else 1
 
 
 def _needed(batch: Batch, *, causal: bool) -> Sequences:

@@ -21,7 +21,6 @@ from dfolora.engine import (
     cross_entropy,
     metric_objective,
 )
-from dfolora.model import Intervention
 from dfolora.search.subspace import Subspace
 
 Array = NDArray[np.float64]
@@ -79,7 +78,7 @@ class PopulationEvaluator:
 
     def __init__(
         self,
-        engine: Callable[[Interventions, Intervention], Tensor],
+        engine: Callable[[Interventions, Interventions], Tensor],
         subspace: Subspace,
         labels: Tensor,
         *,
@@ -94,8 +93,8 @@ class PopulationEvaluator:
         self._metric = METRICS[metric]
 
     def __call__(self, solution: Array, block: int, candidates: Array) -> Evaluation:
-        incumbents = self._subspace.incumbents(solution, without=block)
-        logits = self._engine(incumbents, self._subspace.intervention(block, candidates))
+        incumbents = self._subspace.incumbents(solution, without=[block])
+        logits = self._engine(incumbents, self._subspace.interventions(block, candidates))
         logits = logits.cpu()  # once; they are few
         scores = self._metric(self._labels.numpy(), logits.argmax(-1).numpy())
         losses = LOSSES.get(self._objective, cross_entropy)(logits, self._labels)

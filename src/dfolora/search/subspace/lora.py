@@ -7,7 +7,7 @@ z and -z give the same model when all other layers are as they were, since every
 product A B.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -181,8 +181,12 @@ class LoraSubspace:
             )
         return LayerLora(layer=block, factors=factors)
 
+    def interventions(self, block: int, candidates: NDArray[np.float64]) -> dict[int, LayerLora]:
+        """Those of one layer."""
+        return {block: self.intervention(block, candidates)}
+
     def incumbents(
-        self, solution: NDArray[np.float64], *, without: int | None = None
+        self, solution: NDArray[np.float64], *, without: Container[int] = ()
     ) -> dict[int, LayerLora]:
         """The factors are rounded to the model's type."""
         return self._incumbents(solution, without)

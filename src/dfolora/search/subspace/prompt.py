@@ -6,7 +6,7 @@ as-a-Service*, 2022) or at every layer (BBTv2: Sun et al., *BBTv2: Towards a Gra
 with Large Language Models*, 2022).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -131,8 +131,12 @@ class PromptSubspace:
         vectors = (z @ projection).view(len(z), self._spec.positions, -1)
         return SoftPrompt(layer=block, start=self._start, vectors=vectors)
 
+    def interventions(self, block: int, candidates: NDArray[np.float64]) -> dict[int, SoftPrompt]:
+        """Those of one layer."""
+        return {block: self.intervention(block, candidates)}
+
     def incumbents(
-        self, solution: NDArray[np.float64], *, without: int | None = None
+        self, solution: NDArray[np.float64], *, without: Container[int] = ()
     ) -> dict[int, SoftPrompt]:
         return self._incumbents(solution, without)
 

@@ -3,7 +3,7 @@
 Letters: P candidates, L blocks, d search dimension.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -26,20 +26,20 @@ class Subspace(Protocol):
     stored: int
     """The number of parameters that a solution adds to the model."""
 
-    def intervention(self, block: int, candidates: Array) -> Intervention:
-        """The intervention of P candidates for one block: ``(P, d) -> Intervention``."""
+    def interventions(self, block: int, candidates: Array) -> Mapping[int, Intervention]:
+        """What P candidates ``(P, d)`` for one block change, by layer."""
         ...
 
     def incumbents(
-        self, solution: Array, *, without: int | None = None
+        self, solution: Array, *, without: Container[int] = ()
     ) -> Mapping[int, Intervention]:
-        """Interventions of a solution ``(L, d)`` by layer; none where z is 0.
+        """What a solution ``(L, d)`` changes, by layer; nothing where z is 0.
 
-        A block whose vector is the same as last time gets the same object as then.
+        A block whose vector is the same as last time gets the same objects as then.
 
         Args:
             solution: One vector a block.
-            without: A block to leave out.
+            without: Blocks to leave out.
         """
         ...
 
@@ -93,11 +93,11 @@ class Incumbents(Generic[Change]):
         self._make = make
         self._known: dict[int, tuple[bytes, Change]] = {}
 
-    def __call__(self, solution: Array, without: int | None) -> dict[int, Change]:
+    def __call__(self, solution: Array, without: Container[int]) -> dict[int, Change]:
         return {
             block: self._one(block, z)
             for block, z in enumerate(solution)
-            if block != without and z.any()
+            if block not in without and z.any()
         }
 
     def _one(self, block: int, z: Array) -> Change:
