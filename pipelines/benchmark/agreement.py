@@ -59,10 +59,11 @@ def agreements(task: str, precisions: Sequence[str], budget: int, device: str) -
     others = {name: judge(load(config.model, name)) for name in precisions}
     compared = _Compared(judge(backbone), others)
     optimizers = [
-        method.block_optimizer(block, subspace.blocks, config.seed)
+        method.block_optimizer(block, backbone.architecture, config.seed)
         for block in range(subspace.blocks)
     ]
-    for _generation in tune(compared, optimizers, dim=method.subspace.dim, budget=budget):
+    dim = method.subspace.size(backbone.architecture)
+    for _generation in tune(compared, optimizers, dim=dim, budget=budget):
         pass
     return list(compared.agreements.values())
 

@@ -40,9 +40,11 @@ class _Timed:
 
 def share_outside(backbone: Backbone, data: FewShotData, *, dim: int, generations: int) -> float:
     """The share of a search's time that is not the engine's, journal and MLflow included."""
-    blocks = backbone.architecture.layers
+    architecture = backbone.architecture
     method = LayerwiseSearch(subspace=LoraSubspaceSpec(dim=dim))
-    optimizers = [method.block_optimizer(block, blocks, seed=0) for block in range(blocks)]
+    optimizers = [
+        method.block_optimizer(block, architecture, seed=0) for block in range(architecture.layers)
+    ]
     budget = 1 + generations * optimizers[0].population
     train = data.train
     subspace = method.subspace.build(backbone, train.input_ids, train.attention_mask, 0)

@@ -214,8 +214,10 @@ def test_searched_coordinates_are_those_of_the_tables(model, row, value):
     config = composed(f"model={model}", f"row={row}", value)
     shaped = instantiate(config.model, weights="random", _convert_="all")
     subspace = instantiate(config.method).subspace
-    blocks = subspace.blocks(Architecture.of(shaped.config()))
-    assert subspace.dim * blocks == SEARCHED[model, row, value]
+    architecture = Architecture.of(shaped.config())
+    assert (
+        subspace.size(architecture) * subspace.blocks(architecture) == SEARCHED[model, row, value]
+    )
 
 
 @pytest.mark.parametrize("model", ["mini_roberta", "mini_gpt2"])

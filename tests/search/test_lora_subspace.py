@@ -50,7 +50,7 @@ def logits_of(backbone, batch, label_ids, *loras):
 def first_changes(method, backbone, batch):
     """What the first candidates of a search change in layer 0, each (P, ...)."""
     subspace = method.subspace.build(backbone, batch.input_ids, batch.attention_mask, 0)
-    candidates = method.block_optimizer(0, subspace.blocks, 0).ask()
+    candidates = method.block_optimizer(0, backbone.architecture, 0).ask()
     change = subspace.intervention(0, candidates)
     if hasattr(change, "vectors"):
         return [change.vectors]

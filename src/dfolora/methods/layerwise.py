@@ -82,20 +82,19 @@ class LayerwiseSearch:
         self.check(backbone.architecture)
         return Search(self, backbone, data, seed, memo)
 
-    def block_optimizer(self, block: int, blocks: int, seed: int) -> Optimizer:
+    def block_optimizer(self, block: int, architecture: Architecture, seed: int) -> Optimizer:
         """The optimizer of one block, with its own random stream."""
         return self.optimizer(
-            dim=self.subspace.dim,
-            budget=max(1, self.budget // blocks),
+            dim=self.subspace.size(architecture),
+            budget=max(1, self.budget // self.subspace.blocks(architecture)),
             rng=stream(seed, f"search/{block}"),
         )
 
     def _check_budget(self, architecture: Architecture) -> None:
-        all_blocks = self.subspace.blocks(architecture)
-        population = self.block_optimizer(0, all_blocks, 0).population
+        population = self.block_optimizer(0, architecture, 0).population
         what, blocks = "one generation", 1
         if self.schedule == "released":
-            what, blocks = "one round of all layers", all_blocks
+            what, blocks = "one round of all layers", self.subspace.blocks(architecture)
         needed = blocks * population + {"improving": 1, "mean": 2, "released": 0}[self.incumbent]
         if 0 < self.budget < needed:
             raise UserError(
@@ -122,8 +121,9 @@ class Search:
         self._subspace = method.subspace.build(
             backbone, data.train.input_ids, data.train.attention_mask, seed
         )
+        self._dim = method.subspace.size(backbone.architecture)
         self._optimizers = [
-            method.block_optimizer(block, self._subspace.blocks, seed)
+            method.block_optimizer(block, backbone.architecture, seed)
             for block in range(self._subspace.blocks)
         ]
         train, dev = (self._evaluator(batch, data.metric) for batch in (data.train, data.dev))
@@ -141,7 +141,7 @@ class Search:
         generations = tune(
             self._train,
             self._optimizers,
-            dim=method.subspace.dim,
+            dim=self._dim,
             budget=method.budget,
             incumbent=method.incumbent,
             schedule=method.schedule,
@@ -156,7 +156,7 @@ class Search:
         """The solution that the dev set chose."""
         chosen = self._selection.best
         if chosen is None:
-            zero = np.zeros((self._subspace.blocks, self._method.subspace.dim))
+            zero = np.zeros((self._subspace.blocks, self._dim))
             chosen = self._selection.look(0, zero)
         return adapted(self._backbone, self._label_ids, self._subspace, chosen.solution, dev=chosen)
 

@@ -41,6 +41,6 @@ class RandomLora:
         self.check(backbone.architecture)
         spec = self.subspace
         subspace = spec.build(backbone, data.train.input_ids, data.train.attention_mask, seed)
-        shape = subspace.blocks, spec.dim
+        shape = subspace.blocks, spec.size(backbone.architecture)
         solution = stream(seed, "random_lora").standard_normal(shape)
         return NoFit(adapted(backbone, data.label_ids, subspace, solution))

@@ -53,9 +53,18 @@ class LoraSubspaceSpec:
     statistics: Statistics = "real_tokens"
     """Which positions the hidden-state statistics see."""
 
+    @property
+    def even(self) -> bool:
+        """Yes: it is A B that changes the model."""
+        return True
+
     def blocks(self, architecture: Architecture) -> int:
         """One block per layer."""
         return architecture.layers
+
+    def size(self, _architecture: Architecture) -> int:
+        """``dim``."""
+        return self.dim
 
     def encoder(self, plain: Encoder) -> Encoder:
         """The plain prompt."""

@@ -47,8 +47,17 @@ class PromptSubspaceSpec:
     """Scale of the random maps: their standard deviation is alpha std_l / sqrt(d). A published pair
     (alpha, sigma) of BBTv2, which divides by sigma too, is alpha / sigma here."""
 
+    @property
+    def even(self) -> bool:
+        """No: the vectors are linear in z."""
+        return False
+
     def blocks(self, architecture: Architecture) -> int:
         return architecture.layers if self.every_layer else 1
+
+    def size(self, _architecture: Architecture) -> int:
+        """``dim``."""
+        return self.dim
 
     def check(self, architecture: Architecture) -> None:
         whole(self.dim, "subspace.dim", least=1)

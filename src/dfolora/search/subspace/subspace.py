@@ -52,12 +52,16 @@ class SubspaceSpec(Protocol):
     """A search space; ``build`` draws its map."""
 
     @property
-    def dim(self) -> int:
-        """d, the length of one block's search vector."""
+    def even(self) -> bool:
+        """Whether z and -z give the same model, all other blocks being as they were."""
         ...
 
     def blocks(self, architecture: Architecture) -> int:
         """L for such a model."""
+        ...
+
+    def size(self, architecture: Architecture) -> int:
+        """The length d of one block's search vector for such a model."""
         ...
 
     def check(self, architecture: Architecture) -> None:
