@@ -68,7 +68,7 @@ def check_parts(config: DictConfig) -> None:
             raise UserError(f"{key}={shown(plain.get(key))} must be a mapping, as in conf/.")
     for key in BUILT:
         check_built(plain.get(key), key)
-    for name in ("optimizer", "subspace", "trained", "training"):
+    for name in ("optimizer", "schedule", "subspace", "trained", "training"):
         if name in plain["method"]:
             check_built(plain["method"][name], f"method.{name}")
     for name in ("uri", "experiment"):
@@ -112,6 +112,9 @@ def labels_of(
         labels["seed"] = str(split) if split == search else f"{split}/{search}"
     if "optimizer" in plain["method"]:
         labels["optimizer"] = choices["optimizer"]
+    if "schedule" in plain["method"]:
+        labels["schedule"] = choices["schedule"]
+        labels["layers_per_block"] = str(plain["method"]["layers_per_block"])
     subspace = plain["method"].get("subspace", {})
     if subspace == plain["subspace"]:
         labels["subspace"] = choices["subspace"]

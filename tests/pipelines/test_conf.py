@@ -37,6 +37,7 @@ from dfolora.report import TableSpec
 from dfolora.report.captions import CONSTANTS
 from dfolora.report.figures import KINDS
 from dfolora.search.optim import Cma, Lotfwa, Nevergrad, RandomSearch
+from dfolora.search import Bandit, LastK, Late, Lisa, RoundRobin, Spread, WholeRounds
 from dfolora.search.subspace import LoraSubspaceSpec
 from pipelines.identity import labels_of, name_of
 from pipelines.job import SWEPT
@@ -73,6 +74,13 @@ SIGNATURES = {
     ("optimizer", "fwa"): Lotfwa,
     ("optimizer", "nevergrad"): Nevergrad,
     ("optimizer", "random"): RandomSearch,
+    ("schedule", "bandit"): Bandit,
+    ("schedule", "last_k"): LastK,
+    ("schedule", "late"): Late,
+    ("schedule", "lisa"): Lisa,
+    ("schedule", "released"): WholeRounds,
+    ("schedule", "round_robin"): RoundRobin,
+    ("schedule", "spread"): Spread,
     ("subspace", "paper"): LoraSubspaceSpec,
 }
 OF_TABLE_1 = ("curves", "figure1")
@@ -371,7 +379,7 @@ def test_nested_defaults_are_the_default_options():
 
 
 def test_every_constructor_with_options_is_compared():
-    for group in ("method", "optimizer", "subspace"):
+    for group in ("method", "optimizer", "schedule", "subspace"):
         kinds = {get_class(node(group, option)["_target_"]) for option in options(group)}
         assert kinds == {kind for (owner, _), kind in SIGNATURES.items() if owner == group}
     trained = [node("method", option).get("trained") for option in options("method")]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from dfolora.errors import UserError
 from dfolora.search.evaluator import Evaluation
-from dfolora.search.loop import tune
+from dfolora.search.loop import INCUMBENTS, tune
+from dfolora.search.schedule import WholeRounds
 from dfolora.search.optim import Cma, Lotfwa, RandomSearch
 
 DIM = 6
@@ -62,7 +63,7 @@ FACTORIES = {
     budget=st.integers(1, 120),
     blocks=st.integers(1, 5),
     name=st.sampled_from(sorted(FACTORIES)),
-    incumbent=st.sampled_from(["improving", "mean", "released"]),
+    incumbent=st.sampled_from(sorted(INCUMBENTS)),
 )
 def test_budget_is_met_exactly(budget, blocks, name, incumbent):
     evaluate, generations = run(FACTORIES[name], blocks=blocks, budget=budget, incumbent=incumbent)
@@ -94,8 +95,10 @@ def test_blocks_take_turns_in_order_one_generation_each():
 
 
 def test_released_schedule_runs_whole_rounds_only():
+    rng = np.random.default_rng(0)
+    order = WholeRounds().order(3, population=5, budget=59, rng=rng)
     evaluate, generations = run(
-        SMALL_CMA, blocks=3, budget=59, schedule="released", incumbent="released"
+        SMALL_CMA, blocks=3, budget=59, incumbent="released", order=order
     )
     assert [generation.block for generation in generations] == [0, 1, 2] * 3
     assert evaluate.calls == 45

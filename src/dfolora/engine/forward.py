@@ -1,10 +1,10 @@
 """Label-word logits of whole populations, exactly as one padded forward each would give them.
 
 All candidates of a generation differ from the current solution in the layers of one block. So what
-enters the first of these is the same for all, and is carried along as the blocks take turns; in that
-layer only their low-rank terms differ; in the last one only the position that answers is needed, and
-of the vocabulary the label words. Sequences lie side by side without padding, and as many candidates
-go through the model together as the limits allow.
+enters the first of these is the same for all, and is carried along as the blocks take turns; in it
+only their low-rank terms differ; in the model's last layer only the position that answers is
+needed, and of the vocabulary the label words. Sequences lie side by side without padding, and as
+many candidates go through the model together as the limits allow.
 
 They do so in pieces, each of some candidates on one pack. A piece goes through all layers before
 the next one, which takes the least memory; but if the layers' weights are streamed, the pieces go

@@ -6,7 +6,7 @@ prompts with CMA-ES it is BBT (one block, at the input) and BBTv2 (a block a lay
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +19,20 @@ from dfolora.methods.method import FewShotData, Predictor, Progress
 from dfolora.model import Architecture, Backbone
 from dfolora.search import (
     INCUMBENTS,
-    SCHEDULES,
+    MEASURED,
     SELECTIONS,
     DevPoint,
     DevSelection,
     Memo,
     PopulationEvaluator,
     Remembered,
+    RoundRobin,
+    Schedule,
     forgetful,
     tune,
 )
 from dfolora.search.optim import Cma, Optimizer, OptimizerFactory
-from dfolora.search.subspace import LoraSubspaceSpec, Subspace, SubspaceSpec
+from dfolora.search.subspace import Grouped, LoraSubspaceSpec, Subspace, SubspaceSpec
 from dfolora.seeding import stream
 from dfolora.validation import choice, whole
 
@@ -47,8 +49,10 @@ class LayerwiseSearch:
     """A name in ``OBJECTIVES``."""
     incumbent: str = "improving"
     """A name in ``INCUMBENTS``."""
-    schedule: str = "round_robin"
-    """A name in ``SCHEDULES``."""
+    schedule: Schedule = field(default_factory=RoundRobin)
+    """Whose turn it is."""
+    layers_per_block: int | Literal["all"] = 1
+    """How many layers' vectors, one after another, are searched as one block."""
     selection: str = "incumbent"
     """A name in ``SELECTIONS``."""
     dev_interval: int = 100
@@ -62,7 +66,6 @@ class LayerwiseSearch:
     def check(self, architecture: Architecture) -> None:
         check_objective(self.objective)
         choice(self.incumbent, "incumbent", INCUMBENTS)
-        choice(self.schedule, "schedule", SCHEDULES)
         choice(self.selection, "selection", SELECTIONS)
         whole(self.budget, "budget", least=0)
         whole(self.dev_interval, "dev_interval", least=1)
@@ -70,6 +73,7 @@ class LayerwiseSearch:
             # With less, the search would stop before it had looked again.
             whole(self.patience, "patience", least=self.dev_interval)
         self.subspace.check(architecture)
+        self._check_blocks(architecture)
         self._check_budget(architecture)
 
     def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
@@ -82,20 +86,58 @@ class LayerwiseSearch:
         self.check(backbone.architecture)
         return Search(self, backbone, data, seed, memo)
 
+    def blocks(self, architecture: Architecture) -> int:
+        """The number of blocks, L."""
+        return self.subspace.blocks(architecture) // self._together(architecture)
+
+    def size(self, architecture: Architecture) -> int:
+        """The length of a block's vector, d."""
+        return self.subspace.size(architecture) * self._together(architecture)
+
+    def build(self, backbone: Backbone, data: FewShotData, seed: int) -> Subspace:
+        """Draw the subspace of these blocks."""
+        train = data.train
+        built = self.subspace.build(backbone, train.input_ids, train.attention_mask, seed)
+        together = self._together(backbone.architecture)
+        return built if together == 1 else Grouped(built, together)
+
     def block_optimizer(self, block: int, architecture: Architecture, seed: int) -> Optimizer:
         """The optimizer of one block, with its own random stream."""
+        weights = self.schedule.weights(self.blocks(architecture))
         return self.optimizer(
-            dim=self.subspace.size(architecture),
-            budget=max(1, self.budget // self.subspace.blocks(architecture)),
+            dim=self.size(architecture),
+            budget=max(1, int(self.budget * weights[block] // sum(weights))),
             rng=stream(seed, f"search/{block}"),
         )
 
+    def _together(self, architecture: Architecture) -> int:
+        layers = self.subspace.blocks(architecture)
+        return layers if self.layers_per_block == "all" else self.layers_per_block
+
+    def _check_blocks(self, architecture: Architecture) -> None:
+        layers = self.subspace.blocks(architecture)
+        if self.layers_per_block != "all":
+            whole(self.layers_per_block, "layers_per_block", least=1)
+            if layers % self.layers_per_block:
+                divisors = [str(size) for size in range(1, layers + 1) if layers % size == 0]
+                raise UserError(
+                    f"layers_per_block={self.layers_per_block} does not divide the {layers} layers "
+                    f"that {type(self.subspace).__name__} has vectors for; choose all, or one of "
+                    f"{', '.join(divisors)}."
+                )
+        self.schedule.check(self.blocks(architecture))
+        if self.schedule.informed and self.incumbent not in MEASURED:
+            raise UserError(
+                f"The schedule {type(self.schedule).__name__} is told the loss after each turn, "
+                f"which incumbent={self.incumbent} does not measure; choose incumbent="
+                f"{' or '.join(MEASURED)}, or another schedule."
+            )
+
     def _check_budget(self, architecture: Architecture) -> None:
         population = self.block_optimizer(0, architecture, 0).population
-        what, blocks = "one generation", 1
-        if self.schedule == "released":
-            what, blocks = "one round of all layers", self.subspace.blocks(architecture)
-        needed = blocks * population + {"improving": 1, "mean": 2, "released": 0}[self.incumbent]
+        turns = self.schedule.least(self.blocks(architecture))
+        what = "one generation" if turns == 1 else "one round of all layers"
+        needed = turns * population + {"improving": 1, "mean": 2}.get(self.incumbent, 0)
         if 0 < self.budget < needed:
             raise UserError(
                 f"budget={self.budget} is smaller than {what}, which needs {needed} calls with a "
@@ -118,10 +160,9 @@ class Search:
         self._method = method
         self._backbone = backbone
         self._label_ids = data.label_ids
-        self._subspace = method.subspace.build(
-            backbone, data.train.input_ids, data.train.attention_mask, seed
-        )
-        self._dim = method.subspace.size(backbone.architecture)
+        self._seed = seed
+        self._subspace = method.build(backbone, data, seed)
+        self._dim = method.size(backbone.architecture)
         self._optimizers = [
             method.block_optimizer(block, backbone.architecture, seed)
             for block in range(self._subspace.blocks)
@@ -138,13 +179,19 @@ class Search:
     def __iter__(self) -> Iterator[Progress]:
         """Search until the budget or the patience is spent."""
         method, selection = self._method, self._selection
+        order = method.schedule.order(
+            len(self._optimizers),
+            population=self._optimizers[0].population,
+            budget=method.budget,
+            rng=stream(self._seed, "schedule"),
+        )
         generations = tune(
             self._train,
             self._optimizers,
             dim=self._dim,
             budget=method.budget,
             incumbent=method.incumbent,
-            schedule=method.schedule,
+            order=order,
         )
         for generation in generations:
             looks = selection.see(generation)
@@ -158,7 +205,15 @@ class Search:
         if chosen is None:
             zero = np.zeros((self._subspace.blocks, self._dim))
             chosen = self._selection.look(0, zero)
-        return adapted(self._backbone, self._label_ids, self._subspace, chosen.solution, dev=chosen)
+        weights = self._method.schedule.weights(self._subspace.blocks)
+        return adapted(
+            self._backbone,
+            self._label_ids,
+            self._subspace,
+            chosen.solution,
+            dev=chosen,
+            searched=self._dim * sum(weight > 0 for weight in weights),
+        )
 
     def _evaluator(self, batch: Batch, metric: str) -> PopulationEvaluator:
         return PopulationEvaluator(
@@ -175,7 +230,9 @@ def adapted(
     label_ids: Tensor,
     subspace: Subspace,
     solution: NDArray[np.float64],
+    *,
     dev: DevPoint | None = None,
+    searched: int = 0,
 ) -> Predictor:
     """The model with one solution's interventions.
 
@@ -185,11 +242,12 @@ def adapted(
         subspace: Search vectors to interventions.
         solution: ``(L, d)``.
         dev: The look at dev that chose it; None for one that nobody searched.
+        searched: Numbers that were searched for it.
     """
     return Predictor(
         logits=lambda batch: classify(backbone, label_ids, batch, subspace.incumbents(solution)),
         write=lambda folder: subspace.save(folder, backbone, solution),
         dev=dev,
-        searched=0 if dev is None else solution.size,
+        searched=searched,
         stored=subspace.stored,
     )

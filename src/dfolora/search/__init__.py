@@ -13,21 +13,41 @@ from dfolora.search.evaluator import (
     Remembered,
     forgetful,
 )
-from dfolora.search.loop import INCUMBENTS, SCHEDULES, tune
+from dfolora.search.generation import Generation
+from dfolora.search.loop import INCUMBENTS, MEASURED, tune
+from dfolora.search.schedule import (
+    Bandit,
+    LastK,
+    Late,
+    Lisa,
+    RoundRobin,
+    Schedule,
+    Spread,
+    WholeRounds,
+)
 from dfolora.search.selection import SELECTIONS, DevPoint, DevSelection, by_score
 
 __all__ = [
     "INCUMBENTS",
-    "SCHEDULES",
+    "MEASURED",
     "SELECTIONS",
     "Answer",
+    "Bandit",
     "DevPoint",
     "DevSelection",
     "Evaluation",
     "Evaluator",
+    "Generation",
+    "LastK",
+    "Late",
+    "Lisa",
     "Memo",
     "PopulationEvaluator",
     "Remembered",
+    "RoundRobin",
+    "Schedule",
+    "Spread",
+    "WholeRounds",
     "by_score",
     "forgetful",
     "tune",

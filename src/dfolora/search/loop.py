@@ -5,42 +5,22 @@ Letters: P candidates, L blocks, d search dimension.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import cycle
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfolora.errors import UserError
 from dfolora.search.evaluator import Evaluator
+from dfolora.search.generation import Generation
 from dfolora.search.optim import Optimizer, Point
+from dfolora.search.schedule import Order, in_turn
 
 Array = NDArray[np.float64]
 NO_LOSS = (
     "{whose} on the train set is not a finite number. Check the model's weights, or use "
     "precision=fp32."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """One turn of one block, as it ended."""
-
-    block: int
-    calls: int
-    """Passes over the train set spent so far, this turn's included."""
-    candidates: Array
-    """The candidates of this turn, in order: ``(P, d)``."""
-    losses: Array
-    """Their losses, inf for NaN: ``(P,)``."""
-    solution: Array
-    """The incumbents of all blocks after this turn: ``(L, d)``."""
-    loss: float
-    """The loss of ``solution``; nan under the ``released`` rule, which never measures it."""
-    step_size: float
-    """The optimizer's sigma or amplitude as the turn began; nan where it has none."""
-    last: bool
-    """Whether this is the last turn."""
 
 
 def tune(
@@ -50,13 +30,12 @@ def tune(
     dim: int,
     budget: int,
     incumbent: str = "improving",
-    schedule: str = "round_robin",
+    order: Order | None = None,
 ) -> Iterator[Generation]:
     """Search all blocks' vectors, one optimizer per block, and yield every generation.
 
     The search starts from z = 0, the unadapted model. Its loss is the first call and the first
-    generation (the ``released`` rule does not need it and does not spend it). What is left at the
-    end pays for the first candidates of one more generation, so the budget is met exactly.
+    generation (rules that are not ``MEASURED`` do not spend it). What is left at the end pays for the first candidates of one more generation, so the budget is met exactly.
 
     Args:
         evaluate: Losses of candidates for one block of a solution, on the train set.
@@ -64,22 +43,23 @@ def tune(
         dim: d.
         budget: At most so many calls; 0 searches nothing.
         incumbent: A name in ``INCUMBENTS``: what a block contributes while others are searched.
-        schedule: A name in ``SCHEDULES``: the order of turns.
+        order: Whose turn it is, told each generation; the search ends where it does. None: blocks in
+            ascending order, again and again.
 
     Raises:
-        UserError: The unadapted model's loss is no finite number; or under the ``released`` rule,
-            which does not ask for it, none of the first turn's is.
+        UserError: The unadapted model's loss is no finite number; or where nobody asks for it, none
+            of the first turn's is.
 
     Warns:
         RuntimeWarning: A turn brought no finite loss, or a whole round only equal ones.
     """
     search = _Search(evaluate, budget=budget, solution=np.zeros((len(optimizers), dim)))
-    if budget and incumbent != "released":
+    if budget and incumbent in MEASURED:
         search.measure_base()
         yield search.end_turn(0, np.nan, last=search.calls == budget)
     watch = _Watch(blocks=len(optimizers))
-    turns = SCHEDULES[schedule](len(optimizers), optimizers[0].population, budget)
-    block = next(turns, None)
+    order = in_turn(range(len(optimizers))) if order is None else order
+    block = next(order, None)
     while block is not None and search.calls < budget:
         optimizer = optimizers[block]
         step_size = optimizer.step_size  # before telling, for it may take a while to learn
@@ -91,12 +71,17 @@ def tune(
             if search.calls == budget:
                 break
         INCUMBENTS[incumbent](search, block, optimizer)
-        following = next(turns, None)
-        last = following is None or search.calls == budget
-        generation = search.end_turn(block, step_size, last=last)
+        generation = search.end_turn(block, step_size, last=search.calls == budget)
         watch.see(generation)
-        yield generation
-        block = following
+        block = _following(order, generation)
+        yield replace(generation, last=generation.last or block is None)
+
+
+def _following(order: Order, generation: Generation) -> int | None:
+    try:
+        return order.send(generation)
+    except StopIteration:
+        return None
 
 
 @dataclass
@@ -195,6 +180,11 @@ def _adopt_mean(search: _Search, block: int, optimizer: Optimizer) -> None:
         search.loss = float(search.measure(block, search.solution[block : block + 1])[0])
 
 
+def _adopt_center(search: _Search, block: int, optimizer: Optimizer) -> None:
+    """Adopt the optimizer's center unmeasured, so the loss of the whole stays unknown."""
+    search.solution[block] = optimizer.center
+
+
 def _adopt_released(search: _Search, block: int, optimizer: Optimizer) -> None:
     """Adopt the block's all-time best candidate, by losses measured with other incumbents.
 
@@ -207,22 +197,8 @@ def _adopt_released(search: _Search, block: int, optimizer: Optimizer) -> None:
 INCUMBENTS: Mapping[str, Callable[[_Search, int, Optimizer], None]] = {
     "improving": _adopt_improving,
     "mean": _adopt_mean,
+    "center": _adopt_center,
     "released": _adopt_released,
 }
-
-
-def _round_robin(blocks: int, _population: int, _budget: int) -> Iterator[int]:
-    """Ascending order, until the budget is spent."""
-    return cycle(range(blocks))
-
-
-def _whole_rounds(blocks: int, population: int, budget: int) -> Iterator[int]:
-    """Ascending order in whole rounds; the rest of the budget is not spent."""
-    for _ in range(budget // (population * blocks)):
-        yield from range(blocks)
-
-
-SCHEDULES: Mapping[str, Callable[[int, int, int], Iterator[int]]] = {
-    "round_robin": _round_robin,
-    "released": _whole_rounds,
-}
+MEASURED = ("improving", "mean")
+"""Rules under which the loss of the whole solution is always known, from the first call on."""

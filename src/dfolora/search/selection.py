@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfolora.search.evaluator import Evaluator
-from dfolora.search.loop import Generation
+from dfolora.search.generation import Generation
 
 Array = NDArray[np.float64]
 
