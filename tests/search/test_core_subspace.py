@@ -292,3 +292,9 @@ def test_what_makes_no_sense_is_refused(options, message):
     architecture = Backbone(tiny_model("llama")).architecture
     with pytest.raises(UserError, match=message):
         CoreSubspaceSpec(**options).check(architecture)
+
+
+def test_largest_entry_of_a_direction_is_positive():
+    columns = torch.tensor([[1.0, -0.5], [-3.0, 2.0], [2.0, 0.0]])
+    expected = torch.tensor([[-1.0, -0.5], [3.0, 2.0], [-2.0, 0.0]])
+    assert torch.equal(signed(columns), expected)
