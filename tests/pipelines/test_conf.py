@@ -36,9 +36,9 @@ from dfolora.model import Architecture, Limits
 from dfolora.report import TableSpec
 from dfolora.report.captions import CONSTANTS
 from dfolora.report.figures import KINDS
-from dfolora.search.optim import Cma, Lotfwa, Nevergrad, RandomSearch
 from dfolora.search import Bandit, LastK, Late, Lisa, RoundRobin, Spread, WholeRounds
-from dfolora.search.subspace import LoraSubspaceSpec
+from dfolora.search.optim import Cma, Lotfwa, Nevergrad, RandomSearch
+from dfolora.search.subspace import CoreSubspaceSpec, LoraSubspaceSpec, ParameterSubspaceSpec
 from pipelines.identity import labels_of, name_of
 from pipelines.job import SWEPT
 from pipelines.pretrain.training import Recipe
@@ -81,7 +81,9 @@ SIGNATURES = {
     ("schedule", "released"): WholeRounds,
     ("schedule", "round_robin"): RoundRobin,
     ("schedule", "spread"): Spread,
+    ("subspace", "core"): CoreSubspaceSpec,
     ("subspace", "paper"): LoraSubspaceSpec,
+    ("subspace", "parameters"): ParameterSubspaceSpec,
 }
 OF_TABLE_1 = ("curves", "figure1")
 GIVEN_BY_THE_SEARCH = {"dim", "budget", "rng"}
@@ -127,7 +129,6 @@ def test_run_with_the_option_can_be_built(group, option):
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     task = Task.from_mapping(OmegaConf.to_container(config.task, resolve=True))
     assert isinstance(instantiate(config.data), ProblemSpec)
-    assert isinstance(instantiate(config.subspace), LoraSubspaceSpec)
     method = instantiate(config.method)
     checkpoint = instantiate(config.model, _convert_="all")
     if group == "task":

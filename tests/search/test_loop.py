@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from dfolora.errors import UserError
 from dfolora.search.evaluator import Evaluation
 from dfolora.search.loop import INCUMBENTS, tune
-from dfolora.search.schedule import WholeRounds
 from dfolora.search.optim import Cma, Lotfwa, RandomSearch
+from dfolora.search.schedule import WholeRounds
 
 DIM = 6
 
@@ -97,9 +97,7 @@ def test_blocks_take_turns_in_order_one_generation_each():
 def test_released_schedule_runs_whole_rounds_only():
     rng = np.random.default_rng(0)
     order = WholeRounds().order(3, population=5, budget=59, rng=rng)
-    evaluate, generations = run(
-        SMALL_CMA, blocks=3, budget=59, incumbent="released", order=order
-    )
+    evaluate, generations = run(SMALL_CMA, blocks=3, budget=59, incumbent="released", order=order)
     assert [generation.block for generation in generations] == [0, 1, 2] * 3
     assert evaluate.calls == 45
     assert [generation.last for generation in generations] == [False] * 8 + [True]

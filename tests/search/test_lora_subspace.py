@@ -131,6 +131,39 @@ def test_factors_are_the_projected_parts_in_order(backbone, batch):
         np.testing.assert_allclose(lora.factors[name].up, up, rtol=1e-5, atol=1e-6)
 
 
+def test_with_a_fixed_the_map_is_linear_and_z_and_its_mirror_image_differ(
+    backbone, batch, label_ids
+):
+    subspace = build(backbone, batch, targets=("q", "v"), factors="up", scaling=0.5)
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 1, DIM))
+    base, zero, plus, minus = (
+        logits_of(backbone, batch, label_ids, *loras)
+        for loras in ([], *([subspace.intervention(1, z)] for z in (0 * one, one, -one)))
+    )
+    assert torch.equal(zero, base)
+    assert (plus - minus).abs().max() > 1e-3
+    ups, downs = (
+        [getattr(subspace.intervention(1, z).factors["v"], part) for z in vectors]
+        for part, vectors in (("up", (one, other, 3 * one + other)), ("down", (one, other)))
+    )
+    assert torch.equal(*downs)
+    torch.testing.assert_close(ups[2], 3 * ups[0] + ups[1], rtol=1e-4, atol=1e-6)
+    half = one.copy()
+    half[:, : DIM // 2] = 0  # the first half is for q alone
+    assert torch.equal(subspace.intervention(1, half).factors["v"].up, ups[0])
+    assert not subspace.intervention(1, half).factors["q"].up.any()
+
+
+def test_fixed_a_is_as_large_as_b_of_a_normal_z(backbone, batch):
+    subspace = build(backbone, batch, factors="up", statistics="one", rank=16, alpha=0.5)
+    z = np.random.default_rng(0).normal(size=(50, DIM))
+    factors = subspace.intervention(1, z).factors["k"]
+    # 512 entries of A; the entries of B share their few vectors z.
+    assert factors.down[0].std().item() == pytest.approx(0.5 / np.sqrt(2), rel=0.1)
+    assert factors.up.std().item() == pytest.approx(0.5 / np.sqrt(2), rel=0.1)
+
+
 def test_scaling_is_in_b(backbone, batch):
     plain, scaled = (build(backbone, batch, scaling=factor) for factor in (1.0, 0.5))
     for name in ("q", "k"):
@@ -295,6 +328,8 @@ def test_incumbents_are_rounded_to_the_models_type(family, batch):
         ({"dim": 502}, r"dim=502 does not divide into 4 .* legal dim is 500 or 504"),
         ({"dim": 2}, r"dim=2 does not divide into 4 .* legal dim is 4\."),
         ({"dim": 500, "targets": ("q", "k", "v")}, r"6 equal parts .* 498 or 504"),
+        ({"dim": 3, "factors": "up"}, r"2 equal parts \(one B for each of q, k\); .* is 2 or 4"),
+        ({"factors": "down"}, "Unknown subspace.factors=down; choose one of both, up"),
         ({"rank": 0}, "rank=0 must be a whole number, 1 or more"),
         ({"rank": 33}, "rank=33 must lie between 1 and 32"),
         ({"alpha": 0.0}, "subspace.alpha=0.0 must be a positive number"),

@@ -8,7 +8,7 @@ from dfolora.methods.layerwise import adapted
 from dfolora.methods.method import FewShotData, NoFit
 from dfolora.model import Architecture, Backbone
 from dfolora.search import Memo, forgetful
-from dfolora.search.subspace import LoraSubspaceSpec
+from dfolora.search.subspace import LoraSubspaceSpec, SubspaceSpec
 from dfolora.seeding import stream
 
 
@@ -20,7 +20,7 @@ class RandomLora:
     prompt.
     """
 
-    subspace: LoraSubspaceSpec = field(default_factory=LoraSubspaceSpec)
+    subspace: SubspaceSpec = field(default_factory=LoraSubspaceSpec)
 
     seeded: ClassVar[bool] = True
     budget: ClassVar[int] = 0

@@ -6,6 +6,7 @@ Low-rank adaptation (Hu et al. 2021) in the row-vector convention of Jin, Liu, T
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,18 @@ class LinearMap:
     """The map's sizes, and its columns in the module's output."""
     columns: slice | Tensor
     """These columns, as an index on the module's device."""
+
+    @property
+    def weight(self) -> Tensor:
+        """W, ``(d_in, d_out)``, float32; of a weight in 8 bits the numbers that it stands for."""
+        stored: Any = self.module.weight
+        weight = stored.dequantize() if hasattr(stored, "__tensor_flatten__") else stored
+        output_last = weight.T if isinstance(self.module, nn.Linear) else weight
+        # Layers that are streamed have their weights in host memory.
+        columns = self.columns
+        if isinstance(columns, Tensor):
+            columns = columns.to(weight.device)
+        return output_last[:, columns].detach().float()
 
 
 @dataclass(frozen=True, kw_only=True)

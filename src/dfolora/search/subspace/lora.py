@@ -4,7 +4,7 @@ A vector z of length d is cut evenly into one part for each A and each B of the 
 each part goes through its own bias-free random matrix: ``A = reshape(z_A P_A)``,
 ``B = reshape(z_B P_B)`` (Jin, Liu, Tan 2024, Section 3). So z = 0 is the base model exactly, and
 z and -z give the same model when all other layers are as they were, since every update is a
-product A B.
+product A B. With A fixed, as in LoRA-FA (Zhang et al. 2023, arXiv 2308.03303), it is linear in z.
 """
 
 from collections.abc import Callable, Container, Sequence
@@ -29,6 +29,7 @@ from dfolora.seeding import stream
 from dfolora.validation import choice, positive, whole
 
 BProjection = Literal["hidden_std", "linear_default"]
+Searched = Literal["both", "up"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +53,18 @@ class LoraSubspaceSpec:
     uniform default of ``nn.Linear``, on +-1 / sqrt(fan-in)."""
     statistics: Statistics = "real_tokens"
     """Which positions the hidden-state statistics see."""
+    factors: Searched = "both"
+    """What z is mapped to: A and B, or with up B alone, A being what one normal z would make it."""
 
     @property
     def even(self) -> bool:
-        """Yes: it is A B that changes the model."""
-        return True
+        """Yes, unless A is fixed: it is the product A B that changes the model."""
+        return self.factors == "both"
+
+    @property
+    def parts(self) -> int:
+        """How many parts z is cut into."""
+        return len(self.targets) * (2 if self.factors == "both" else 1)
 
     def blocks(self, architecture: Architecture) -> int:
         """One block per layer."""
@@ -76,13 +84,15 @@ class LoraSubspaceSpec:
         architecture.check_targets(self.targets)
         whole(self.dim, "dim", least=1)
         whole(self.rank, "rank", least=1)
-        parts = 2 * len(self.targets)
+        choice(self.factors, "subspace.factors", get_args(Searched))
+        parts = self.parts
         if self.dim < parts or self.dim % parts:
             below = self.dim // parts * parts
             legal = [d for d in (below, below + parts) if d >= parts]
+            each = "one A and one B" if self.factors == "both" else "one B"
             raise UserError(
-                f"dim={self.dim} does not divide into {parts} equal parts (one A and one B for "
-                f"each of {', '.join(self.targets)}); the nearest legal dim is "
+                f"dim={self.dim} does not divide into {parts} equal parts ({each} for each of "
+                f"{', '.join(self.targets)}); the nearest legal dim is "
                 f"{' or '.join(map(str, legal))}."
             )
         if not 1 <= self.rank <= architecture.width:
@@ -103,20 +113,23 @@ class LoraSubspaceSpec:
         self.check(backbone.architecture)
         stds = layer_stds(backbone, input_ids, attention_mask, self.statistics)
         projections = drawn(partial(self._draw, backbone, seed), stds)
-        hold = holder(backbone, 4 * self.dim // (2 * len(self.targets)) * _stored(projections))
+        hold = holder(backbone, sum(layer.nbytes for layer in projections))
         for layer, own in enumerate(projections):  # one after another, for they may be large
             projections[layer] = own.held(hold)
         return LoraSubspace(self, projections, device=backbone.device, dtype=backbone.dtype)
 
     def _draw(self, backbone: Backbone, seed: int, layer: int, std: float) -> "Projections":
-        fan_in = self.dim // (2 * len(self.targets))
+        fan_in = self.dim // self.parts
         normal_std = self.alpha * std / np.sqrt(self.dim)
         uniform_b = layer > 0 and self.b_projection == "linear_default"
         down, up = [], []
         for name in self.targets:
             linear = backbone.layers[layer].maps[name]
             rng = stream(seed, f"projection/{layer}/{name}")
-            down.append(_normal(rng, (fan_in, linear.place.d_in * self.rank), normal_std))
+            rows, std_of_a = fan_in, normal_std
+            if self.factors == "up":
+                rows, std_of_a = 1, normal_std * np.sqrt(fan_in)
+            down.append(_normal(rng, (rows, linear.place.d_in * self.rank), std_of_a))
             shape = (fan_in, self.rank * linear.place.d_out)
             up.append(
                 _uniform(rng, shape, 1 / np.sqrt(fan_in))
@@ -131,14 +144,19 @@ class Projections:
     """One layer's random matrices, float32, one for each of the M adapted maps."""
 
     down: Sequence[Tensor]
-    """``(d / 2M, d_in * r)`` each."""
+    """``(d / 2M, d_in * r)`` each; where A is fixed, it is this, ``(1, d_in * r)``."""
     up: Sequence[Tensor]
-    """``(d / 2M, r * d_out)`` each."""
+    """``(d / 2M, r * d_out)`` each, or ``(d / M, r * d_out)``."""
 
     @property
     def stored(self) -> int:
         """Numbers in the layer's factors."""
         return sum(part.shape[-1] for part in (*self.down, *self.up))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the matrices, in bytes."""
+        return sum(part.nbytes for part in (*self.down, *self.up))
 
     def held(self, hold: Callable[[Tensor], Tensor]) -> "Projections":
         """The same, each matrix where ``hold`` puts it."""
@@ -175,13 +193,15 @@ class LoraSubspace:
         spec, projections = self.spec, self._projections[block]
         dtype = projections.down[0].dtype
         z = torch.from_numpy(candidates).to(self._device, dtype)
-        # Parts are ordered A_1, B_1, A_2, B_2, ... over the targets.
-        parts = z.reshape(len(z), len(spec.targets), 2, -1)
+        # Parts are ordered A_1, B_1, A_2, B_2, ... over the targets, or B_1, B_2, ...
+        parts = z.reshape(len(z), len(spec.targets), spec.parts // len(spec.targets), -1)
         factors = {}
         for index, name in enumerate(spec.targets):
+            of_a = parts[:, index, 0] if spec.factors == "both" else z.new_ones(len(z), 1)
+            of_b = parts[:, index, -1]
             down, up = (
-                parts[:, index, half] @ matrices[index].to(self._device, non_blocking=True)
-                for half, matrices in enumerate((projections.down, projections.up))
+                part @ matrices[index].to(self._device, non_blocking=True)
+                for part, matrices in ((of_a, projections.down), (of_b, projections.up))
             )
             if spec.scaling != 1:
                 up *= spec.scaling
