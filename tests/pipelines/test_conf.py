@@ -36,7 +36,7 @@ from dfolora.model import Architecture, Limits
 from dfolora.report import TableSpec
 from dfolora.report.captions import CONSTANTS
 from dfolora.report.figures import KINDS
-from dfolora.search.optim import Cma, Lotfwa, Nevergrad, RandomSearch
+from dfolora.search.optim import Cma, Lotfwa, Nevergrad, Point, Probing, RandomSearch, ZerothOrder
 from dfolora.search.subspace import LoraSubspaceSpec
 from pipelines.identity import labels_of, name_of
 from pipelines.job import SWEPT
@@ -71,8 +71,10 @@ SIGNATURES = {
     ("method.training", "lora"): TrainingSpec,
     ("optimizer", "cma"): Cma,
     ("optimizer", "fwa"): Lotfwa,
+    ("optimizer", "mezo_gv"): Probing,
     ("optimizer", "nevergrad"): Nevergrad,
     ("optimizer", "random"): RandomSearch,
+    ("optimizer", "zo"): ZerothOrder,
     ("subspace", "paper"): LoraSubspaceSpec,
 }
 OF_TABLE_1 = ("curves", "figure1")
@@ -132,7 +134,7 @@ def test_run_with_the_option_can_be_built(group, option):
 @pytest.mark.parametrize("option", options("optimizer"))
 def test_optimizer_asks_for_candidates(option):
     optimizer = built(composed(f"optimizer={option}").optimizer)
-    candidates = optimizer.ask()
+    candidates = optimizer.ask(Point(z=np.zeros(12), loss=1.0))  # the unadapted model's is known
     assert candidates.shape[1] == 12
     assert 0 < len(candidates) <= optimizer.population
     assert np.isfinite(candidates).all()
