@@ -37,7 +37,7 @@ from dfolora.report import TableSpec
 from dfolora.report.captions import CONSTANTS
 from dfolora.report.figures import KINDS
 from dfolora.search import Bandit, LastK, Late, Lisa, RoundRobin, Spread, WholeRounds
-from dfolora.search.optim import Cma, Lotfwa, Nevergrad, RandomSearch
+from dfolora.search.optim import Cma, Lotfwa, Nevergrad, Point, Probing, RandomSearch, ZerothOrder
 from dfolora.search.subspace import CoreSubspaceSpec, LoraSubspaceSpec, ParameterSubspaceSpec
 from pipelines.identity import labels_of, name_of
 from pipelines.job import SWEPT
@@ -72,6 +72,7 @@ SIGNATURES = {
     ("method.training", "lora"): TrainingSpec,
     ("optimizer", "cma"): Cma,
     ("optimizer", "fwa"): Lotfwa,
+    ("optimizer", "mezo_gv"): Probing,
     ("optimizer", "nevergrad"): Nevergrad,
     ("optimizer", "random"): RandomSearch,
     ("schedule", "bandit"): Bandit,
@@ -82,6 +83,7 @@ SIGNATURES = {
     ("schedule", "round_robin"): RoundRobin,
     ("schedule", "spread"): Spread,
     ("subspace", "core"): CoreSubspaceSpec,
+    ("optimizer", "zo"): ZerothOrder,
     ("subspace", "paper"): LoraSubspaceSpec,
     ("subspace", "parameters"): ParameterSubspaceSpec,
 }
@@ -141,7 +143,7 @@ def test_run_with_the_option_can_be_built(group, option):
 @pytest.mark.parametrize("option", options("optimizer"))
 def test_optimizer_asks_for_candidates(option):
     optimizer = built(composed(f"optimizer={option}").optimizer)
-    candidates = optimizer.ask()
+    candidates = optimizer.ask(Point(z=np.zeros(12), loss=1.0))  # the unadapted model's is known
     assert candidates.shape[1] == 12
     assert 0 < len(candidates) <= optimizer.population
     assert np.isfinite(candidates).all()

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 
 from dfolora.errors import UserError
 from dfolora.search import Evaluation, tune
-from dfolora.search.optim import Cma, Nevergrad, RandomSearch
+from dfolora.search.optim import Cma, Nevergrad, Probing, RandomSearch, Turn, ZerothOrder
 
 CONF = Path(__file__).parents[2] / "conf"
 DIM = 6
@@ -108,8 +108,10 @@ def test_failed_evaluations_rank_worst(make, failed):
 
     optimizer = build(make)
     asked = run(optimizer, failing(failed))
-    # 5,000 is above any loss here, and any run's improvement on it as hopeful as on infinity
-    np.testing.assert_array_equal(asked, run(build(make), failing(5000)))
+    # 5,000 is above any loss here, and any run's improvement on it as hopeful as on infinity. An
+    # estimate of slopes would weigh it, so there a failure is left out, however it is written.
+    weighs = isinstance(optimizer, ZerothOrder | Probing)
+    np.testing.assert_array_equal(asked, run(build(make), failing(np.inf if weighs else 5000)))
     assert np.isfinite(optimizer.best.loss)
     assert np.isfinite(optimizer.center).all()
 
@@ -153,8 +155,10 @@ def test_asks_and_tells_alternate(make):
     population = optimizer.ask()
     with pytest.raises(ValueError, match=f"{len(population)} candidates wait for their losses"):
         optimizer.ask()
-    with pytest.raises(ValueError, match=rf"shape \(3,\); it needs \({len(population)},\)"):
-        optimizer.tell([1.0, 2.0, 3.0])
+    one_more = np.ones(len(population) + 1)
+    expected = rf"shape \({len(one_more)},\); it needs \({len(population)},\)"
+    with pytest.raises(ValueError, match=expected):
+        optimizer.tell(one_more)
     optimizer.tell(ellipsoid(population))  # after all that, the run goes on as if nothing happened
     asked = np.concatenate([population, run(optimizer, turns=11)])
     np.testing.assert_array_equal(asked, run(build(make)))
@@ -179,14 +183,26 @@ def test_best_is_the_lowest_loss_ever_told(make):
 @every_optimizer
 def test_a_generation_costs_what_it_says(make):
     optimizer = build(make)
+    again = optimizer._turn.revisited if isinstance(optimizer._turn, Turn) else 0
     cost = len(run(optimizer, turns=optimizer.asks))
-    # fireworks, whose losses nobody told, are measured as well
-    assert cost in (optimizer.population, optimizer.population + make.keywords.get("fireworks", 0))
+    # fireworks and centers, whose losses nobody told, are measured as well
+    assert cost in (optimizer.population, optimizer.population + again)
+
+
+LR_OF_THE_ELLIPSOID = {
+    # Plain SGD diverges on a curvature of 200 unless lr (d + 2) 200 < 2; a guide is longer than u.
+    "mezo": 5e-4,
+    "mezo_momentum": 5e-4,
+    "mezo_gv": 5e-4,
+    "mezo_greedy": 5e-4,
+}
 
 
 @pytest.mark.parametrize("option", sorted(FACTORIES.keys() - {"random"}))
 def test_the_search_finds_its_way(option):
-    optimizer, spent = build(FACTORIES[option]), 0
+    lr = LR_OF_THE_ELLIPSOID.get(option)
+    make = FACTORIES[option] if lr is None else factory(option, f"optimizer.lr={lr}")
+    optimizer, spent = build(make), 0
     while spent < 2500:
         spent += len(run(optimizer, turns=1))
     start = ellipsoid(np.zeros((1, DIM)))[0]

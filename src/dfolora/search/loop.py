@@ -6,6 +6,7 @@ Letters: P candidates, L blocks, d search dimension.
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from dfolora.errors import UserError
 from dfolora.search.evaluator import Evaluator
 from dfolora.search.generation import Generation
 from dfolora.search.optim import Optimizer, Point
-from dfolora.search.schedule import Order, in_turn
+from dfolora.search.schedule import Order, fixed
 
 Array = NDArray[np.float64]
 NO_LOSS = (
@@ -35,7 +36,8 @@ def tune(
     """Search all blocks' vectors, one optimizer per block, and yield every generation.
 
     The search starts from z = 0, the unadapted model. Its loss is the first call and the first
-    generation (rules that are not ``MEASURED`` do not spend it). What is left at the end pays for the first candidates of one more generation, so the budget is met exactly.
+    generation; rules that are not ``MEASURED`` do not need it and do not spend it. What is left at
+    the end pays for the first candidates of one more generation, so the budget is met exactly.
 
     Args:
         evaluate: Losses of candidates for one block of a solution, on the train set.
@@ -43,7 +45,7 @@ def tune(
         dim: d.
         budget: At most so many calls; 0 searches nothing.
         incumbent: A name in ``INCUMBENTS``: what a block contributes while others are searched.
-        order: Whose turn it is, told each generation; the search ends where it does. None: blocks in
+        order: Whose turn it is, told each generation; the search ends where it does. None: in
             ascending order, again and again.
 
     Raises:
@@ -58,7 +60,7 @@ def tune(
         search.measure_base()
         yield search.end_turn(0, np.nan, last=search.calls == budget)
     watch = _Watch(blocks=len(optimizers))
-    order = in_turn(range(len(optimizers))) if order is None else order
+    order = fixed(cycle(range(len(optimizers)))) if order is None else order
     block = next(order, None)
     while block is not None and search.calls < budget:
         optimizer = optimizers[block]

@@ -6,7 +6,7 @@ losses; those that do not ignore it. It is a function of what it is sent and of 
 Letters: L blocks.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import ClassVar, Protocol, TypeAlias
@@ -21,9 +21,9 @@ Order: TypeAlias = Generator[int, Generation, None]
 """``generation = yield block``."""
 
 
-def in_turn(blocks: Sequence[int]) -> Order:
-    """Blocks in this order, again and again."""
-    for block in cycle(blocks):
+def fixed(blocks: Iterable[int]) -> Order:
+    """These turns, whatever the losses."""
+    for block in blocks:  # not `yield from`: most iterators cannot be sent anything
         yield block
 
 
@@ -86,7 +86,7 @@ class RoundRobin(_Even):
         self, blocks: int, *, population: int, budget: int, rng: np.random.Generator
     ) -> Order:
         """The turns."""
-        return in_turn(range(blocks))
+        return fixed(cycle(range(blocks)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +104,8 @@ class WholeRounds(_Even):
         self, blocks: int, *, population: int, budget: int, rng: np.random.Generator
     ) -> Order:
         """The turns."""
-        for _ in range(budget // (population * blocks)):
-            for block in range(blocks):
-                yield block
+        rounds = budget // (population * blocks)
+        return fixed(block for _ in range(rounds) for block in range(blocks))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +131,7 @@ class LastK(_Even):
         self, blocks: int, *, population: int, budget: int, rng: np.random.Generator
     ) -> Order:
         """The turns."""
-        return in_turn(range(blocks - self.k, blocks))
+        return fixed(cycle(range(blocks - self.k, blocks)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +270,4 @@ class Lisa(_Even):
         """The turns."""
         while True:
             drawn = rng.permutation(blocks)[: self.active].tolist()
-            for _ in range(self.interval):
-                for block in drawn:
-                    yield block
+            yield from fixed(drawn * self.interval)

@@ -13,7 +13,9 @@ from dfolora.search.optim.optimizer import (
     Turns,
     Vector,
 )
+from dfolora.search.optim.probing import Probing
 from dfolora.search.optim.random_search import RandomSearch
+from dfolora.search.optim.zeroth_order import ZerothOrder
 
 __all__ = [
     "Cma",
@@ -24,8 +26,10 @@ __all__ = [
     "OptimizerFactory",
     "Point",
     "Population",
+    "Probing",
     "RandomSearch",
     "Turn",
     "Turns",
     "Vector",
+    "ZerothOrder",
 ]

@@ -76,9 +76,12 @@ class Optimizer:
     Args:
         turns: The algorithm, which draws its first candidates here.
         population: Evaluations that one generation nominally costs.
-        asks: Turns that make a generation: mostly one, fireworks two.
+        asks: Turns that make a generation: mostly one; two where a second one builds on the first.
         learner: Where the algorithm learns while the caller does something else; None for at once.
     """
+
+    symmetric: bool = False
+    """Whether it learns from pairs c + u, c - u alone, which an even objective makes equal at 0."""
 
     def __init__(
         self, turns: Turns, *, population: int, asks: int = 1, learner: Executor | None = None

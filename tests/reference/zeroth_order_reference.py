@@ -1,0 +1,102 @@
+"""Zeroth-order methods as their papers write them, one number at a time, as oracles.
+
+Each walks from 0 and returns its points, with the learning rate and the perturbation in the paper's
+own units. They draw normal numbers in the order in which the fast class draws them.
+"""
+
+import math
+
+
+def normal(rng, dim):
+    return [float(rng.standard_normal()) for _ in range(dim)]
+
+
+def along(x, factor, u):
+    return [c + factor * w for c, w in zip(x, u, strict=True)]
+
+
+def norm(u):
+    return math.sqrt(sum(w * w for w in u))
+
+
+def pair_gradient(f, x, u, eps):
+    """(f(x + eps u) - f(x - eps u)) / (2 eps) u."""
+    slope = (f(along(x, eps, u)) - f(along(x, -eps, u))) / (2 * eps)
+    return [slope * w for w in u]
+
+
+def mezo(f, rng, *, dim, steps, eta, eps):
+    """Malladi et al. 2023, algorithm 1."""
+    x, path = [0.0] * dim, []
+    for _ in range(steps):
+        g = pair_gradient(f, x, normal(rng, dim), eps)
+        x = along(x, -eta, g)
+        path.append(x)
+    return path
+
+
+def mezo_adam(f, rng, *, dim, steps, eta, eps, beta1, beta2, added):
+    """The same gradients through Kingma and Ba 2015, algorithm 1."""
+    x, path = [0.0] * dim, []
+    m, v = [0.0] * dim, [0.0] * dim
+    for t in range(1, steps + 1):
+        g = pair_gradient(f, x, normal(rng, dim), eps)
+        for i in range(dim):
+            m[i] = beta1 * m[i] + (1 - beta1) * g[i]
+            v[i] = beta2 * v[i] + (1 - beta2) * g[i] ** 2
+        x = [
+            x[i] - eta * (m[i] / (1 - beta1**t)) / (math.sqrt(v[i] / (1 - beta2**t)) + added)
+            for i in range(dim)
+        ]
+        path.append(x)
+    return path
+
+
+def fzoo(f, rng, *, dim, steps, eta, eps, n):
+    """arXiv:2506.09034: random signs, g = 1/(eps N) sum (l_i - l_0) u_i, x -= eta g / s."""
+    x, path = [0.0] * dim, []
+    for _ in range(steps):
+        signs = [[1.0 if w > 0 else -1.0 for w in normal(rng, dim)] for _ in range(n)]
+        losses, base = [f(along(x, eps, u)) for u in signs], f(x)
+        mean = sum(losses) / n
+        s = math.sqrt(sum((loss - mean) ** 2 for loss in losses) / (n - 1))
+        for u, loss in zip(signs, losses, strict=True):
+            x = along(x, -eta / s * (loss - base) / (eps * n), u)
+        path.append(x)
+    return path
+
+
+def zo_adamm(f, rng, *, dim, steps, eta, eps, q, beta1, beta2):
+    """Chen et al. 2019, algorithm 1 with q directions, no constraint, eta / sqrt(t), v_0 = 0."""
+    x, path = [0.0] * dim, []
+    m, v, highest = [0.0] * dim, [0.0] * dim, [0.0] * dim
+    for t in range(1, steps + 1):
+        g = [0.0] * dim
+        for _ in range(q):
+            u = normal(rng, dim)
+            g = along(g, (f(along(x, eps, u)) - f(x)) / (eps * q), u)
+        for i in range(dim):
+            m[i] = beta1 * m[i] + (1 - beta1) * g[i]
+            v[i] = beta2 * v[i] + (1 - beta2) * g[i] ** 2
+            highest[i] = max(highest[i], v[i])
+        x = [x[i] - eta / math.sqrt(t) * m[i] / math.sqrt(highest[i]) for i in range(dim)]
+        path.append(x)
+    return path
+
+
+def r_adazo(f, rng, *, dim, steps, eta, mu, k, beta1, beta2, added):
+    """arXiv:2502.01014: unit sphere, factor d, and v averages the squares of m."""
+    x, path = [0.0] * dim, []
+    m, v = [0.0] * dim, [0.0] * dim
+    for _ in range(steps):
+        g = [0.0] * dim
+        for _ in range(k):
+            u = normal(rng, dim)
+            u = [w / norm(u) for w in u]
+            g = along(g, dim / k * (f(along(x, mu, u)) - f(x)) / mu, u)
+        for i in range(dim):
+            m[i] = beta1 * m[i] + (1 - beta1) * g[i]
+            v[i] = beta2 * v[i] + (1 - beta2) * m[i] ** 2
+        x = [x[i] - eta * m[i] / (math.sqrt(v[i]) + added) for i in range(dim)]
+        path.append(x)
+    return path
