@@ -134,7 +134,15 @@ class LayerwiseSearch:
             )
 
     def _check_budget(self, architecture: Architecture) -> None:
-        population = self.block_optimizer(0, architecture, 0).population
+        optimizer = self.block_optimizer(0, architecture, 0)
+        if optimizer.symmetric and self.subspace.even:
+            raise UserError(
+                "The optimizer learns from pairs c + u, c - u alone, and the search starts from "
+                "c = 0, where this subspace makes the same model of both: it would stay there. "
+                "Take a subspace that is linear in z (subspace=core, subspace=factors_up), or an "
+                "optimizer whose steps are one-sided (optimizer.sides=one)."
+            )
+        population = optimizer.population
         turns = self.schedule.least(self.blocks(architecture))
         what = "one generation" if turns == 1 else "one round of all layers"
         needed = turns * population + {"improving": 1, "mean": 2}.get(self.incumbent, 0)

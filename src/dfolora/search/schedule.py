@@ -23,7 +23,7 @@ Order: TypeAlias = Generator[int, Generation, None]
 
 def fixed(blocks: Iterable[int]) -> Order:
     """These turns, whatever the losses."""
-    for block in blocks:  # not `yield from`: most iterators cannot be sent anything
+    for block in blocks:  # noqa: UP028, for most iterators cannot be sent anything
         yield block
 
 

@@ -8,7 +8,7 @@ and B can come from what enters and leaves the map, whose spread then sets the s
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -225,8 +225,12 @@ class CoreSubspace:
         }
         return LayerLora(layer=block, factors=factors)
 
+    def interventions(self, block: int, candidates: NDArray[np.float64]) -> dict[int, LayerLora]:
+        """Those of one layer."""
+        return {block: self.intervention(block, candidates)}
+
     def incumbents(
-        self, solution: NDArray[np.float64], *, without: int | None = None
+        self, solution: NDArray[np.float64], *, without: Container[int] = ()
     ) -> dict[int, LayerLora]:
         """The factors are rounded to the model's type."""
         return self._incumbents(solution, without)

@@ -4,7 +4,7 @@ The setting of MeZO with LoRA (Malladi et al. 2023, arXiv 2305.17333): A begins 
 initialises it and B at 0, so z = 0 is the base model exactly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 from pathlib import Path
@@ -131,8 +131,12 @@ class ParameterSubspace:
         }
         return LayerLora(layer=block, factors=factors)
 
+    def interventions(self, block: int, candidates: NDArray[np.float64]) -> dict[int, LayerLora]:
+        """Those of one layer."""
+        return {block: self.intervention(block, candidates)}
+
     def incumbents(
-        self, solution: NDArray[np.float64], *, without: int | None = None
+        self, solution: NDArray[np.float64], *, without: Container[int] = ()
     ) -> dict[int, LayerLora]:
         """The factors are rounded to the model's type."""
         return self._incumbents(solution, without)
