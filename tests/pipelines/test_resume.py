@@ -24,6 +24,7 @@ VARIANTS = {
     "random": ["optimizer=random"],
     "released": ["incumbent=released", "schedule=released", "selection=released"],
     "mean": ["incumbent=mean", "patience=40"],
+    "all tokens": ["objective=ce_vocab", "optimizer=fwa"],
     "zo": ["row=zo"],
     "mezo": ["row=mezo"],
     "mezo_gv": ["row=mezo_gv"],

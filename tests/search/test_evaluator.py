@@ -11,10 +11,16 @@ from hypothesis import strategies as st
 
 from dfolora.data.metric import METRICS
 from dfolora.engine.forward import Engine
-from dfolora.engine.objective import cross_entropy, hinge, metric_objective
+from dfolora.engine.objective import (
+    cross_entropy,
+    hinge,
+    metric_objective,
+    vocabulary_cross_entropy,
+)
 from dfolora.errors import UserError
 from dfolora.search import Evaluation, Remembered
-from tests.searching import evaluator_of, logits_of, some_solution
+from tests.conftest import shared_backbone
+from tests.searching import evaluator_of, logits_of, some_solution, subspace_of
 
 
 @pytest.mark.parametrize(("objective", "loss"), [("ce", cross_entropy), ("hinge", hinge)])
@@ -26,6 +32,32 @@ def test_losses_are_the_objective_of_the_logits(backbone, batch, label_ids, obje
     got = evaluator(solution, 1, candidates).losses
     np.testing.assert_allclose(got, loss(logits, batch.labels), rtol=1e-6)
     assert np.ptp(got) > 1e-3
+
+
+def test_vocabulary_objective_adds_the_words_share_of_all_probability(family, batch, label_ids):
+    """CE among all tokens is CE among the label words minus the log of their mass together."""
+    backbone = shared_backbone(family)
+    subspace = subspace_of(backbone, batch)
+    solution, candidates = some_solution()
+    calls = subspace.incumbents(solution, without=[1]), subspace.interventions(1, candidates)
+    logits = Engine(backbone, batch, label_ids)(*calls)
+    shares = Engine(backbone, batch, label_ids, normalised=True)(*calls)
+    mass = shares.double().logsumexp(-1)
+    assert (mass < -0.1).all()  # the rest of the vocabulary has a part
+    expected = cross_entropy(logits, batch.labels) - mass.mean(-1).numpy()
+    got = vocabulary_cross_entropy(shares, batch.labels)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)  # float32 logits
+    every = torch.arange(len(backbone.embedding))
+    whole = Engine(backbone, batch, every)(*calls)
+    among_all = cross_entropy(whole, label_ids[batch.labels])
+    np.testing.assert_allclose(got, among_all, rtol=0, atol=1e-5)
+
+
+def test_vocabulary_objective_in_parts_is_that_at_once(family, batch, label_ids, monkeypatch):
+    engine = Engine(shared_backbone(family), batch, label_ids, normalised=True)
+    whole = engine({})
+    monkeypatch.setattr("dfolora.engine.forward.VOCABULARY_NUMBERS", 350)
+    torch.testing.assert_close(engine({}), whole, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -58,7 +90,7 @@ def test_row_of_the_searched_block_does_not_matter(backbone, batch, label_ids):
 
 
 def test_unknown_objective_names_the_known_ones(backbone, batch, label_ids):
-    with pytest.raises(UserError, match="'mse'; choose one of ce, hinge, metric"):
+    with pytest.raises(UserError, match="'mse'; choose one of ce, hinge, ce_vocab, metric"):
         evaluator_of(backbone, batch, label_ids, objective="mse")
 
 

@@ -5,10 +5,17 @@ goes through the model at once. Objectives turn the logits into one loss a candi
 """
 
 from dfolora.engine.forward import Engine, Interventions, classify
-from dfolora.engine.objective import LOSSES, check_objective, cross_entropy, metric_objective
+from dfolora.engine.objective import (
+    LOSSES,
+    NORMALISED,
+    check_objective,
+    cross_entropy,
+    metric_objective,
+)
 
 __all__ = [
     "LOSSES",
+    "NORMALISED",
     "Engine",
     "Interventions",
     "check_objective",

@@ -43,6 +43,8 @@ SHARE_OF_PASS = 0.2
 """Share of the memory allowed that one pass takes at most if layers are streamed; the hidden states
 of all pieces side by side have the rest."""
 MEGABYTE = 1e6
+VOCABULARY_NUMBERS = 2**24
+"""Logits of the whole vocabulary that are held at once, 67 MB of them."""
 
 FLOPS = 200e12
 """Operations a second that a GPU does in large products in bf16, about: between a half and two
@@ -70,8 +72,10 @@ class Engine:
         backbone: The frozen model.
         batch: The encoded examples.
         label_ids: ``(C,)``, the label words' token ids.
-        carry: Whether to keep what enters the searched layer, ``carried_numbers`` a token, for the
-            next call; else each call starts from the embeddings.
+        carry: Whether to keep what enters the first searched layer, ``carried_numbers`` a token,
+            for the next call; else each call starts from the embeddings.
+        normalised: Whether logits are log-probabilities among all tokens of the vocabulary. They
+            differ from plain logits by one number an example.
 
     Raises:
         UserError: The memory allowed does not hold one candidate on the longest example.
@@ -84,8 +88,10 @@ class Engine:
         label_ids: Tensor,
         *,
         carry: bool = True,
+        normalised: bool = False,
     ) -> None:
         self._backbone = backbone
+        self._normalised = normalised
         self._label_ids = label_ids.to(backbone.device)
         self._sequences = _needed(batch, causal=backbone.architecture.family.kind == "causal")
         self._carry = carry
@@ -167,10 +173,19 @@ class Engine:
         else:
             pieces, start = self._embedded(), 0
         for piece in self._through(pieces, start, incumbents, searched):
-            logits[piece.candidates, piece.packed.pack.rows] = self._backbone.label_logits(
-                piece.hidden, self._label_ids
-            )
+            logits[piece.candidates, piece.packed.pack.rows] = self._read(piece.hidden)
         return logits
+
+    def _read(self, hidden: Tensor) -> Tensor:
+        """The label words' logits at answers: ``(P, N, H) -> (P, N, C)``."""
+        if not self._normalised:
+            return self._backbone.label_logits(hidden, self._label_ids)
+        at_once = max(1, VOCABULARY_NUMBERS // len(self._backbone.embedding))
+        parts = []
+        for answers in hidden.flatten(0, 1).split(at_once):
+            every = self._backbone.vocabulary_logits(answers)
+            parts.append(every[:, self._label_ids] - every.logsumexp(-1, keepdim=True))
+        return torch.cat(parts).view(*hidden.shape[:2], -1)
 
     def _embedded(self) -> Iterator["_Piece"]:
         """The input of layer 0, a pack a piece."""

@@ -24,6 +24,19 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Array:
     return _numpy(-gold.squeeze(-1).mean(-1))
 
 
+def vocabulary_cross_entropy(logits: Tensor, labels: Tensor) -> Array:
+    """Mean of -log p of the gold label word among all tokens: ``(P, N, C), (N,) -> (P,)``.
+
+    It is the cross-entropy over the label words, minus the log of the probability that these have
+    together. So it also moves probability to them from the rest of the vocabulary.
+
+    Args:
+        logits: Log-probabilities, as of an engine that is ``normalised``.
+        labels: The gold classes.
+    """
+    return _numpy(-logits.double().gather(-1, _gold(logits, labels)).squeeze(-1).mean(-1))
+
+
 def hinge(logits: Tensor, labels: Tensor) -> Array:
     """Sum over wrong classes of ``max(0, margin + wrong - gold)``, mean over examples: ``(P,)``."""
     logits = logits.double()
@@ -45,7 +58,10 @@ def metric_objective(scores: Array, losses: Array, examples: int) -> Array:
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Array]] = {
     "ce": cross_entropy,
     "hinge": hinge,
+    "ce_vocab": vocabulary_cross_entropy,
 }
+NORMALISED = ("ce_vocab",)
+"""Objectives of log-probabilities among all tokens."""
 OBJECTIVES = (*LOSSES, "metric")
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.data import Batch, Encode, Encoder, Rows
-from dfolora.engine import Engine, check_objective, classify
+from dfolora.engine import NORMALISED, Engine, check_objective, classify
 from dfolora.errors import UserError
 from dfolora.methods.method import FewShotData, Predictor, Progress
 from dfolora.model import Architecture, Backbone
@@ -225,7 +225,12 @@ class Search:
 
     def _evaluator(self, batch: Batch, metric: str) -> PopulationEvaluator:
         return PopulationEvaluator(
-            Engine(self._backbone, batch, self._label_ids),
+            Engine(
+                self._backbone,
+                batch,
+                self._label_ids,
+                normalised=self._method.objective in NORMALISED,
+            ),
             self._subspace,
             batch.labels,
             objective=self._method.objective,

@@ -69,10 +69,11 @@ class PopulationEvaluator:
     """Scores an engine's logits by an objective and a metric.
 
     Args:
-        engine: Gives the logits of one batch.
+        engine: Gives the logits of one batch, log-probabilities for an objective in ``NORMALISED``.
         subspace: Search vectors to interventions.
         labels: ``(N,)``.
-        objective: ``ce``, ``hinge``, or ``metric`` (1 - score, ties by cross-entropy).
+        objective: ``ce``, ``hinge``, ``ce_vocab``, or ``metric`` (1 - score, ties by
+            cross-entropy).
         metric: Name of the task's metric.
     """
 
