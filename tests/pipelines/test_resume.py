@@ -24,6 +24,7 @@ VARIANTS = {
     "random": ["optimizer=random"],
     "released": ["incumbent=released", "schedule=released", "selection=released"],
     "mean": ["incumbent=mean", "patience=40"],
+    "words": ["words=3", "optimizer=fwa"],
     "all tokens": ["objective=ce_vocab", "optimizer=fwa"],
     "zo": ["row=zo"],
     "mezo": ["row=mezo"],

@@ -71,7 +71,8 @@ class Engine:
     Args:
         backbone: The frozen model.
         batch: The encoded examples.
-        label_ids: ``(C,)``, the label words' token ids.
+        label_ids: ``(C,)``, the label words' token ids; or ``(C, W)``, of W words a class, the mean
+            of whose logits is the class's.
         carry: Whether to keep what enters the first searched layer, ``carried_numbers`` a token,
             for the next call; else each call starts from the embeddings.
         normalised: Whether logits are log-probabilities among all tokens of the vocabulary. They
@@ -177,14 +178,19 @@ class Engine:
         return logits
 
     def _read(self, hidden: Tensor) -> Tensor:
-        """The label words' logits at answers: ``(P, N, H) -> (P, N, C)``."""
-        if not self._normalised:
-            return self._backbone.label_logits(hidden, self._label_ids)
+        """The classes' logits at answers: ``(P, N, H) -> (P, N, C)``."""
+        shape, words = self._label_ids.shape, self._label_ids.flatten()
+        read = self._normalised_logits if self._normalised else self._backbone.label_logits
+        logits = read(hidden, words)
+        return logits.unflatten(-1, shape).mean(-1) if len(shape) > 1 else logits
+
+    def _normalised_logits(self, hidden: Tensor, words: Tensor) -> Tensor:
+        """Log-probabilities of some tokens among all: ``(P, N, H) -> (P, N, _)``."""
         at_once = max(1, VOCABULARY_NUMBERS // len(self._backbone.embedding))
         parts = []
         for answers in hidden.flatten(0, 1).split(at_once):
             every = self._backbone.vocabulary_logits(answers)
-            parts.append(every[:, self._label_ids] - every.logsumexp(-1, keepdim=True))
+            parts.append(every[:, words] - every.logsumexp(-1, keepdim=True))
         return torch.cat(parts).view(*hidden.shape[:2], -1)
 
     def _embedded(self) -> Iterator["_Piece"]:
@@ -340,7 +346,7 @@ def classify(
 
     Args:
         backbone: The frozen model.
-        label_ids: ``(C,)``, the label words' token ids.
+        label_ids: ``(C,)`` or ``(C, W)``, the label words' token ids.
         batch: N examples.
         interventions: One candidate's.
 

@@ -17,6 +17,7 @@ from dfolora.data import Batch, Encode, Encoder
 from dfolora.engine import Interventions, classify
 from dfolora.errors import UserError, explained, first_line
 from dfolora.methods import (
+    LABEL_WORDS,
     Demonstrated,
     Gap3,
     GradientTuning,
@@ -84,9 +85,10 @@ def fitted_of(method: Method, encode: Encode) -> Mapping[str, Any]:
             return {"kind": "in_context", "texts": encode.texts, "added": encode.added}
         case Gap3():
             return {"kind": "prompt"}
-        case LayerwiseSearch(subspace=PromptSubspaceSpec()):
-            return {"kind": "soft_prompts"}
-        case LayerwiseSearch() | RandomLora() | GradientTuning(trained=gradient.Lora()):
+        case LayerwiseSearch(subspace=subspace, words=words, budget=budget):
+            kind = "soft_prompts" if isinstance(subspace, PromptSubspaceSpec) else "lora"
+            return {"kind": kind, "words": words if budget else 1}
+        case RandomLora() | GradientTuning(trained=gradient.Lora()):
             return {"kind": "lora"}
         case GradientTuning(trained=trained) if type(trained) in TRAINABLES.values():
             name = type(trained).__name__
@@ -169,6 +171,8 @@ def restore(
         return f"{folder} holds no whole classifier ({first_line(error)}); copy it again."
 
     with explained(broken):
+        if fitted.get("words", 1) > 1:
+            label_ids = torch.tensor(json.loads((folder / LABEL_WORDS).read_text(encoding="utf-8")))
         match fitted["kind"]:
             case "manual_prompt":
                 return adapted(plain, {})

@@ -3,7 +3,7 @@
 from dfolora.methods.gap3 import Gap3
 from dfolora.methods.gradient import GradientTuning, TrainingSpec
 from dfolora.methods.in_context import Demonstrated, InContext
-from dfolora.methods.layerwise import LayerwiseSearch
+from dfolora.methods.layerwise import LABEL_WORDS, LayerwiseSearch
 from dfolora.methods.manual_prompt import ManualPrompt
 from dfolora.methods.method import (
     FewShotData,
@@ -17,6 +17,7 @@ from dfolora.methods.named import METHODS, Bbt, Bbtv2, CLora, FLora, method_of
 from dfolora.methods.random_lora import RandomLora
 
 __all__ = [
+    "LABEL_WORDS",
     "METHODS",
     "Bbt",
     "Bbtv2",

@@ -4,23 +4,28 @@ Over LoRA factors it is C-LoRA with CMA-ES and F-LoRA with LoTFWA (Jin, Liu, Tan
 prompts with CMA-ES it is BBT (one block, at the input) and BBTv2 (a block a layer).
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.data import Batch, Encode, Encoder, Rows
 from dfolora.engine import NORMALISED, Engine, check_objective, classify
 from dfolora.errors import UserError
+from dfolora.methods.label_words import words_by_margin
 from dfolora.methods.method import FewShotData, Predictor, Progress
 from dfolora.model import Architecture, Backbone
 from dfolora.search import (
     INCUMBENTS,
     MEASURED,
     SELECTIONS,
+    Answer,
     DevPoint,
     DevSelection,
     Memo,
@@ -35,6 +40,9 @@ from dfolora.search.optim import Cma, Optimizer, OptimizerFactory
 from dfolora.search.subspace import Grouped, LoraSubspaceSpec, Subspace, SubspaceSpec
 from dfolora.seeding import stream
 from dfolora.validation import choice, whole
+
+LABEL_WORDS = "label_words.json"
+"""Beside an adapter: the tokens of each class, if they are not the task's label words alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +61,8 @@ class LayerwiseSearch:
     """Whose turn it is."""
     layers_per_block: int | Literal["all"] = 1
     """How many layers' vectors, one after another, are searched as one block."""
+    words: int = 1
+    """Label words a class, the task's own included; the others are found by one of the calls."""
     selection: str = "incumbent"
     """A name in ``SELECTIONS``."""
     dev_interval: int = 100
@@ -69,6 +79,7 @@ class LayerwiseSearch:
         choice(self.selection, "selection", SELECTIONS)
         whole(self.budget, "budget", least=0)
         whole(self.dev_interval, "dev_interval", least=1)
+        whole(self.words, "words", least=1)
         if self.patience is not None:
             # With less, the search would stop before it had looked again.
             whole(self.patience, "patience", least=self.dev_interval)
@@ -85,6 +96,11 @@ class LayerwiseSearch:
         """Draw the subspace."""
         self.check(backbone.architecture)
         return Search(self, backbone, data, seed, memo)
+
+    @property
+    def spent(self) -> int:
+        """Calls before the search."""
+        return int(self.words > 1 and self.budget > 0)
 
     def blocks(self, architecture: Architecture) -> int:
         """The number of blocks, L."""
@@ -146,6 +162,7 @@ class LayerwiseSearch:
         turns = self.schedule.least(self.blocks(architecture))
         what = "one generation" if turns == 1 else "one round of all layers"
         needed = turns * population + {"improving": 1, "mean": 2}.get(self.incumbent, 0)
+        needed += self.spent
         if 0 < self.budget < needed:
             raise UserError(
                 f"budget={self.budget} is smaller than {what}, which needs {needed} calls with a "
@@ -168,6 +185,8 @@ class Search:
         self._method = method
         self._backbone = backbone
         self._label_ids = data.label_ids
+        if method.spent:
+            self._label_ids = self._more_words(data.train, memo)
         self._seed = seed
         self._subspace = method.build(backbone, data, seed)
         self._dim = method.size(backbone.architecture)
@@ -200,6 +219,7 @@ class Search:
             budget=method.budget,
             incumbent=method.incumbent,
             order=order,
+            spent=method.spent,
         )
         for generation in generations:
             looks = selection.see(generation)
@@ -222,6 +242,17 @@ class Search:
             dev=chosen,
             searched=self._dim * sum(weight > 0 for weight in weights),
         )
+
+    def _more_words(self, train: Batch, memo: Memo) -> Tensor:
+        """The label words of each class, ``(C, W)``."""
+
+        def compute() -> Answer:
+            logits = Engine(self._backbone, train, self._label_ids).vocabulary()[:, 0].cpu()
+            found = words_by_margin(logits, train.labels, self._label_ids, self._method.words)
+            return {"label_ids": found.tolist()}
+
+        answer = memo({"label_words": self._method.words}, compute)
+        return torch.tensor(answer["label_ids"], device=self._label_ids.device)
 
     def _evaluator(self, batch: Batch, metric: str) -> PopulationEvaluator:
         return PopulationEvaluator(
@@ -251,15 +282,21 @@ def adapted(
 
     Args:
         backbone: The frozen model.
-        label_ids: ``(C,)``, the label words' token ids.
+        label_ids: ``(C,)`` or ``(C, W)``, the label words' token ids.
         subspace: Search vectors to interventions.
         solution: ``(L, d)``.
         dev: The look at dev that chose it; None for one that nobody searched.
         searched: Numbers that were searched for it.
     """
+
+    def write(folder: Path) -> None:
+        subspace.save(folder, backbone, solution)
+        if label_ids.ndim > 1:
+            (folder / LABEL_WORDS).write_text(json.dumps(label_ids.tolist()) + "\n")
+
     return Predictor(
         logits=lambda batch: classify(backbone, label_ids, batch, subspace.incumbents(solution)),
-        write=lambda folder: subspace.save(folder, backbone, solution),
+        write=write,
         dev=dev,
         searched=searched,
         stored=subspace.stored,

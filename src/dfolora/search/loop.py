@@ -32,6 +32,7 @@ def tune(
     budget: int,
     incumbent: str = "improving",
     order: Order | None = None,
+    spent: int = 0,
 ) -> Iterator[Generation]:
     """Search all blocks' vectors, one optimizer per block, and yield every generation.
 
@@ -47,6 +48,7 @@ def tune(
         incumbent: A name in ``INCUMBENTS``: what a block contributes while others are searched.
         order: Whose turn it is, told each generation; the search ends where it does. None: in
             ascending order, again and again.
+        spent: Calls of the budget that are spent already.
 
     Raises:
         UserError: The unadapted model's loss is no finite number; or where nobody asks for it, none
@@ -55,8 +57,9 @@ def tune(
     Warns:
         RuntimeWarning: A turn brought no finite loss, or a whole round only equal ones.
     """
-    search = _Search(evaluate, budget=budget, solution=np.zeros((len(optimizers), dim)))
-    if budget and incumbent in MEASURED:
+    start = np.zeros((len(optimizers), dim))
+    search = _Search(evaluate, budget=budget, calls=spent, solution=start)
+    if search.calls < budget and incumbent in MEASURED:
         search.measure_base()
         yield search.end_turn(0, np.nan, last=search.calls == budget)
     watch = _Watch(blocks=len(optimizers))
