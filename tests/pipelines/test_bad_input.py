@@ -94,6 +94,16 @@ VALUES = {
     "a scale that is a word": (["subspace.alpha=large"], rf"subspace\.alpha=large {POSITIVE}"),
     "a scale that is a list": (["scaling=[1]"], rf"scaling=\[1\] {POSITIVE}"),
     "targets in a word": (["targets=qk"], r"targets=qk must be a list, such as \[q,k\]"),
+    "targets in a word, core": (
+        ["subspace=core", "targets=qk"], r"targets=qk must be a list"),
+    "no targets, core": (["subspace=core", "targets=null"], r"targets=None must be a list"),
+    "no targets, parameters": (
+        ["subspace=parameters", "targets=null", "optimizer=random"], r"targets=None must be"),
+    "a rank in words, core": (["subspace=core", "rank=two"], r"rank=two must be"),
+    "a rank of 0, core": (["row=zo", "rank=0"], r"rank=0 must be"),
+    "more numbers than R has": (
+        ["subspace=tiny_lora", "subspace.numbers=99"], r"subspace\.numbers=99 is more than"),
+    "label words of none": (["words=0"], r"words=0 must be"),
     "a target twice": (["targets=[q,q]"], r"targets=\['q', 'q'\]; choose .* at most once"),
     "an unknown objective": (["objective=mse"], r"objective.*mse.*choose one of ce, hinge, "),
     "an objective that is a list": (["objective=[ce]"], r"choose one of ce, hinge, ce_vocab"),

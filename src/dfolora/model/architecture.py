@@ -188,7 +188,9 @@ class Architecture:
         return 4 * self.width + attention + self.family.ffn_maps * self.ffn_width
 
     def check_targets(self, targets: Sequence[str], where: str = "targets") -> None:
-        """Raise UserError if the targets are not distinct attention maps."""
+        """Raise UserError if the targets are not a list of distinct attention maps."""
+        if isinstance(targets, str) or not isinstance(targets, Sequence):
+            raise UserError(f"{where}={targets} must be a list, such as [q,k].")
         subset(targets, where, self.family.maps)
 
     def whole_modules(self, maps: Sequence[str]) -> tuple[str, ...]:

@@ -79,8 +79,6 @@ class LoraSubspaceSpec:
         return plain
 
     def check(self, architecture: Architecture) -> None:
-        if isinstance(self.targets, str) or not isinstance(self.targets, Sequence):
-            raise UserError(f"targets={self.targets} must be a list, such as [q,k].")
         architecture.check_targets(self.targets)
         whole(self.dim, "dim", least=1)
         whole(self.rank, "rank", least=1)
