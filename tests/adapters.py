@@ -38,5 +38,8 @@ def random_adapter(
 @cache
 def mini_adapters() -> list[str]:
     """Two adapters of the mini world's masked model."""
-    backbone = Checkpoint(path="mini-roberta").load_backbone()
+    backbone = Checkpoint(
+        path="mini-roberta", revision="main", tokenizer=None, weights="pretrained",
+        architecture=None, device="cpu", precision="fp32",
+    ).load_backbone()  # fmt: skip
     return [random_adapter(Path(_FOLDER.name) / str(seed), backbone, seed) for seed in (0, 1)]
