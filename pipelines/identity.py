@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 import dfolora
 from dfolora.errors import UserError
 from dfolora.methods import Method
-from dfolora.model import Checkpoint
+from dfolora.model import Checkpoint, folder_digest
+from dfolora.search.subspace import ComposedSubspaceSpec
 from dfolora.validation import shown, text
 from pipelines.job import SWEPT
 
@@ -49,8 +50,17 @@ def settings_of(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[s
     return {
         "data": {key: value for key, value in plain["data"].items() if key not in ignored},
         "model": checkpoint.identity(),
-        "method": plain["method"],
+        "method": _with_contents(plain["method"], method),
     }
+
+
+def _with_contents(plain: Mapping[str, Any], method: Method) -> Mapping[str, Any]:
+    """The method's values, with what adapters hold in place of where they lie."""
+    subspace = getattr(method, "subspace", None)
+    if not isinstance(subspace, ComposedSubspaceSpec):
+        return plain
+    digests = [folder_digest(Path(folder)) for folder in subspace.adapters]
+    return {**plain, "subspace": {**plain["subspace"], "adapters": digests}}
 
 
 def check_parts(config: DictConfig) -> None:

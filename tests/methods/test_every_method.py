@@ -15,7 +15,7 @@ from dfolora.fewshot.score import score_test
 from dfolora.methods import GradientTuning, Method
 from dfolora.model import Limits
 from dfolora.model.architecture import Architecture
-from tests.pipelines.test_conf import composed, options
+from tests.pipelines.test_conf import composed, options, with_what_is_missing
 
 METHODS = options("method")
 UNFITTED = ("manual_prompt", "in_context", "random_lora")
@@ -34,14 +34,18 @@ def plain_task(task):
     return OmegaConf.to_container(composed(f"task=mini/{task}").task, resolve=True)
 
 
+def config_of(name):
+    return with_what_is_missing(composed(f"method={name}", *SMALL))
+
+
 @cache
 def configured(name: str) -> Method:
-    return instantiate(composed(f"method={name}", *SMALL).method)
+    return instantiate(config_of(name).method)
 
 
 def posed(name: str, limits: Limits | None = None) -> tuple[Problem, object]:
     """The problem as the method sees it, and a fresh backbone."""
-    config = composed(f"method={name}", *SMALL)
+    config = config_of(name)
     checkpoint = instantiate(config.model, _convert_="all")
     backbone = checkpoint.load_backbone(limits)
     architecture = backbone.architecture

@@ -14,7 +14,7 @@ from dfolora.errors import UserError
 from dfolora.model import exact_cudnn, no_cudnn_attention
 from tests.emulation import SHORTAGES, emulated_cuda
 from tests.methods.test_every_method import rows
-from tests.pipelines.test_conf import composed, options
+from tests.pipelines.test_conf import composed, options, with_what_is_missing
 
 ROWS = options("row")
 SMALL = ("profile=mini", "budget=60", "dim=40", "dev_interval=20", "data.k=4", "training.epochs=2")
@@ -28,7 +28,7 @@ THROUGH_THE_MODEL = {
 
 def posed(*overrides: str):
     """The method, its problem and the backbone."""
-    config = composed(*SMALL, *overrides)
+    config = with_what_is_missing(composed(*SMALL, *overrides))
     checkpoint = instantiate(config.model, _convert_="all")
     method, backbone = instantiate(config.method), checkpoint.load_backbone()
     problem = instantiate(config.data).pose(

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import itertools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,18 @@ from dfolora.report.captions import CONSTANTS
 from dfolora.report.figures import KINDS
 from dfolora.search import Bandit, LastK, Late, Lisa, RoundRobin, Spread, WholeRounds
 from dfolora.search.optim import Cma, Lotfwa, Nevergrad, Point, Probing, RandomSearch, ZerothOrder
-from dfolora.search.subspace import CoreSubspaceSpec, LoraSubspaceSpec, ParameterSubspaceSpec
+from dfolora.search.subspace import (
+    ComposedSubspaceSpec,
+    CoreSubspaceSpec,
+    LoraSubspaceSpec,
+    ParameterSubspaceSpec,
+    UniLoraSubspaceSpec,
+)
 from pipelines.identity import labels_of, name_of
 from pipelines.job import SWEPT
 from pipelines.pretrain.training import Recipe
 from tests import commands
+from tests.adapters import mini_adapters
 from tests.commands import PROJECT, whole_config
 
 CONF = PROJECT / "conf"
@@ -58,11 +66,13 @@ SIGNATURES = {
     ("method", "adapter"): GradientTuning,
     ("method", "bbt"): LayerwiseSearch,
     ("method", "bbtv2"): LayerwiseSearch,
+    ("method", "compose"): LayerwiseSearch,
     ("method", "dfo_lora"): LayerwiseSearch,
     ("method", "gap3"): Gap3,
     ("method", "in_context"): InContext,
     ("method", "manual_prompt"): ManualPrompt,
     ("method", "random_lora"): RandomLora,
+    ("method.subspace", "compose"): ComposedSubspaceSpec,
     ("method.trained", "adapter"): Adapter,
     ("method.trained", "bitfit"): BitFit,
     ("method.trained", "feature_mlp"): FeatureHead,
@@ -87,7 +97,13 @@ SIGNATURES = {
     ("optimizer", "zo"): ZerothOrder,
     ("subspace", "paper"): LoraSubspaceSpec,
     ("subspace", "parameters"): ParameterSubspaceSpec,
+    ("subspace", "uni_lora"): UniLoraSubspaceSpec,
 }
+MISSING: dict[str, Callable[[], Any]] = {
+    "model.path": lambda: "a/model",
+    "method.subspace.adapters": mini_adapters,
+}
+"""What only the user knows."""
 OF_TABLE_1 = ("curves", "figure1")
 GIVEN_BY_THE_SEARCH = {"dim", "budget", "rng"}
 
@@ -104,10 +120,9 @@ def composed(*overrides, config="run", hydra=False):
 
 
 def with_what_is_missing(config):
-    """Fill what only the user knows."""
+    """Fill in what only the user knows."""
     for key in OmegaConf.missing_keys(config):
-        assert key == "model.path"
-        OmegaConf.update(config, key, "a/model")
+        OmegaConf.update(config, key, MISSING[key]())
     return config
 
 

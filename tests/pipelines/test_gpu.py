@@ -11,7 +11,7 @@ from dfolora.record.memory import PeakMemory
 from pipelines.job import work
 from tests.commands import composed
 from tests.conftest import random_batch, tiny_model
-from tests.pipelines.test_conf import options
+from tests.pipelines.test_conf import options, with_what_is_missing
 from tests.pipelines.test_stops import stopped_after
 from tests.searching import evaluator_of, limited, logits_of, some_solution, subspace_of
 
@@ -116,7 +116,8 @@ def test_peak_memory_is_told_by_torch_and_the_driver():
 
 @pytest.mark.parametrize("row", options("row"))
 def test_every_row_runs(row, in_folder):
-    ended = work(*composed(f"row={row}", "device=cuda", "budget=61", "profile=mini"), "s")
+    config, choices = composed(f"row={row}", "device=cuda", "budget=61", "profile=mini")
+    ended = work(with_what_is_missing(config), choices, "s")
     assert ended.ending == "done", ended.line
     assert Store(f"sqlite:///{in_folder}/mlflow.db").runs()["params.used.device"][0] != "cpu"
 

@@ -6,7 +6,7 @@ Interventions are LoRA factors or soft prompts of one layer, for a whole populat
 
 from dfolora.model.architecture import Architecture
 from dfolora.model.backbone import Backbone
-from dfolora.model.checkpoint import Checkpoint
+from dfolora.model.checkpoint import Checkpoint, folder_digest
 from dfolora.model.factors import LoraFactors
 from dfolora.model.families import FAMILIES
 from dfolora.model.intervention import Intervention, LayerLora, SoftPrompt
@@ -14,7 +14,12 @@ from dfolora.model.kernels import exact_cudnn, no_cudnn_attention
 from dfolora.model.layer import Packed
 from dfolora.model.limits import Limits
 from dfolora.model.packing import Pack, Sequences
-from dfolora.model.peft_export import load_adapter, save_adapter
+from dfolora.model.peft_export import (
+    check_adapter,
+    load_adapter,
+    load_whole_adapter,
+    save_adapter,
+)
 from dfolora.model.quantize import check_torchao
 
 __all__ = [
@@ -30,9 +35,12 @@ __all__ = [
     "Packed",
     "Sequences",
     "SoftPrompt",
+    "check_adapter",
     "check_torchao",
     "exact_cudnn",
+    "folder_digest",
     "load_adapter",
+    "load_whole_adapter",
     "no_cudnn_attention",
     "save_adapter",
 ]

@@ -211,12 +211,12 @@ class Checkpoint:
         if self._random:
             model: Any = {"architecture": self.architecture}
         elif Path(self._source).is_dir():
-            model = _folder_digest(Path(self._source))
+            model = folder_digest(Path(self._source))
         else:
             model = {"name": self.path, "commit": getattr(self.config(), "_commit_hash", None)}
         tokenizer = self.tokenizer
         if tokenizer and Path(tokenizer).is_dir():
-            tokenizer = _folder_digest(Path(tokenizer))
+            tokenizer = folder_digest(Path(tokenizer))
         return {"model": model, "tokenizer": tokenizer, "precision": self._resolved_precision()}
 
     @property
@@ -308,7 +308,8 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path) -> str:
+    """SHA-256 of the names and contents of a model's or an adapter's files."""
     files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".txt"))
     stamps = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
     return _files_digest(stamps)

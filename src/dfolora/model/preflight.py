@@ -90,7 +90,7 @@ def check_files(folder: Path, expected: Mapping[str, Shape], family: Family) -> 
             f"{folder} holds no *.safetensors{beside}; load the model where it comes from, "
             f"save_pretrained it, and copy that folder."
         )
-    held = {name: (path, shape) for path in files for name, shape in _shapes(path).items()}
+    held = {name: (path, shape) for path in files for name, shape in file_shapes(path).items()}
     _check_prefix(folder, held, expected, family)
     check_names(str(folder), held, expected, family)
     for name, (path, shape) in held.items():
@@ -167,7 +167,12 @@ def _check_prefix(
         )
 
 
-def _shapes(path: Path) -> Mapping[str, Shape]:
+def file_shapes(path: Path) -> Mapping[str, Shape]:
+    """The shape of every tensor of a safetensors file, from its header.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
     with (
         explained(lambda error: f"{path} cannot be read: {error}; copy it again."),
         safe_open(path, "pt") as file,

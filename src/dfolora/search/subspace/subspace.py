@@ -15,7 +15,7 @@ from dfolora.data import Encode, Encoder
 from dfolora.model import Architecture, Backbone, Intervention
 
 Array = NDArray[np.float64]
-Change = TypeVar("Change", bound=Intervention)
+Change = TypeVar("Change")
 
 
 class Subspace(Protocol):

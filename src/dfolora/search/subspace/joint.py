@@ -1,0 +1,45 @@
+"""A block that is all there is: one vector, of which the LoRA factors of all layers are made."""
+
+from collections.abc import Callable, Container
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfolora.model import Backbone, LayerLora, save_adapter
+from dfolora.search.subspace.subspace import Incumbents
+
+Array = NDArray[np.float64]
+Make = Callable[[Array], dict[int, LayerLora]]
+"""From P candidates, ``(P, d)``, to their factors by layer, float32."""
+
+
+class JointSubspace:
+    """One block that changes several layers.
+
+    Args:
+        make: The map.
+        stored: Numbers in a candidate's factors.
+        backbone: The model: to its type the incumbents' factors are rounded.
+    """
+
+    def __init__(self, make: Make, stored: int, backbone: Backbone) -> None:
+        self.blocks = 1
+        self.stored = stored
+        self._make = make
+        dtype = backbone.dtype
+        self._incumbents = Incumbents(
+            lambda _block, z: {layer: lora.to(dtype) for layer, lora in make(z).items()}
+        )
+
+    def interventions(self, _block: int, candidates: Array) -> dict[int, LayerLora]:
+        """Those of all layers that z changes."""
+        return self._make(candidates)
+
+    def incumbents(self, solution: Array, *, without: Container[int] = ()) -> dict[int, LayerLora]:
+        """The factors are rounded to the model's type."""
+        return self._incumbents(solution, without).get(0, {})
+
+    def save(self, folder: Path, backbone: Backbone, solution: Array) -> None:
+        """Write a PEFT adapter folder."""
+        save_adapter(folder, backbone, self._make(solution).values())
