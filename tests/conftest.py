@@ -82,6 +82,12 @@ def backbone(family):
     return Backbone(tiny_model(family))
 
 
+@lru_cache
+def shared_backbone(family, dtype=torch.float32):
+    """For tests that leave no hook in it."""
+    return Backbone(tiny_model(family).to(dtype))
+
+
 def random_batch(lengths, answers, seed=1):
     """Rows of random tokens, padded with 1, of three classes."""
     rows, longest = len(lengths), max(max(lengths), max(answers) + 1)

@@ -1,6 +1,5 @@
 """The engine gives what one padded forward of the whole model a candidate gives, with less work."""
 
-from functools import lru_cache
 from unittest.mock import patch
 
 import numpy as np
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from dfolora.data import Batch
 from dfolora.engine.forward import COARSE, Engine
 from dfolora.model.backbone import Backbone
-from tests.conftest import SIZES, random_batch, tiny_model
+from tests.conftest import SIZES, random_batch, shared_backbone, tiny_model
 from tests.reference import one_candidate
 from tests.searching import (
     DIM,
@@ -28,12 +27,6 @@ from tests.searching import (
 LABELS = torch.tensor([7, 50, 99])
 CLOSE = {"rtol": 0, "atol": 1e-5}  # float32 forwards, other summation order
 SAME = {"rtol": 0, "atol": 1e-6}  # the same operations; logits are of size 1
-
-
-@lru_cache
-def shared_backbone(family, dtype=torch.float32):
-    """For tests that leave no hook in it."""
-    return Backbone(tiny_model(family).to(dtype))
 
 
 def check(family, batch, block, *, candidates=3, atol=1e-5, tokens=None, **spec):

@@ -13,6 +13,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 from dfolora.data.task import Task
+from dfolora.errors import UserError
 from dfolora.fewshot.problem import ProblemSpec
 from dfolora.methods import (
     Gap3,
@@ -127,7 +128,8 @@ def test_every_file_is_an_option_or_an_entry_points():
 )
 def test_run_with_the_option_can_be_built(group, option):
     """All that ``pipelines.execute`` builds before it loads anything."""
-    config = with_what_is_missing(composed(f"{group}={option}"))
+    beside = ["subspace=core"] if group == "optimizer" else []  # some need a map that is not even
+    config = with_what_is_missing(composed(f"{group}={option}", *beside))
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     task = Task.from_mapping(OmegaConf.to_container(config.task, resolve=True))
     assert isinstance(instantiate(config.data), ProblemSpec)
@@ -138,6 +140,34 @@ def test_run_with_the_option_can_be_built(group, option):
     if checkpoint.architecture is not None:
         shaped = dataclasses.replace(checkpoint, weights="random", tokenizer=None)
         method.check(Architecture.of(shaped.config()))
+
+
+REFUSED = {
+    "pairs on an even map": (["optimizer=mezo"], r"pairs .* would stay there.*subspace=core"),
+    "probes on an even map": (["optimizer=mezo_gv", "layers_per_block=all"], "would stay there"),
+    "pairs on prompts": (["row=bbtv2", "optimizer=mezo"], None),
+    "blocks that do not come out": (["layers_per_block=2"], r"does not divide the 3 .*all, .*1, 3"),
+    "blocks of none": (["layers_per_block=0"], r"layers_per_block=0"),
+    "blocks by another word": (["layers_per_block=some"], r"layers_per_block=some"),
+    "one block's prompt": (["row=bbt", "layers_per_block=3"], r"does not divide the 1 "),
+    "more last layers than there are": (["schedule=last_k", "schedule.k=4"], r"schedule\.k=4"),
+    "a schedule without its losses": (
+        ["schedule=bandit", "incumbent=center"],
+        r"Bandit is told .* incumbent=improving or mean",
+    ),
+    "a bandit beside the released rule": (["schedule=bandit", "incumbent=released"], "Bandit"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "message"), REFUSED.values(), ids=REFUSED)
+def test_parts_that_do_not_go_together_are_refused(overrides, message):
+    method = instantiate(composed(*overrides).method)
+    architecture = Architecture.of(instantiate(composed().model, _convert_="all").config())
+    if message is None:
+        method.check(architecture)
+    else:
+        with pytest.raises(UserError, match=message):
+            method.check(architecture)
 
 
 @pytest.mark.parametrize("option", options("optimizer"))

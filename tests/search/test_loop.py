@@ -140,6 +140,33 @@ def test_mean_incumbent_is_the_center_measured_by_one_more_call():
         assert generation.loss == generation.losses[-1]
 
 
+def test_center_incumbent_is_adopted_unmeasured_and_costs_no_call():
+    evaluate = Quadratic(2)
+    optimizers = [SMALL_CMA(dim=DIM, budget=50, rng=np.random.default_rng(b)) for b in (0, 1)]
+    turns = 0
+    for generation in tune(evaluate, optimizers, dim=DIM, budget=60, incumbent="center"):
+        turns += 1
+        assert len(generation.losses) == 5
+        center = optimizers[generation.block].center
+        assert np.array_equal(generation.solution[generation.block], center)
+        assert np.isnan(generation.loss)
+    assert turns == 12  # no call for the unadapted model either
+
+
+def test_an_order_is_told_each_generation_and_ends_the_search():
+    told = []
+
+    def order():
+        for block in (1, 1, 0):
+            told.append((yield block))
+
+    evaluate, generations = run(SMALL_CMA, blocks=2, budget=100, order=order())
+    assert [generation.block for generation in generations[1:]] == [1, 1, 0]
+    assert evaluate.calls == 1 + 3 * 5
+    assert [generation.last for generation in generations] == [False, False, False, True]
+    assert [one.calls for one in told] == [one.calls for one in generations[1:]]
+
+
 def test_released_incumbent_is_the_all_time_best_by_old_losses():
     """By hand: the block's lowest loss so far, although measured beside other incumbents."""
     _, generations = run(SMALL_CMA, budget=150, incumbent="released")

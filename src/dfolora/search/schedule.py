@@ -112,7 +112,7 @@ class WholeRounds(_Even):
 class LastK(_Even):
     """Ascending order among the last k blocks; the others stay as they are."""
 
-    k: int = 8
+    k: int = 1
 
     def check(self, blocks: int) -> None:
         """No more than there are."""
