@@ -307,10 +307,28 @@ SHARED = {  # what an item asks for, and the job of Table 2 that it is
 @pytest.mark.parametrize("profile", options("profile"))
 @pytest.mark.parametrize("item", SHARED)
 def test_items_share_their_runs_with_table_2(item, profile):
-    """What a run is made of, but for its seeds, is the same, so it is run once."""
     job, row = SHARED[item]
     asked = composed(f"experiment={item.strip()}", f"profile={profile}", *job)
     known = composed("experiment=table2", f"profile={profile}", f"row={row}")
+    check_same_run(asked, known)
+
+
+@pytest.mark.parametrize("profile", options("profile"))
+def test_systems_share_their_runs_with_table_1(profile):
+    ours, theirs = swept("systems", profile), swept("table1", profile)
+    shared = set(ours.pop("row")) & set(theirs.pop("row"))
+    assert shared == {"manual_prompt", "bbtv2", "c_lora", "f_lora"}
+    assert ours == theirs
+    for row in shared:
+        asked, known = (
+            composed(f"experiment={item}", f"profile={profile}", f"row={row}")
+            for item in ("systems", "table1")
+        )
+        check_same_run(asked, known)
+
+
+def check_same_run(asked, known):
+    """What a run is made of, but for its seeds, is the same, so it is run once."""
     for group in ("data", "method"):
         ours, theirs = (
             OmegaConf.to_container(config[group], resolve=True) for config in (asked, known)

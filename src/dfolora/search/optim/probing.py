@@ -57,7 +57,7 @@ class Probing(Optimizer):
         guide: Literal["contrast", "best"] = "contrast",
         best: float = 0.5,
         sigma: float = 0.3,
-        lr: float = 1.0,
+        lr: float = 10.0,
         decay: Literal["linear", "sqrt", "none"] = "linear",
     ) -> None:
         require_positive(dim=dim, sigma=sigma, lr=lr)
