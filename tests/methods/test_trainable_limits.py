@@ -114,10 +114,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a bias twice": (BitFit(biases=["q", "q"]), r"biases=\['q', 'q'\].*at most once"),
     "biases that are no list": (BitFit(biases="q"), r"biases=q; choose a non-empty subset"),
     "a list for a bias": (BitFit(biases=[["q"]]), r"biases=\[\['q'\]\]; choose a non-empty subset"),
-    "no maps": (Lora(targets=None), r"targets=None; choose a non-empty subset of q, k, v, o"),
+    "no maps": (Lora(targets=None), r"targets=None must be a list, such as \[q,k\]"),
     "maps in one word": (
         Lora(targets="qv"),
-        r"targets=qv; choose a non-empty subset of q, k, v, o",
+        r"targets=qv must be a list, such as \[q,k\]",
     ),
     "a list for a map": (Lora(targets=[["q"]]), r"targets=\[\['q'\]\]; choose a non-empty subset"),
     "an unknown map": (Lora(targets=["w"]), r"targets=\['w'\]; choose a non-empty subset"),

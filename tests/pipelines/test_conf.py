@@ -99,9 +99,9 @@ SIGNATURES = {
     ("subspace", "parameters"): ParameterSubspaceSpec,
     ("subspace", "uni_lora"): UniLoraSubspaceSpec,
 }
-MISSING: dict[str, Callable[[], Any]] = {
-    "model.path": lambda: "a/model",
-    "method.subspace.adapters": mini_adapters,
+MISSING: dict[str, Callable[[Any], Any]] = {
+    "model.path": lambda _config: "a/model",
+    "method.subspace.adapters": lambda config: mini_adapters(config.model.path),
 }
 """What only the user knows."""
 OF_TABLE_1 = ("curves", "figure1")
@@ -122,7 +122,7 @@ def composed(*overrides, config="run", hydra=False):
 def with_what_is_missing(config):
     """Fill in what only the user knows."""
     for key in OmegaConf.missing_keys(config):
-        OmegaConf.update(config, key, MISSING[key]())
+        OmegaConf.update(config, key, MISSING[key](config))
     return config
 
 

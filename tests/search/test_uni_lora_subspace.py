@@ -125,7 +125,7 @@ def test_on_a_gpu_it_is_the_cpus(batch):
         ({"dim": 769}, "dim=769 is more than the 768 entries .* rank=2 with q, k"),
         ({"rank": 33}, "rank=33 must lie between 1 and 32"),
         ({"alpha": 0}, "subspace.alpha=0 must be a positive number"),
-        ({"targets": "qk"}, "choose a non-empty subset of q, k, v, o"),
+        ({"targets": "qk"}, "targets=qk must be a list"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, message):
