@@ -155,9 +155,9 @@ class LayerwiseSearch:
             raise UserError(
                 "The optimizer learns from pairs c + u, c - u alone, and the search starts from "
                 "c = 0, where this subspace makes the same model of both: it would stay there. "
-                "Take one that is linear in z (subspace=core, subspace=factors_up; of method=compose "
-                "method.subspace.form=products), or an optimizer whose steps are one-sided "
-                "(optimizer.sides=one)."
+                "Take one that is linear in z (subspace=core, subspace=factors_up; for "
+                "method=compose method.subspace.form=products), or an optimizer whose steps are "
+                "one-sided (optimizer.sides=one)."
             )
         population = optimizer.population
         turns = self.schedule.least(self.blocks(architecture))
