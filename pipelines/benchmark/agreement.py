@@ -48,7 +48,7 @@ def agreements(task: str, precisions: Sequence[str], budget: int, device: str) -
     backbone = load(config.model, "fp32")
     data = few_shot_of(config, method, backbone.architecture)
     train = data.train
-    subspace = method.subspace.build(backbone, train.input_ids, train.attention_mask, config.seed)
+    subspace = method.build(backbone, data, config.seed)
 
     def judge(by: Backbone) -> PopulationEvaluator:
         engine = Engine(by, train, data.label_ids)
@@ -58,11 +58,8 @@ def agreements(task: str, precisions: Sequence[str], budget: int, device: str) -
 
     others = {name: judge(load(config.model, name)) for name in precisions}
     compared = _Compared(judge(backbone), others)
-    optimizers = [
-        method.block_optimizer(block, backbone.architecture, config.seed)
-        for block in range(subspace.blocks)
-    ]
-    dim = method.subspace.size(backbone.architecture)
+    optimizers = method.optimizers(backbone.architecture, config.seed)
+    dim = method.size(backbone.architecture)
     for _generation in tune(compared, optimizers, dim=dim, budget=budget):
         pass
     return list(compared.agreements.values())

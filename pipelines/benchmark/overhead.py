@@ -40,14 +40,11 @@ class _Timed:
 
 def share_outside(backbone: Backbone, data: FewShotData, *, dim: int, generations: int) -> float:
     """The share of a search's time that is not the engine's, journal and MLflow included."""
-    architecture = backbone.architecture
     method = LayerwiseSearch(subspace=LoraSubspaceSpec(dim=dim))
-    optimizers = [
-        method.block_optimizer(block, architecture, seed=0) for block in range(architecture.layers)
-    ]
+    optimizers = method.optimizers(backbone.architecture, seed=0)
     budget = 1 + generations * optimizers[0].population
     train = data.train
-    subspace = method.subspace.build(backbone, train.input_ids, train.attention_mask, 0)
+    subspace = method.build(backbone, data, seed=0)
     engine = _Timed(Engine(backbone, train, data.label_ids), backbone.device)
     evaluate = PopulationEvaluator(
         engine, subspace, train.labels, objective="ce", metric=data.metric

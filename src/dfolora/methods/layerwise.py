@@ -85,7 +85,16 @@ class LayerwiseSearch:
             whole(self.patience, "patience", least=self.dev_interval)
         self.subspace.check(architecture)
         self._check_blocks(architecture)
-        self._check_budget(architecture)
+        optimizer = self.block_optimizer(0, architecture, 0)
+        if optimizer.symmetric and self.subspace.even:
+            raise UserError(
+                "The optimizer learns from pairs c + u, c - u alone, and the search starts from "
+                "c = 0, where this subspace makes the same model of both: it would stay there. "
+                "Take one that is linear in z (subspace=core, subspace=factors_up; for "
+                "method=compose method.subspace.form=products), or an optimizer whose steps are "
+                "one-sided (optimizer.sides=one)."
+            )
+        self._check_budget(self.blocks(architecture), optimizer.population)
 
     def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
         return self.subspace.encoder(plain)
@@ -126,6 +135,11 @@ class LayerwiseSearch:
             rng=stream(seed, f"search/{block}"),
         )
 
+    def optimizers(self, architecture: Architecture, seed: int) -> list[Optimizer]:
+        """Those of all blocks."""
+        blocks = range(self.blocks(architecture))
+        return [self.block_optimizer(block, architecture, seed) for block in blocks]
+
     def _together(self, architecture: Architecture) -> int:
         layers = self.subspace.blocks(architecture)
         return layers if self.layers_per_block == "all" else self.layers_per_block
@@ -149,21 +163,11 @@ class LayerwiseSearch:
                 f"{' or '.join(MEASURED)}, or another schedule."
             )
 
-    def _check_budget(self, architecture: Architecture) -> None:
-        optimizer = self.block_optimizer(0, architecture, 0)
-        if optimizer.symmetric and self.subspace.even:
-            raise UserError(
-                "The optimizer learns from pairs c + u, c - u alone, and the search starts from "
-                "c = 0, where this subspace makes the same model of both: it would stay there. "
-                "Take one that is linear in z (subspace=core, subspace=factors_up; for "
-                "method=compose method.subspace.form=products), or an optimizer whose steps are "
-                "one-sided (optimizer.sides=one)."
-            )
-        population = optimizer.population
-        turns = self.schedule.least(self.blocks(architecture))
+    def _check_budget(self, blocks: int, population: int) -> None:
+        turns = self.schedule.least(blocks)
         what = "one generation" if turns == 1 else "one round of all layers"
-        needed = turns * population + {"improving": 1, "mean": 2}.get(self.incumbent, 0)
-        needed += self.spent
+        of_incumbents = {"improving": 1, "mean": 2}.get(self.incumbent, 0)
+        needed = self.spent + turns * population + of_incumbents
         if 0 < self.budget < needed:
             raise UserError(
                 f"budget={self.budget} is smaller than {what}, which needs {needed} calls with a "
@@ -191,10 +195,7 @@ class Search:
         self._seed = seed
         self._subspace = method.build(backbone, data, seed)
         self._dim = method.size(backbone.architecture)
-        self._optimizers = [
-            method.block_optimizer(block, backbone.architecture, seed)
-            for block in range(self._subspace.blocks)
-        ]
+        self._optimizers = method.optimizers(backbone.architecture, seed)
         train, dev = (self._evaluator(batch, data.metric) for batch in (data.train, data.dev))
         self._train = Remembered(train, memo, "train")
         self._selection = DevSelection(

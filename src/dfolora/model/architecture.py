@@ -193,6 +193,12 @@ class Architecture:
             raise UserError(f"{where}={targets} must be a list, such as [q,k].")
         subset(targets, where, self.family.maps)
 
+    def check_rank(self, rank: int) -> None:
+        """Raise UserError unless LoRA factors of that rank are no wider than the model."""
+        whole(rank, "rank", least=1)
+        if rank > self.width:
+            raise UserError(f"rank={rank} must lie between 1 and {self.width}.")
+
     def whole_modules(self, maps: Sequence[str]) -> tuple[str, ...]:
         """The modules inside a layer that hold these attention maps and no others.
 

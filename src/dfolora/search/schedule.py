@@ -61,6 +61,14 @@ class Schedule(Protocol):
         ...
 
 
+def _check_number(value: int, where: str, blocks: int) -> None:
+    whole(value, where, least=1)
+    if value > blocks:
+        raise UserError(
+            f"{where}={value} is more than the {blocks} blocks there are; choose at most {blocks}."
+        )
+
+
 class _Even:
     """What most schedules have in common: any number of blocks, all alike."""
 
@@ -116,12 +124,7 @@ class LastK(_Even):
 
     def check(self, blocks: int) -> None:
         """No more than there are."""
-        whole(self.k, "schedule.k", least=1)
-        if self.k > blocks:
-            raise UserError(
-                f"schedule.k={self.k} is more than the {blocks} blocks there are; choose at most "
-                f"{blocks}."
-            )
+        _check_number(self.k, "schedule.k", blocks)
 
     def weights(self, blocks: int) -> Sequence[float]:
         """Those of the last k alike."""
@@ -257,12 +260,7 @@ class Lisa(_Even):
     def check(self, blocks: int) -> None:
         """No more than there are."""
         whole(self.interval, "schedule.interval", least=1)
-        whole(self.active, "schedule.active", least=1)
-        if self.active > blocks:
-            raise UserError(
-                f"schedule.active={self.active} is more than the {blocks} blocks there are; choose "
-                f"at most {blocks}."
-            )
+        _check_number(self.active, "schedule.active", blocks)
 
     def order(
         self, blocks: int, *, population: int, budget: int, rng: np.random.Generator

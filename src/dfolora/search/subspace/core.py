@@ -8,9 +8,8 @@ and B can come from what enters and leaves the map, whose spread then sets the s
 """
 
 import warnings
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -20,9 +19,9 @@ from torch import Tensor
 
 from dfolora.data import Encoder
 from dfolora.errors import UserError
-from dfolora.model import Architecture, Backbone, LayerLora, LoraFactors, save_adapter
+from dfolora.model import Architecture, Backbone, LayerLora, LoraFactors
+from dfolora.search.subspace.layer_loras import LayerLoras
 from dfolora.search.subspace.statistics import MapMoments, map_moments
-from dfolora.search.subspace.subspace import Incumbents
 from dfolora.seeding import stream
 from dfolora.validation import choice, flag, positive, whole
 
@@ -189,7 +188,7 @@ def signed(vectors: Tensor) -> Tensor:
     return vectors * torch.where(largest < 0, -1.0, 1.0)
 
 
-class CoreSubspace:
+class CoreSubspace(LayerLoras):
     """Maps z to LoRA factors A R and B, one block per layer. Built by ``CoreSubspaceSpec.build``.
 
     Args:
@@ -208,12 +207,11 @@ class CoreSubspace:
         mixings: Sequence[Tensor | None],
         dtype: torch.dtype,
     ) -> None:
+        stored = sum(down.numel() + up.numel() for own in sides for down, up in own)
+        super().__init__(len(sides), stored, dtype)
         self.spec = spec
-        self.blocks = len(sides)
-        self.stored = sum(down.numel() + up.numel() for own in sides for down, up in own)
         self._sides = sides
         self._mixings = mixings
-        self._incumbents = Incumbents(lambda block, z: self.intervention(block, z).to(dtype))
 
     def intervention(self, block: int, candidates: NDArray[np.float64]) -> LayerLora:
         """The LoRA factors of P candidates for one layer: ``(P, d) -> LayerLora``, float32."""
@@ -224,21 +222,6 @@ class CoreSubspace:
             )
         }
         return LayerLora(layer=block, factors=factors)
-
-    def interventions(self, block: int, candidates: NDArray[np.float64]) -> dict[int, LayerLora]:
-        """Those of one layer."""
-        return {block: self.intervention(block, candidates)}
-
-    def incumbents(
-        self, solution: NDArray[np.float64], *, without: Container[int] = ()
-    ) -> dict[int, LayerLora]:
-        """The factors are rounded to the model's type."""
-        return self._incumbents(solution, without)
-
-    def save(self, folder: Path, backbone: Backbone, solution: NDArray[np.float64]) -> None:
-        """Write a PEFT adapter folder."""
-        layers = [self.intervention(block, z[None]) for block, z in enumerate(solution)]
-        save_adapter(folder, backbone, layers)
 
     def _cores(self, block: int, candidates: NDArray[np.float64]) -> Iterator[Tensor]:
         """R of each map, ``(P, r, r)``."""

@@ -7,10 +7,9 @@ z and -z give the same model when all other layers are as they were, since every
 product A B. With A fixed, as in LoRA-FA (Zhang et al. 2023, arXiv 2308.03303), it is linear in z.
 """
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -20,11 +19,11 @@ from torch import Tensor
 
 from dfolora.data import Encoder
 from dfolora.errors import UserError
-from dfolora.model import Architecture, Backbone, LayerLora, LoraFactors, save_adapter
+from dfolora.model import Architecture, Backbone, LayerLora, LoraFactors
 from dfolora.resources import check_room
+from dfolora.search.subspace.layer_loras import LayerLoras
 from dfolora.search.subspace.maps import drawn, holder
 from dfolora.search.subspace.statistics import Statistics, layer_stds
-from dfolora.search.subspace.subspace import Incumbents
 from dfolora.seeding import stream
 from dfolora.validation import choice, positive, whole
 
@@ -81,7 +80,6 @@ class LoraSubspaceSpec:
     def check(self, architecture: Architecture) -> None:
         architecture.check_targets(self.targets)
         whole(self.dim, "dim", least=1)
-        whole(self.rank, "rank", least=1)
         choice(self.factors, "subspace.factors", get_args(Searched))
         parts = self.parts
         if self.dim < parts or self.dim % parts:
@@ -93,8 +91,7 @@ class LoraSubspaceSpec:
                 f"{', '.join(self.targets)}); the nearest legal dim is "
                 f"{' or '.join(map(str, legal))}."
             )
-        if not 1 <= self.rank <= architecture.width:
-            raise UserError(f"rank={self.rank} must lie between 1 and {architecture.width}.")
+        architecture.check_rank(self.rank)
         positive(self.alpha, "subspace.alpha")
         positive(self.scaling, "scaling")
         choice(self.b_projection, "subspace.b_projection", get_args(BProjection))
@@ -161,7 +158,7 @@ class Projections:
         return Projections(down=[*map(hold, self.down)], up=[*map(hold, self.up)])
 
 
-class LoraSubspace:
+class LoraSubspace(LayerLoras):
     """Maps z to LoRA factors, one block per layer. Built by ``LoraSubspaceSpec.build``.
 
     Args:
@@ -179,12 +176,11 @@ class LoraSubspace:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        stored = sum(layer.stored for layer in projections)
+        super().__init__(len(projections), stored, dtype)
         self.spec = spec
-        self.blocks = len(projections)
-        self.stored = _stored(projections)
         self._projections = projections
         self._device = device
-        self._incumbents = Incumbents(lambda block, z: self.intervention(block, z).to(dtype))
 
     def intervention(self, block: int, candidates: NDArray[np.float64]) -> LayerLora:
         """The LoRA factors of P candidates for one layer: ``(P, d) -> LayerLora``, float32."""
@@ -207,25 +203,6 @@ class LoraSubspace:
                 down=down.reshape(len(z), -1, spec.rank), up=up.reshape(len(z), spec.rank, -1)
             )
         return LayerLora(layer=block, factors=factors)
-
-    def interventions(self, block: int, candidates: NDArray[np.float64]) -> dict[int, LayerLora]:
-        """Those of one layer."""
-        return {block: self.intervention(block, candidates)}
-
-    def incumbents(
-        self, solution: NDArray[np.float64], *, without: Container[int] = ()
-    ) -> dict[int, LayerLora]:
-        """The factors are rounded to the model's type."""
-        return self._incumbents(solution, without)
-
-    def save(self, folder: Path, backbone: Backbone, solution: NDArray[np.float64]) -> None:
-        """Write a PEFT adapter folder."""
-        layers = [self.intervention(block, z[None]) for block, z in enumerate(solution)]
-        save_adapter(folder, backbone, layers)
-
-
-def _stored(projections: Sequence[Projections]) -> int:
-    return sum(layer.stored for layer in projections)
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, int], std: float) -> Tensor:

@@ -4,10 +4,9 @@ The setting of MeZO with LoRA (Malladi et al. 2023, arXiv 2305.17333): A begins 
 initialises it and B at 0, so z = 0 is the base model exactly.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,12 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.data import Encoder
-from dfolora.errors import UserError
-from dfolora.model import Architecture, Backbone, LayerLora, LoraFactors, save_adapter
+from dfolora.model import Architecture, Backbone, LayerLora, LoraFactors
 from dfolora.resources import check_room
-from dfolora.search.subspace.subspace import Incumbents
+from dfolora.search.subspace.layer_loras import LayerLoras
 from dfolora.seeding import stream
-from dfolora.validation import positive, whole
+from dfolora.validation import positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +52,7 @@ class ParameterSubspaceSpec:
 
     def check(self, architecture: Architecture) -> None:
         architecture.check_targets(self.targets)
-        whole(self.rank, "rank", least=1)
-        if self.rank > architecture.width:
-            raise UserError(f"rank={self.rank} must lie between 1 and {architecture.width}.")
+        architecture.check_rank(self.rank)
         positive(self.scaling, "scaling")
         check_room(
             8 * architecture.layers * self.size(architecture),
@@ -85,7 +81,7 @@ class ParameterSubspaceSpec:
         return torch.from_numpy(rng.uniform(-1, 1, (d_in, self.rank)) / sqrt(d_in)).float()
 
 
-class ParameterSubspace:
+class ParameterSubspace(LayerLoras):
     """Maps z to LoRA factors A_0 + z_A and z_B. Built by ``ParameterSubspaceSpec.build``.
 
     Args:
@@ -100,9 +96,9 @@ class ParameterSubspace:
         starts: Sequence[Sequence[Tensor]],
         backbone: Backbone,
     ) -> None:
+        stored = len(starts) * spec.size(backbone.architecture)
+        super().__init__(len(starts), stored, backbone.dtype)
         self.spec = spec
-        self.blocks = len(starts)
-        self.stored = len(starts) * spec.size(backbone.architecture)
         self._starts = [[start.to(backbone.device) for start in own] for own in starts]
         places = backbone.architecture.maps
         self._shapes = [
@@ -111,8 +107,6 @@ class ParameterSubspace:
             for shape in ((places[name].d_in, spec.rank), (spec.rank, places[name].d_out))
         ]
         self._device = backbone.device
-        dtype = backbone.dtype
-        self._incumbents = Incumbents(lambda block, z: self.intervention(block, z).to(dtype))
 
     def intervention(self, block: int, candidates: NDArray[np.float64]) -> LayerLora:
         """The LoRA factors of P candidates for one layer: ``(P, d) -> LayerLora``, float32."""
@@ -130,18 +124,3 @@ class ParameterSubspace:
             for name, start, of_a, of_b in own
         }
         return LayerLora(layer=block, factors=factors)
-
-    def interventions(self, block: int, candidates: NDArray[np.float64]) -> dict[int, LayerLora]:
-        """Those of one layer."""
-        return {block: self.intervention(block, candidates)}
-
-    def incumbents(
-        self, solution: NDArray[np.float64], *, without: Container[int] = ()
-    ) -> dict[int, LayerLora]:
-        """The factors are rounded to the model's type."""
-        return self._incumbents(solution, without)
-
-    def save(self, folder: Path, backbone: Backbone, solution: NDArray[np.float64]) -> None:
-        """Write a PEFT adapter folder."""
-        layers = [self.intervention(block, z[None]) for block, z in enumerate(solution)]
-        save_adapter(folder, backbone, layers)

@@ -70,9 +70,7 @@ class UniLoraSubspaceSpec:
     def check(self, architecture: Architecture) -> None:
         architecture.check_targets(self.targets)
         whole(self.dim, "dim", least=1)
-        whole(self.rank, "rank", least=1)
-        if self.rank > architecture.width:
-            raise UserError(f"rank={self.rank} must lie between 1 and {architecture.width}.")
+        architecture.check_rank(self.rank)
         positive(self.alpha, "subspace.alpha")
         entries = self.entries(architecture)
         if self.dim > entries:
