@@ -114,6 +114,15 @@ def exit_on_signals(again: signal.Handlers = signal.SIG_DFL) -> None:
             signal.signal(each, again)
         sys.exit(128 + number)
 
+    def unraisable(fault: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(fault.exc_value, SystemExit):
+            return sys.__unraisablehook__(fault)
+        # Python drops what is raised in a finalizer or a weak reference's callback: exit after it.
+        status = fault.exc_value.code
+        signal.signal(signal.SIGALRM, lambda *_given: sys.exit(status))
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    sys.unraisablehook = unraisable
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
 

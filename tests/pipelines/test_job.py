@@ -112,6 +112,31 @@ def test_job_that_kills_its_own_process_is_told_as_a_failure(monkeypatch):
     assert "killed" in ended.line
 
 
+ASKED_TO_END_IN_A_CALLBACK = """
+import signal, time, weakref
+from pipelines.job import exit_on_signals
+
+class Thing: pass
+
+exit_on_signals()
+thing = Thing()
+seen = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
+try:
+    del thing
+    time.sleep(60)
+finally:
+    print("left in order")
+"""
+
+
+def test_exit_that_a_callback_swallows_comes_after_it(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-c", ASKED_TO_END_IN_A_CALLBACK], env=environment(tmp_path),
+        capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout, ran.stderr) == (128 + signal.SIGTERM, "left in order\n", "")
+
+
 @pytest.mark.slow
 def test_workers_end_when_the_command_is_killed(tmp_path):
     arguments = ["-m", "dim=40,44,48,52", "budget=100000", "workers=2"]
