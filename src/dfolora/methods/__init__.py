@@ -1,5 +1,6 @@
 """Methods, one per row of the tables: a backbone and few-shot data to a predictor."""
 
+from dfolora.methods.calibrated_prompt import CalibratedPrompt
 from dfolora.methods.gap3 import Gap3
 from dfolora.methods.gradient import GradientTuning, TrainingSpec
 from dfolora.methods.in_context import Demonstrated, InContext
@@ -15,6 +16,7 @@ from dfolora.methods.method import (
 )
 from dfolora.methods.named import METHODS, Bbt, Bbtv2, CLora, FLora, method_of
 from dfolora.methods.random_lora import RandomLora
+from dfolora.methods.readouts import load_readout
 
 __all__ = [
     "LABEL_WORDS",
@@ -22,6 +24,7 @@ __all__ = [
     "Bbt",
     "Bbtv2",
     "CLora",
+    "CalibratedPrompt",
     "Demonstrated",
     "FLora",
     "FewShotData",
@@ -37,5 +40,6 @@ __all__ = [
     "RandomLora",
     "Step",
     "TrainingSpec",
+    "load_readout",
     "method_of",
 ]

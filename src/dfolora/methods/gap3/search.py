@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from math import isqrt, nan
 from pathlib import Path
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.data import Batch, Encode, Encoder, Prompt, Rows
-from dfolora.engine import classify
+from dfolora.engine import SolvedReadout, classify
 from dfolora.errors import UserError
 from dfolora.methods.gap3.genome import Genome, Hole, Template, crossed, mutated, size
 from dfolora.methods.gap3.guide import PASSES, Fitness, Guide, Individual, Passes
 from dfolora.methods.method import FewShotData, Predictor, Progress
+from dfolora.methods.readouts import save_readout
 from dfolora.model import Architecture, Backbone
 from dfolora.search import SELECTIONS, Answer, DevPoint, Memo, by_score, forgetful
 from dfolora.seeding import stream
@@ -55,11 +56,14 @@ class Gap3:
     is the last best, and the dev set is not looked at."""
     dev_interval: int = 100
     """Calls between two looks at the dev set, which come as a generation ends."""
+    readout: SolvedReadout = field(default_factory=SolvedReadout)
+    """Solved on the train set for every prompt, as in ``LayerwiseSearch``."""
 
     seeded: ClassVar[bool] = True
     resumable: ClassVar[bool] = True
 
     def check(self, architecture: Architecture) -> None:
+        self.readout.check()
         whole(self.population, "method.population", least=2)
         if self.generations is not None:
             whole(self.generations, "method.generations", least=0)
@@ -122,12 +126,16 @@ class GeneticSearch:
         self._label_ids = data.label_ids
         self._template = template
         self._rng = stream(seed, "genetic")
-        train, self._dev = (
-            Passes(backbone, template, part.rows, data.label_ids, data.metric)
-            for part in (data.train, data.dev)
-        )
+
+        def passes(rows: Rows, solved_on: Passes | None = None) -> Passes:
+            return Passes(
+                backbone, template, rows, data.label_ids, data.metric, method.readout, solved_on
+            )
+
+        self._train = passes(data.train.rows)
+        self._dev = passes(data.dev.rows, self._train)
         tokens = len(backbone.embedding)
-        self._guide = Guide(train, template, top=method.top, tokens=tokens, memo=memo)
+        self._guide = Guide(self._train, template, top=method.top, tokens=tokens, memo=memo)
         self._memo = memo
         self._population: list[Individual] = []
         self._best: Individual | None = None
@@ -156,13 +164,21 @@ class GeneticSearch:
             dev = self._selected or last
             genome = dev.solution
 
+        readout = None if self._method.readout.plain else self._train.solved(genome)
+
         def logits(batch: Batch) -> Tensor:
             written = self._template.encode(batch.rows, genome)
-            return classify(self._backbone, self._label_ids, written)
+            plain = classify(self._backbone, self._label_ids, written)
+            return plain if readout is None else readout(plain.cpu()).float()
+
+        def write(folder: Path) -> None:
+            _save(self._template.prompt(genome), folder)
+            if readout is not None:
+                save_readout(folder, readout)
 
         return Predictor(
             logits=logits,
-            write=lambda folder: _save(self._template.prompt(genome), folder),
+            write=write,
             dev=dev,
             searched=size(genome),
             stored=size(genome),
