@@ -643,7 +643,7 @@ MISTAKES = {
     "an unknown comparison": (
         {"comparison": "x"}, r"Unknown method.comparison=x; choose one of fixed, released"),
     "an unknown selection": (
-        {"selection": "dev"}, r"Unknown selection=dev; choose one of incumbent, released"),
+        {"selection": "dev"}, r"Unknown selection=dev; choose one of incumbent, loss, released"),
     "a probability above 1": ({"mutation": 1.5}, r"method.mutation=1.5 must be a probability"),
     "no probability": ({"crossover": True}, r"method.crossover=True must be a probability"),
     "no tokens": ({"top": 0}, r"method.top=0 must be a whole number, 1 or more"),

@@ -20,7 +20,7 @@ from dfolora.methods.gap3.guide import PASSES, Fitness, Guide, Individual, Passe
 from dfolora.methods.method import FewShotData, Predictor, Progress
 from dfolora.methods.readouts import save_readout
 from dfolora.model import Architecture, Backbone
-from dfolora.search import SELECTIONS, Answer, DevPoint, Memo, by_score, forgetful
+from dfolora.search import SELECTIONS, Answer, DevPoint, Memo, forgetful
 from dfolora.seeding import stream
 from dfolora.validation import choice, share, whole
 
@@ -52,8 +52,8 @@ class Gap3:
     comparison: str = "fixed"
     """A name in ``COMPARISONS``: when an individual replaces the best."""
     selection: str = "incumbent"
-    """``incumbent``: the dev set chooses among the bests of different generations; ``released``: it
-    is the last best, and the dev set is not looked at."""
+    """``incumbent``: the dev set chooses among the bests of different generations, ``loss``: by its
+    cross-entropy; ``released``: it is the last best, and the dev set is not looked at."""
     dev_interval: int = 100
     """Calls between two looks at the dev set, which come as a generation ends."""
     readout: SolvedReadout = field(default_factory=SolvedReadout)
@@ -159,7 +159,7 @@ class GeneticSearch:
     def predictor(self) -> Predictor:
         """The prompt that the dev set chose, or the last best."""
         genome, dev = self._best_genome, None
-        if self._method.selection == "incumbent":
+        if self._method.selection != "released":
             last = self._look()  # makes no pass where nothing came after the last look
             dev = self._selected or last
             genome = dev.solution
@@ -242,7 +242,7 @@ class GeneticSearch:
     def _looks(self, calls_before: int, last: bool) -> list[DevPoint]:
         interval = self._method.dev_interval
         due = calls_before // interval < self._guide.calls // interval or last
-        return [self._look()] if due and self._method.selection == "incumbent" else []
+        return [self._look()] if due and self._method.selection != "released" else []
 
     def _look(self) -> DevPoint:
         """Evaluate the best on the dev set, and keep it if it beats the former ones there."""
@@ -253,7 +253,8 @@ class GeneticSearch:
         else:
             score, loss = last.score, last.loss
         point = DevPoint(calls=self._guide.calls, score=score, loss=loss, solution=genome)
-        if self._selected is None or by_score(point) < by_score(self._selected):
+        rank = SELECTIONS[self._method.selection].rank
+        if self._selected is None or rank(point) < rank(self._selected):
             self._selected = point
         self._last = point
         return point
