@@ -78,8 +78,10 @@ gpu-wheels: $(READY) ## Collect what a GPU machine without network lacks beside 
 test: $(READY) ## Run the tests of every module, without the slow ones: minutes
 	$(RUN) -m pytest $(PARALLEL) -m 'not slow'
 
-test-all: $(READY) ## Run all tests
-	$(RUN) -m pytest $(PARALLEL)
+test-slow: $(READY) ## Run the slow tests: about twice as long
+	$(RUN) -m pytest $(PARALLEL) -m slow
+
+test-all: test test-slow ## Run all tests
 
 check: $(READY) ## Lint, format check, types, import directions
 	$(VENV)/bin/ruff check .
@@ -95,5 +97,5 @@ mlflow-ui: $(READY) ## Compare runs in the browser, on this machine only
 clean: ## Remove the environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help setup quickstart benchmark test test-all check mlflow-ui clean reproduce-all \
+.PHONY: help setup quickstart benchmark test test-slow test-all check mlflow-ui clean reproduce-all \
 	$(ITEMS:%=reproduce-%) $(APART:%=reproduce-%)
