@@ -39,7 +39,16 @@ from dfolora.report import TableSpec
 from dfolora.report.captions import CONSTANTS
 from dfolora.report.figures import KINDS
 from dfolora.search import Bandit, LastK, Late, Lisa, RoundRobin, Spread, WholeRounds
-from dfolora.search.optim import Cma, Lotfwa, Nevergrad, Point, Probing, RandomSearch, ZerothOrder
+from dfolora.search.optim import (
+    Cma,
+    Lotfwa,
+    LowRank,
+    Nevergrad,
+    Point,
+    Probing,
+    RandomSearch,
+    ZerothOrder,
+)
 from dfolora.search.subspace import (
     ComposedSubspaceSpec,
     CoreSubspaceSpec,
@@ -95,6 +104,7 @@ SIGNATURES = {
     ("schedule", "spread"): Spread,
     ("subspace", "core"): CoreSubspaceSpec,
     ("optimizer", "zo"): ZerothOrder,
+    ("optimizer.law", "lozo"): LowRank,
     ("subspace", "paper"): LoraSubspaceSpec,
     ("subspace", "parameters"): ParameterSubspaceSpec,
     ("subspace", "uni_lora"): UniLoraSubspaceSpec,
