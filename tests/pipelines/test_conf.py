@@ -19,6 +19,7 @@ from dfolora.fewshot.problem import ProblemSpec
 from dfolora.methods import (
     Gap3,
     GradientTuning,
+    Hybrid,
     InContext,
     LayerwiseSearch,
     ManualPrompt,
@@ -78,6 +79,7 @@ SIGNATURES = {
     ("method", "compose"): LayerwiseSearch,
     ("method", "dfo_lora"): LayerwiseSearch,
     ("method", "gap3"): Gap3,
+    ("method", "hybrid"): Hybrid,
     ("method", "in_context"): InContext,
     ("method", "manual_prompt"): ManualPrompt,
     ("method", "random_lora"): RandomLora,
@@ -85,6 +87,7 @@ SIGNATURES = {
     ("method.trained", "adapter"): Adapter,
     ("method.trained", "bitfit"): BitFit,
     ("method.trained", "feature_mlp"): FeatureHead,
+    ("method.trained", "hybrid"): Lora,
     ("method.trained", "lora"): Lora,
     ("method.trained", "model_tuning"): ModelTuning,
     ("method.trained", "p_tuning_v2"): PrefixTuning,

@@ -103,7 +103,7 @@ def r_adazo(f, rng, *, dim, steps, eta, mu, k, beta1, beta2, added):
 
 
 def lozo(f, rng, *, m, n, matrices, steps, eta, eps, r, nu):
-    """arXiv:2410.07698, algorithm 1, two-sided: W +- eps U V', g = slope U V' / r, V for nu steps."""
+    """arXiv:2410.07698, algorithm 1: slope along U V' times U V' / r; V lasts nu steps."""
     dim = matrices * m * n
     x, path = [0.0] * dim, []
     for t in range(steps):

@@ -39,6 +39,7 @@ CALLS = {  # of a step: with the loss at the center known, and with it unknown
     "mezo_gv": (6, 6),
     "mezo_greedy": (6, 6),
     "lozo": (2, 2),
+    "mezo_parameters": (2, 2),
 }
 every_method = pytest.mark.parametrize("option", CALLS)
 

@@ -21,6 +21,7 @@ from dfolora.methods import (
     Demonstrated,
     Gap3,
     GradientTuning,
+    Hybrid,
     InContext,
     LayerwiseSearch,
     ManualPrompt,
@@ -88,7 +89,7 @@ def fitted_of(method: Method, encode: Encode) -> Mapping[str, Any]:
         case LayerwiseSearch(subspace=subspace, words=words, budget=budget):
             kind = "soft_prompts" if isinstance(subspace, PromptSubspaceSpec) else "lora"
             return {"kind": kind, "words": words if budget else 1}
-        case RandomLora() | GradientTuning(trained=gradient.Lora()):
+        case RandomLora() | Hybrid() | GradientTuning(trained=gradient.Lora()):
             return {"kind": "lora"}
         case GradientTuning(trained=trained) if type(trained) in TRAINABLES.values():
             name = type(trained).__name__

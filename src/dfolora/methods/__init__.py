@@ -1,7 +1,7 @@
 """Methods, one per row of the tables: a backbone and few-shot data to a predictor."""
 
 from dfolora.methods.gap3 import Gap3
-from dfolora.methods.gradient import GradientTuning, TrainingSpec
+from dfolora.methods.gradient import GradientTuning, Hybrid, TrainingSpec
 from dfolora.methods.in_context import Demonstrated, InContext
 from dfolora.methods.layerwise import LABEL_WORDS, LayerwiseSearch
 from dfolora.methods.manual_prompt import ManualPrompt
@@ -28,6 +28,7 @@ __all__ = [
     "Fit",
     "Gap3",
     "GradientTuning",
+    "Hybrid",
     "InContext",
     "LayerwiseSearch",
     "ManualPrompt",
