@@ -53,6 +53,7 @@ from dfolora.search.optim import (
 from dfolora.search.subspace import (
     ComposedSubspaceSpec,
     CoreSubspaceSpec,
+    GainSubspaceSpec,
     LoraSubspaceSpec,
     ParameterSubspaceSpec,
     UniLoraSubspaceSpec,
@@ -78,12 +79,14 @@ SIGNATURES = {
     ("method", "bbtv2"): LayerwiseSearch,
     ("method", "compose"): LayerwiseSearch,
     ("method", "dfo_lora"): LayerwiseSearch,
+    ("method", "gains"): LayerwiseSearch,
     ("method", "gap3"): Gap3,
     ("method", "hybrid"): Hybrid,
     ("method", "in_context"): InContext,
     ("method", "manual_prompt"): ManualPrompt,
     ("method", "random_lora"): RandomLora,
     ("method.subspace", "compose"): ComposedSubspaceSpec,
+    ("method.subspace", "gains"): GainSubspaceSpec,
     ("method.trained", "adapter"): Adapter,
     ("method.trained", "bitfit"): BitFit,
     ("method.trained", "feature_mlp"): FeatureHead,
@@ -115,6 +118,7 @@ SIGNATURES = {
 MISSING: dict[str, Callable[[Any], Any]] = {
     "model.path": lambda _config: "a/model",
     "method.subspace.adapters": lambda config: mini_adapters(config.model.path),
+    "method.subspace.adapter": lambda config: mini_adapters(config.model.path)[0],
 }
 """What only the user knows."""
 OF_TABLE_1 = ("curves", "figure1")

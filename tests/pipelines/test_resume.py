@@ -146,7 +146,7 @@ def test_other_candidates_than_those_in_the_journal_are_refused(kept, tmp_path):
 
 def test_searches_can_be_resumed():
     assert {name for name in options("method") if configured(name).resumable} == {
-        "dfo_lora", "compose", "bbt", "bbtv2", "gap3",
+        "dfo_lora", "compose", "gains", "bbt", "bbtv2", "gap3",
     } <= set(FITTING)  # fmt: skip
 
 
