@@ -109,16 +109,12 @@ class Hybrid:
         whole(self.dev_interval, "dev_interval", least=1)
         check_trainable(architecture, through_model=True)
         self.trained.check(architecture)
-        layers = range(architecture.layers)
+        self.space.check(architecture)
         plan = self.plan(architecture)
-        searches = plan.trained < len(layers)
         generation = 0
-        if searches:
-            subspace = self.space
-            subspace.check(architecture)
-            generation = self.optimizer(
-                dim=subspace.size(architecture), budget=1, rng=stream(0, "search/0")
-            ).population
+        if dim := (architecture.layers - plan.trained) * self.space.size(architecture):
+            optimizer = self.optimizer(dim=dim, budget=1, rng=stream(0, "search/0"))
+            generation = optimizer.population
         if (plan.trained and not plan.epochs) or plan.searched < generation:
             raise UserError(
                 f"budget={self.budget} leaves {plan.epochs} epochs and {plan.searched} calls of a "
