@@ -14,7 +14,7 @@ import dfolora
 from dfolora.errors import UserError
 from dfolora.methods import Method
 from dfolora.model import Checkpoint, folder_digest
-from dfolora.search.subspace import ComposedSubspaceSpec
+from dfolora.search.subspace import ComposedSubspaceSpec, GainSubspaceSpec
 from dfolora.validation import shown, text
 from pipelines.job import SWEPT
 
@@ -58,11 +58,15 @@ def settings_of(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[s
 
 def _with_contents(plain: Mapping[str, Any], method: Method) -> Mapping[str, Any]:
     """The method's values, with what adapters hold in place of where they lie."""
-    subspace = getattr(method, "subspace", None)
-    if not isinstance(subspace, ComposedSubspaceSpec):
-        return plain
-    digests = [folder_digest(Path(folder)) for folder in subspace.adapters]
-    return {**plain, "subspace": {**plain["subspace"], "adapters": digests}}
+    held: dict[str, str | list[str]]
+    match getattr(method, "subspace", None):
+        case ComposedSubspaceSpec(adapters=folders):
+            held = {"adapters": [folder_digest(Path(folder)) for folder in folders]}
+        case GainSubspaceSpec(adapter=folder):
+            held = {"adapter": folder_digest(Path(folder))}
+        case _:
+            return plain
+    return {**plain, "subspace": {**plain["subspace"], **held}}
 
 
 def check_parts(config: DictConfig) -> None:

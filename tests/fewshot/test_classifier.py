@@ -27,7 +27,15 @@ from sklearn.utils.validation import check_is_fitted
 import dfolora
 from dfolora import CLora, FewShotClassifier, NotFittedError, UserError
 from dfolora.data import sample_few_shot
-from dfolora.methods import METHODS, Gap3, GradientTuning, LayerwiseSearch, ManualPrompt, method_of
+from dfolora.methods import (
+    METHODS,
+    Gap3,
+    GradientTuning,
+    Hybrid,
+    LayerwiseSearch,
+    ManualPrompt,
+    method_of,
+)
 from dfolora.methods.gradient import Lora, TrainingSpec
 from dfolora.mini import BUNDLED, world
 from dfolora.model import Checkpoint
@@ -377,6 +385,16 @@ def shrunk(name, model):
     if isinstance(method, Gap3):
         return replace(method, population=4, budget=30, room=10)
     return method
+
+
+def test_hybrid_predicts_the_same_when_loaded(tmp_path):
+    texts, labels = rows(count=16)
+    method = Hybrid(budget=60, learning_rate=0.01, dev_interval=30)
+    saved = classifier(method=method).fit(texts, labels)
+    saved.save(tmp_path / "folder")
+    loaded = FewShotClassifier.load(tmp_path / "folder")
+    new, _ = rows("test", 30)
+    assert np.allclose(loaded.predict_proba(new), saved.predict_proba(new), atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

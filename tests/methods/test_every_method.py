@@ -12,7 +12,7 @@ from dfolora.data.task import Task
 from dfolora.errors import UserError
 from dfolora.fewshot.problem import Problem, TaskRows
 from dfolora.fewshot.score import score_test
-from dfolora.methods import GradientTuning, Method
+from dfolora.methods import GradientTuning, Hybrid, Method
 from dfolora.model import Limits
 from dfolora.model.architecture import Architecture
 from tests.pipelines.test_conf import composed, options, with_what_is_missing
@@ -179,7 +179,7 @@ def test_streamed_layers_give_the_same_bits_or_are_refused(name):
     problem, backbone = posed(name, Limits(stream=True))
     before = state(backbone)
     method: Any = configured(name)
-    if isinstance(method, GradientTuning):
+    if isinstance(method, GradientTuning | Hybrid):
         with pytest.raises(UserError, match=r"engine\.stream=true keeps the layers' weights in"):
             method.begin(backbone, problem.data, 13)
         return

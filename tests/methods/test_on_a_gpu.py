@@ -17,13 +17,13 @@ from tests.methods.test_every_method import rows
 from tests.pipelines.test_conf import composed, options, with_what_is_missing
 
 ROWS = options("row")
-ZEROTH_ORDER = [f"row={row}" for row in ROWS if row in options("optimizer")]
+ZEROTH_ORDER = [f"row={row}" for row in ROWS if row in {*options("optimizer"), "hybrid", "subzero"}]
 SMALL = ("profile=mini", "budget=60", "dim=40", "dev_interval=20", "data.k=4", "training.epochs=2")
 EXACT = 1e-5
 LARGEST = 10
 """About the largest logit; losses and weights are about 1."""
 THROUGH_THE_MODEL = {
-    "adapter", "bitfit", "lora", "model_tuning", "p_tuning_v2", "prompt_tuning",
+    "adapter", "bitfit", "hybrid", "lora", "model_tuning", "p_tuning_v2", "prompt_tuning",
 }  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def test_lower_precision_gives_the_cpus_numbers(row, precision):
 def test_every_row_of_every_precision(row, precision, model):
     if precision == "int8" and row in THROUGH_THE_MODEL:
         pytest.skip("8-bit weights let no gradient through")
-    fused = model == "mini_gpt2" and row == "lora"  # q, k and v are one module there
+    fused = model == "mini_gpt2" and row in ("hybrid", "lora")  # q, k and v are one module there
     atol = EXACT if precision == "fp32" else 0.02
     assert_as_on_the_cpu(
         f"row={row}",

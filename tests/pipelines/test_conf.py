@@ -21,6 +21,7 @@ from dfolora.methods import (
     CalibratedPrompt,
     Gap3,
     GradientTuning,
+    Hybrid,
     InContext,
     LayerwiseSearch,
     ManualPrompt,
@@ -41,10 +42,20 @@ from dfolora.report import TableSpec
 from dfolora.report.captions import CONSTANTS
 from dfolora.report.figures import KINDS
 from dfolora.search import Bandit, LastK, Late, Lisa, RoundRobin, Spread, WholeRounds
-from dfolora.search.optim import Cma, Lotfwa, Nevergrad, Point, Probing, RandomSearch, ZerothOrder
+from dfolora.search.optim import (
+    Cma,
+    Lotfwa,
+    LowRank,
+    Nevergrad,
+    Point,
+    Probing,
+    RandomSearch,
+    ZerothOrder,
+)
 from dfolora.search.subspace import (
     ComposedSubspaceSpec,
     CoreSubspaceSpec,
+    GainSubspaceSpec,
     LoraSubspaceSpec,
     ParameterSubspaceSpec,
     UniLoraSubspaceSpec,
@@ -73,14 +84,18 @@ SIGNATURES = {
     ("method", "calibrated_prompt"): CalibratedPrompt,
     ("method", "compose"): LayerwiseSearch,
     ("method", "dfo_lora"): LayerwiseSearch,
+    ("method", "gains"): LayerwiseSearch,
     ("method", "gap3"): Gap3,
+    ("method", "hybrid"): Hybrid,
     ("method", "in_context"): InContext,
     ("method", "manual_prompt"): ManualPrompt,
     ("method", "random_lora"): RandomLora,
     ("method.subspace", "compose"): ComposedSubspaceSpec,
+    ("method.subspace", "gains"): GainSubspaceSpec,
     ("method.trained", "adapter"): Adapter,
     ("method.trained", "bitfit"): BitFit,
     ("method.trained", "feature_mlp"): FeatureHead,
+    ("method.trained", "hybrid"): Lora,
     ("method.trained", "lora"): Lora,
     ("method.trained", "model_tuning"): ModelTuning,
     ("method.trained", "p_tuning_v2"): PrefixTuning,
@@ -101,6 +116,7 @@ SIGNATURES = {
     ("schedule", "spread"): Spread,
     ("subspace", "core"): CoreSubspaceSpec,
     ("optimizer", "zo"): ZerothOrder,
+    ("optimizer.law", "lozo"): LowRank,
     ("subspace", "paper"): LoraSubspaceSpec,
     ("subspace", "parameters"): ParameterSubspaceSpec,
     ("subspace", "uni_lora"): UniLoraSubspaceSpec,
@@ -108,6 +124,7 @@ SIGNATURES = {
 MISSING: dict[str, Callable[[Any], Any]] = {
     "model.path": lambda _config: "a/model",
     "method.subspace.adapters": lambda config: mini_adapters(config.model.path),
+    "method.subspace.adapter": lambda config: mini_adapters(config.model.path)[0],
 }
 """What only the user knows."""
 OF_TABLE_1 = ("curves", "figure1")

@@ -17,6 +17,7 @@ import pipelines.execute
 from dfolora.record import Store, runlog
 from tests.commands import composed
 from tests.forking import forked
+from tests.pipelines.test_resume import ZEROTH_ORDER
 
 pytestmark = pytest.mark.slow
 
@@ -123,8 +124,24 @@ def test_runs_that_are_killed_end_as_if_nothing_had_happened(tmp_path):
         whole(killed, *job)
         if struck.total() == KILLS:
             break
-    left, right = (Store(f"sqlite:///{folder}/mlflow.db") for folder in (untouched, killed))
     print(f"{KILLS} kills over {len(jobs)} runs: {dict(struck)}")  # noqa: T201
+    assert_same_records(untouched, killed)
+
+
+@pytest.mark.parametrize("row", ZEROTH_ORDER)
+def test_zeroth_order_search_that_is_killed_ends_as_if_nothing_had_happened(row, tmp_path):
+    untouched, killed = tmp_path / "untouched", tmp_path / "killed"
+    untouched.mkdir()
+    killed.mkdir()
+    whole(untouched, row, 0)
+    assert killed_at(start(killed, row, 0), killed, "in the fit", delay=0.05)
+    whole(killed, row, 0)
+    assert_same_records(untouched, killed)
+
+
+def assert_same_records(untouched, killed):
+    """Every run of one folder's store is in the other's, to the bit, and nothing lies about."""
+    left, right = (Store(f"sqlite:///{folder}/mlflow.db") for folder in (untouched, killed))
     for store, folder in ((left, untouched), (right, killed)):
         runs = store._client.search_runs(store._experiment_ids())
         assert {run.info.status for run in runs} == {"FINISHED"}  # those taken away are not found

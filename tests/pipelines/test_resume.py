@@ -12,10 +12,13 @@ from hydra.utils import instantiate
 from dfolora.engine.forward import Engine
 from dfolora.errors import UserError
 from dfolora.record.journal import Journal
+from dfolora.search.optim import Probing, ZerothOrder
 from pipelines.fit import _points
 from tests.methods.test_every_method import FITTING, SMALL, configured, rows
 from tests.pipelines.test_conf import composed, options
 
+ZEROTH_ORDER = sorted(set(options("row")) & set(options("optimizer")))
+"""Rows that are named after their optimizer."""
 VARIANTS = {
     "dfo_lora": [],
     "fwa": ["optimizer=fwa"],
@@ -27,10 +30,9 @@ VARIANTS = {
     "words": ["words=3", "optimizer=fwa"],
     "readout": ["readout=bias", "optimizer=fwa"],
     "all tokens": ["objective=ce_vocab", "optimizer=fwa"],
-    "zo": ["row=zo"],
-    "mezo": ["row=mezo"],
-    "mezo_gv": ["row=mezo_gv"],
-    "hizoo": ["row=hizoo"],
+    # Three steps at least, and a last one that the budget cuts short.
+    **{name: [f"row={name}", "budget=41"] for name in ZEROTH_ORDER},
+    "es": ["row=es", "budget=97"],
     "bandit": ["schedule=bandit", "optimizer=fwa"],
     "spread": ["schedule=spread", "optimizer=fwa"],
     "lisa": ["schedule=lisa", "schedule.interval=2", "optimizer=fwa"],
@@ -46,7 +48,7 @@ class Kept:
     """One uninterrupted fit and what it left."""
 
     def __init__(self, name, folder):
-        config = composed(*VARIANTS[name], *SMALL)
+        config = composed(*SMALL, *VARIANTS[name])
         checkpoint = instantiate(config.model, _convert_="all")
         self.method = instantiate(config.method)
         self.backbone = checkpoint.load_backbone()
@@ -146,5 +148,12 @@ def test_other_candidates_than_those_in_the_journal_are_refused(kept, tmp_path):
 
 def test_searches_can_be_resumed():
     assert {name for name in options("method") if configured(name).resumable} == {
-        "dfo_lora", "compose", "bbt", "bbtv2", "gap3",
+        "dfo_lora", "compose", "gains", "bbt", "bbtv2", "gap3",
     } <= set(FITTING)  # fmt: skip
+
+
+def test_every_zeroth_order_optimizer_is_broken_off():
+    made = {
+        name: instantiate(composed(f"optimizer={name}").optimizer) for name in options("optimizer")
+    }
+    assert [name for name in made if made[name].func in (ZerothOrder, Probing)] == ZEROTH_ORDER

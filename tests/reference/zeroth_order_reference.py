@@ -100,3 +100,21 @@ def r_adazo(f, rng, *, dim, steps, eta, mu, k, beta1, beta2, added):
         x = [x[i] - eta * m[i] / (math.sqrt(v[i]) + added) for i in range(dim)]
         path.append(x)
     return path
+
+
+def lozo(f, rng, *, m, n, matrices, steps, eta, eps, r, nu):
+    """arXiv:2410.07698, algorithm 1: slope along U V' times U V' / r; V lasts nu steps."""
+    dim = matrices * m * n
+    x, path = [0.0] * dim, []
+    for t in range(steps):
+        if t % nu == 0:
+            v = [[normal(rng, r) for _ in range(n)] for _ in range(matrices)]
+        u = [[normal(rng, r) for _ in range(m)] for _ in range(matrices)]
+        product = [
+            sum(a * b for a, b in zip(u[k][i], v[k][j], strict=True))
+            for k in range(matrices) for i in range(m) for j in range(n)
+        ]  # fmt: skip
+        slope = (f(along(x, eps, product)) - f(along(x, -eps, product))) / (2 * eps)
+        x = along(x, -eta * slope / r, product)
+        path.append(x)
+    return path

@@ -193,8 +193,10 @@ LR_OF_THE_ELLIPSOID = {
     # Plain SGD diverges on a curvature of 200 unless lr (d + 2) 200 < 2; a guide is longer than u.
     "mezo": 5e-4,
     "mezo_momentum": 5e-4,
+    "mezo_parameters": 5e-4,
     "mezo_gv": 5e-4,
     "mezo_greedy": 5e-4,
+    "lozo": 1e-4,  # products of two normal numbers have long tails
     "fzoo": 2.0,
 }
 

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 
 from dfolora.errors import UserError
 from dfolora.search import Evaluation, tune
-from dfolora.search.optim import Point, Probing, ZerothOrder
+from dfolora.search.optim import LowRank, Point, Probing, ZerothOrder
 from dfolora.search.optim.zeroth_order import LAWS, _Moments, hessian_diagonal, rises
 from tests.reference import zeroth_order_reference as reference
 
@@ -38,6 +38,8 @@ CALLS = {  # of a step: with the loss at the center known, and with it unknown
     "hizoo": (2, 3),
     "mezo_gv": (6, 6),
     "mezo_greedy": (6, 6),
+    "lozo": (2, 2),
+    "mezo_parameters": (2, 2),
 }
 every_method = pytest.mark.parametrize("option", CALLS)
 
@@ -168,6 +170,60 @@ def test_methods_walk_the_path_of_their_papers(option, lr, loop):
     found = path(optimizer, bowl, 40)
     np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
     assert bowl(found[-1]) < 0.5 * bowl(np.zeros(DIM))
+
+
+@pytest.mark.parametrize(("rank", "steps"), [(1, 1), (2, 5), (2, 1000)])
+def test_lozo_walks_the_path_of_its_paper(rank, steps):
+    """Its perturbation is of U V', whose standard deviation is sqrt(r) times ours."""
+
+    def loss(points):
+        y = np.asarray(points) - 1
+        return 0.5 * (y**2).sum(axis=-1) + 0.3 * np.cos(y.sum(axis=-1))
+
+    law = LowRank(shape=(2, 3), rank=rank, steps=steps)
+    optimizer = build(3, dim=12, **SPSA, law=law, sigma=0.3, lr=0.02)
+    expected = reference.lozo(
+        loss, np.random.default_rng(3), m=2, n=3, matrices=2, steps=40,
+        eta=0.02, eps=0.3 / math.sqrt(rank), r=rank, nu=steps,
+    )  # fmt: skip
+    found = path(optimizer, loss, 40)
+    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
+    assert loss(found[-1]) < 0.9 * loss(np.zeros(12))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_lozo_moves_along_what_it_measured_also_where_v_is_new(steps):
+    """On a slope, whatever the rank: cosine 1, of either sign."""
+    slope = draws(9, 12)
+    optimizer = build(dim=12, **SPSA, law=LowRank(shape=(3, 4), rank=3, steps=steps), lr=1.0)
+    for _ in range(7):
+        c = optimizer.center
+        asked = optimizer.ask()
+        optimizer.tell(asked @ slope)
+        moved, measured = optimizer.center - c, asked[0] - c
+        cosine = moved @ measured / np.linalg.norm(moved) / np.linalg.norm(measured)
+        assert abs(cosine) == pytest.approx(1, abs=1e-12)
+        assert moved @ slope < 0
+
+
+def test_lozos_directions_have_covariance_one_over_all_v():
+    law = LowRank(shape=(2, 3), rank=2, steps=1)
+    drawn = law.directions(np.random.default_rng(0), 1, 15)
+    u = np.concatenate([next(drawn) for _ in range(40_000)])
+    np.testing.assert_allclose(u.T @ u / len(u), np.eye(15), atol=0.06)  # heavy tails
+
+
+def test_lozos_directions_are_of_low_rank_and_keep_v_for_its_steps():
+    law = LowRank(shape=(3, 4), rank=1, steps=2)
+    drawn = law.directions(np.random.default_rng(0), 5, 24)
+    first, second, third = (next(drawn).reshape(5, 2, 3, 4) for _ in range(3))
+    assert (np.linalg.matrix_rank(first, tol=1e-9) == 1).all()
+    for matrix in range(2):
+        rows = [step[:, matrix].reshape(-1, 4) for step in (first, second, third)]
+        assert np.linalg.matrix_rank(np.concatenate(rows[:2]), tol=1e-9) == 1  # of all five too
+        assert np.linalg.matrix_rank(np.concatenate(rows), tol=1e-9) == 2
+    both = first.transpose(0, 2, 1, 3).reshape(-1, 8)
+    assert np.linalg.matrix_rank(both, tol=1e-9) == 2  # a V for each matrix
 
 
 def test_momentum_is_an_average_of_gradients():
@@ -369,7 +425,7 @@ def test_pairs_alone_learn_nothing_from_an_even_objective_at_zero(option):
     optimizer = shipped(option)(dim=DIM, budget=1000, rng=np.random.default_rng(0))
     moved = [step(optimizer, even) for _ in range(3)]
     assert optimizer.symmetric == (not np.any(moved))
-    assert optimizer.symmetric == (option.startswith("me") or option == "hizoo")
+    assert optimizer.symmetric == (option.startswith("me") or option in ("hizoo", "lozo"))
 
 
 @pytest.mark.parametrize("scale", ["none", "std", "rms"])
@@ -511,6 +567,18 @@ def test_a_direction_is_compared_with_the_others():
         (ZerothOrder, {"directions": 1, "scale": "std"}, "set directions to 2 or more"),
         (ZerothOrder, {"directions": 1, "baseline": "mean"}, "set directions to 2 or more"),
         (ZerothOrder, {"directions": 6, "law": "orthogonal"}, "in dim=5 at most 5 are orthogonal"),
+        (ZerothOrder, {"law": LowRank(shape=4)}, r"law.shape=4 must be a matrix's rows and col"),
+        (ZerothOrder, {"law": LowRank(shape=(2,))}, r"must be a matrix's rows and columns"),
+        (ZerothOrder, {"law": LowRank(shape=(0, 2))}, r"law.shape, size=0 must be a whole number"),
+        (ZerothOrder, {"law": LowRank(shape=(2, 3))}, r"\[2, 3\] is 6 numbers, more than dim=5"),
+        (ZerothOrder, {"law": LowRank(rank=3)}, r"law.rank=3 is more than the 2 that a matrix of"),
+        (ZerothOrder, {"law": LowRank(rank=0)}, "law.rank=0 must be a whole number, 1 or more"),
+        (ZerothOrder, {"law": LowRank(steps=0)}, "law.steps=0 must be a whole number, 1 or more"),
+        (
+            ZerothOrder,
+            {"curvature": 0.1, "sides": "two", "law": LowRank()},
+            "law=normal only; got sides=two and law=LowRank",
+        ),
         (ZerothOrder, {"curvature": 0.1}, "sides=two and law=normal only; got sides=one"),
         (
             ZerothOrder,

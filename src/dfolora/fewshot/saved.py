@@ -22,6 +22,7 @@ from dfolora.methods import (
     Demonstrated,
     Gap3,
     GradientTuning,
+    Hybrid,
     InContext,
     LayerwiseSearch,
     ManualPrompt,
@@ -94,7 +95,7 @@ def fitted_of(method: Method, encode: Encode) -> Mapping[str, Any]:
             }  # fmt: skip
         case CalibratedPrompt():
             return {"kind": "manual_prompt", "readout": True}
-        case RandomLora() | GradientTuning(trained=gradient.Lora()):
+        case RandomLora() | Hybrid() | GradientTuning(trained=gradient.Lora()):
             return {"kind": "lora"}
         case GradientTuning(trained=trained) if type(trained) in TRAINABLES.values():
             name = type(trained).__name__

@@ -2,7 +2,7 @@
 
 from dfolora.methods.calibrated_prompt import CalibratedPrompt
 from dfolora.methods.gap3 import Gap3
-from dfolora.methods.gradient import GradientTuning, TrainingSpec
+from dfolora.methods.gradient import GradientTuning, Hybrid, TrainingSpec
 from dfolora.methods.in_context import Demonstrated, InContext
 from dfolora.methods.layerwise import LABEL_WORDS, LayerwiseSearch
 from dfolora.methods.manual_prompt import ManualPrompt
@@ -31,6 +31,7 @@ __all__ = [
     "Fit",
     "Gap3",
     "GradientTuning",
+    "Hybrid",
     "InContext",
     "LayerwiseSearch",
     "ManualPrompt",

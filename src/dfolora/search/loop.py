@@ -36,9 +36,10 @@ def tune(
 ) -> Iterator[Generation]:
     """Search all blocks' vectors, one optimizer per block, and yield every generation.
 
-    The search starts from z = 0, the unadapted model. Its loss is the first call and the first
-    generation; rules that are not ``MEASURED`` do not need it and do not spend it. What is left at
-    the end pays for the first candidates of one more generation, so the budget is met exactly.
+    The search starts from z = 0, the unadapted model or a given adapter. Its loss is the first call
+    and the first generation; rules that are not ``MEASURED`` do not need it and do not spend it.
+    What is left at the end pays for the first candidates of one more generation, so the budget is
+    met exactly.
 
     Args:
         evaluate: Losses of candidates for one block of a solution, on the train set.

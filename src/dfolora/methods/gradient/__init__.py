@@ -5,6 +5,7 @@ A Trainable is attached to the frozen model within a context, and taken off agai
 
 from dfolora.methods.gradient.adapter import Adapter
 from dfolora.methods.gradient.features import FeatureHead
+from dfolora.methods.gradient.hybrid import Hybrid
 from dfolora.methods.gradient.lora import Lora
 from dfolora.methods.gradient.prompts import PrefixTuning, PromptTuning
 from dfolora.methods.gradient.trainable import Attached, Reader, Trainable
@@ -18,6 +19,7 @@ __all__ = [
     "BitFit",
     "FeatureHead",
     "GradientTuning",
+    "Hybrid",
     "Lora",
     "ModelTuning",
     "PrefixTuning",

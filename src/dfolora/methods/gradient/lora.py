@@ -1,6 +1,6 @@
 """LoRA (Hu et al. 2022), by PEFT."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,7 @@ from dfolora.data import Encode, Encoder
 from dfolora.errors import UserError
 from dfolora.methods.gradient.library import check_peft
 from dfolora.methods.gradient.trainable import Attached, drawn, label_words, through_model
-from dfolora.model import Architecture, Backbone
+from dfolora.model import Architecture, Backbone, LayerLora, LoraFactors
 from dfolora.validation import whole
 
 
@@ -69,3 +69,26 @@ class Lora:
         finally:
             adapted.unload()
             vars(backbone.model).pop("peft_config", None)  # PEFT before 0.21 leaves it
+
+    def factors(
+        self, backbone: Backbone, layer: int, parameters: Mapping[str, Tensor]
+    ) -> LayerLora:
+        """One layer's factors, for the engine.
+
+        Args:
+            backbone: The model.
+            layer: Its number.
+            parameters: Of ``attached``, or copies, by their names there.
+        """
+        factors = {}
+        for name in self.targets:
+            linear = backbone.layers[layer].maps[name]
+            a, b = (
+                parameters[f"base_model.model.{linear.path}.lora_{side}.default.weight"]
+                .detach()
+                .to(backbone.device)
+                for side in "AB"
+            )
+            up = self.alpha / self.rank * b[linear.columns]
+            factors[name] = LoraFactors(down=a.T[None], up=up.T[None])
+        return LayerLora(layer=layer, factors=factors)

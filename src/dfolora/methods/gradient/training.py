@@ -153,8 +153,10 @@ class Training:
         self._dev = list(readers(attached, data.dev, tokens))
         self._dev_labels = data.dev.labels
         self._metric = METRICS[data.metric]
-        self._calls = 0
-        self._best: DevPoint | None = None
+        self.calls = 0
+        """Spent so far."""
+        self.best: DevPoint | None = None
+        """The best look at dev so far."""
 
     def __iter__(self) -> Iterator[Progress]:
         """Train; only the best dev evaluation keeps its solution, which is large.
@@ -163,16 +165,16 @@ class Training:
             UserError: No learning rate came to its end.
         """
         start = Trained.of(self._attached.parameters)
-        looks = [] if self._attached.new_head else self._look(0.0)
+        looks = [] if self._attached.new_head else self.look(0.0)
         finished = False
         for learning_rate in self._spec.learning_rates:
             start.put(self._attached.parameters)
-            for epoch in self._epochs(learning_rate):
+            for epoch in self.epochs(learning_rate):
                 sound = bool(np.isfinite(epoch.loss))
                 if sound and self._spec.looks_after(epoch.epoch):
-                    seen = self._look(learning_rate)
+                    seen = self.look(learning_rate)
                     looks, sound = looks + seen, bool(seen)
-                yield Progress(step=epoch, looks=looks, selected=self._best)
+                yield Progress(step=epoch, looks=looks, selected=self.best)
                 looks = []
                 if not sound:
                     break
@@ -185,7 +187,8 @@ class Training:
                 f"Choose lower learning rates, or precision=fp32."
             )
 
-    def _epochs(self, learning_rate: float) -> Iterator[Epoch]:
+    def epochs(self, learning_rate: float) -> Iterator[Epoch]:
+        """Train from the present parameters, an epoch at a time."""
         optimizer = torch.optim.AdamW(
             self._attached.parameters.values(),
             lr=learning_rate,
@@ -196,9 +199,9 @@ class Training:
             order = torch.from_numpy(rng.permutation(len(self._labels)))
             batches = order.split(self._spec.batch_size)
             losses = np.array(list(self._losses(optimizer, batches)))
-            self._calls += PASSES
+            self.calls += PASSES
             yield Epoch(
-                calls=self._calls,
+                calls=self.calls,
                 losses=losses,
                 loss=float(np.average(losses, weights=[*map(len, batches[: len(losses)])])),
                 learning_rate=learning_rate,
@@ -222,18 +225,18 @@ class Training:
             optimizer.step()
             yield loss.item()
 
-    def _look(self, learning_rate: float) -> list[DevPoint]:
+    def look(self, learning_rate: float) -> list[DevPoint]:
         """Evaluate the present parameters on dev and keep the best; None if the loss is NaN."""
         logits = all_logits(self._dev).cpu()
         point = DevPoint(
-            calls=self._calls,
+            calls=self.calls,
             score=float(self._metric(self._dev_labels.numpy(), logits.argmax(-1).numpy())),
             loss=float(cross_entropy(logits, self._dev_labels)),
             solution=None,
         )
         if not np.isfinite(point.loss):
             return []
-        if self._best is None or by_score(point) < by_score(self._best):
+        if self.best is None or by_score(point) < by_score(self.best):
             trained = Trained.of(self._attached.parameters, learning_rate)
-            self._best = replace(point, solution=trained)
+            self.best = replace(point, solution=trained)
         return [point]

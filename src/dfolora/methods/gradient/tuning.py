@@ -17,6 +17,44 @@ from dfolora.model import Architecture, Backbone
 from dfolora.search import DevPoint, Memo, forgetful
 
 
+def check_trainable(architecture: Architecture, *, through_model: bool) -> None:
+    """Raise UserError if no gradient can be had of such a model.
+
+    Args:
+        architecture: The model's.
+        through_model: Whether gradients pass through the model.
+    """
+    if architecture.streamed:
+        raise UserError(
+            "engine.stream=true keeps the layers' weights in host memory, and this method, which "
+            "trains with gradients, needs them on the device; set engine.stream=false, or take a "
+            "method that searches."
+        )
+    if through_model and architecture.quantized:
+        raise UserError(
+            "precision=int8 lets no gradient through the model, which this method needs; use "
+            "precision=bf16 or fp32."
+        )
+
+
+@contextmanager
+def within_memory(batch_size: str) -> Iterator[None]:
+    """A context that says what to lower where training runs out of memory.
+
+    Args:
+        batch_size: The key of the minibatches' size, and its value.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
+            raise
+        raise UserError(
+            f"Out of memory in training: {first_line(error).removesuffix('.')}. Lower "
+            f"{batch_size}, data.max_length or engine.tokens, or use precision=bf16."
+        ) from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class GradientTuning:
     """Trains a part of the model, or one attached to it, by AdamW.
@@ -40,17 +78,7 @@ class GradientTuning:
         if not isinstance(self.training, TrainingSpec):
             raise UserError(f"method.training={self.training} must be a TrainingSpec, as in conf/.")
         self.training.check()
-        if architecture.streamed:
-            raise UserError(
-                "engine.stream=true keeps the layers' weights in host memory, and this method, "
-                "which trains with gradients, needs them on the device; set engine.stream=false, "
-                "or take a method that searches."
-            )
-        if self.trained.through_model and architecture.quantized:
-            raise UserError(
-                "precision=int8 lets no gradient through the model, which this method needs; use "
-                "precision=bf16 or fp32."
-            )
+        check_trainable(architecture, through_model=self.trained.through_model)
         self.trained.check(architecture)
 
     def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
@@ -81,18 +109,10 @@ class GradientFit:
         with self.attached() as attached:
             spec = self._method.training
             training = Training(attached, self._data, spec, self._seed, self._backbone.tokens)
-            try:
+            with within_memory(f"method.training.batch_size={spec.batch_size}"):
                 for progress in training:
                     self._chosen, self._calls = progress.selected, progress.step.calls
                     yield progress
-            except (RuntimeError, MemoryError) as error:
-                if not is_shortage(error):
-                    raise
-                raise UserError(
-                    f"Out of memory in training: {first_line(error).removesuffix('.')}. Lower "
-                    f"method.training.batch_size={spec.batch_size}, data.max_length or "
-                    f"engine.tokens, or use precision=bf16."
-                ) from error
 
     def attached(self) -> AbstractContextManager[Attached]:
         """The trained part, attached to the model."""

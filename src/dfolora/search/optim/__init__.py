@@ -2,6 +2,7 @@
 
 from dfolora.search.optim.cma import Cma
 from dfolora.search.optim.fwa import Lotfwa
+from dfolora.search.optim.low_rank import LowRank
 from dfolora.search.optim.nevergrad import Nevergrad
 from dfolora.search.optim.optimizer import (
     Losses,
@@ -21,6 +22,7 @@ __all__ = [
     "Cma",
     "Losses",
     "Lotfwa",
+    "LowRank",
     "Nevergrad",
     "Optimizer",
     "OptimizerFactory",

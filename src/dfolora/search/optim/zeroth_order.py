@@ -13,17 +13,18 @@ until it is a step tells the published methods apart; `conf/optimizer/` has thei
     ZO-AdaMM: Chen et al., arXiv:1910.06513, 2019. R-AdaZO: arXiv:2502.01014, 2025.
     HiZOO: Zhao et al., arXiv:2402.15173, 2024. MEAZO: arXiv:2605.03869, 2026.
     LOREN (the baseline): AAAI 2026. ES: Salimans et al., arXiv:1703.03864, 2017.
+    LOZO: Chen et al., arXiv:2410.07698, 2024; its directions are in `low_rank.py`.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
 from typing import Literal, final
 
 import numpy as np
 
 from dfolora.errors import UserError
+from dfolora.search.optim.low_rank import LowRank
 from dfolora.search.optim.optimizer import (
     Losses,
     Optimizer,
@@ -52,8 +53,8 @@ class ZerothOrder(Optimizer):
         rng: Private generator.
         directions: K.
         sides: "one" compares c + sigma u with the baseline, "two" with c - sigma u.
-        law: Of u: "normal", "rademacher" (each coordinate +-1), "sphere" (length sqrt(d)) or
-            "orthogonal" (that length, and at right angles to each other).
+        law: Of u: "normal", "rademacher" (each coordinate +-1), "sphere" (length sqrt(d)),
+            "orthogonal" (that length, and at right angles to each other), or a ``LowRank``.
         sigma: Distance at which losses are measured, as standard deviation of each coordinate.
         lr: Length of a step: the factor of g; in units of sigma where ``scale`` or ``second`` make
             the step independent of the losses' scale.
@@ -84,7 +85,7 @@ class ZerothOrder(Optimizer):
         *,
         directions: int = 4,
         sides: Literal["one", "two"] = "one",
-        law: Literal["normal", "rademacher", "sphere", "orthogonal"] = "normal",
+        law: Literal["normal", "rademacher", "sphere", "orthogonal"] | LowRank = "normal",
         sigma: float = 0.3,
         lr: float = 0.8,
         decay: Literal["linear", "sqrt", "none"] = "linear",
@@ -100,7 +101,10 @@ class ZerothOrder(Optimizer):
         require_positive(dim=dim, sigma=sigma, lr=lr)
         whole(directions, "directions", least=1)
         choice(sides, "sides", ("one", "two"))
-        choice(law, "law", LAWS)
+        if isinstance(law, LowRank):
+            law.check(dim)
+        else:
+            choice(law, "law", LAWS)
         choice(decay, "decay", DECAYS)
         choice(baseline, "baseline", ("incumbent", "mean"))
         choice(scale, "scale", ("none", "std", "rms"))
@@ -134,8 +138,7 @@ class ZerothOrder(Optimizer):
         def turns() -> Turns:
             c, h = np.zeros(dim), np.ones(dim)
             moments = _Moments(momentum, beta2, second, bias_correction, damping)
-            for step in count():
-                z = LAWS[law](rng.standard_normal((directions, dim)))
+            for step, z in enumerate(_drawn(law, rng, directions, dim)):
                 u = z / np.sqrt(h)
                 points = c + sigma * (u[:, None] * signs[:, None]).reshape(population, dim)
                 told = yield Turn(
@@ -165,6 +168,17 @@ class ZerothOrder(Optimizer):
 
         self.symmetric = sides == "two"
         super().__init__(turns(), population=population)
+
+
+def _drawn(
+    law: str | LowRank, rng: np.random.Generator, directions: int, dim: int
+) -> Iterator[Population]:
+    """The directions of each step, ``(K, d)``."""
+    if isinstance(law, LowRank):
+        yield from law.directions(rng, directions, dim)
+    else:
+        while True:
+            yield LAWS[law](rng.standard_normal((directions, dim)))
 
 
 @dataclass

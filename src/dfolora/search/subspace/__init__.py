@@ -2,6 +2,7 @@
 
 from dfolora.search.subspace.composed import ComposedSubspaceSpec
 from dfolora.search.subspace.core import CoreSubspace, CoreSubspaceSpec
+from dfolora.search.subspace.gains import GainSubspaceSpec
 from dfolora.search.subspace.grouped import Grouped
 from dfolora.search.subspace.joint import JointSubspace
 from dfolora.search.subspace.lora import LoraSubspace, LoraSubspaceSpec
@@ -14,6 +15,7 @@ __all__ = [
     "ComposedSubspaceSpec",
     "CoreSubspace",
     "CoreSubspaceSpec",
+    "GainSubspaceSpec",
     "Grouped",
     "JointSubspace",
     "LoraSubspace",

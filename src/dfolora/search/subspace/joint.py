@@ -21,15 +21,19 @@ class JointSubspace:
         make: The map.
         stored: Numbers in a candidate's factors.
         backbone: The model: to its type the incumbents' factors are rounded.
+        empty_at_zero: Whether z = 0 is the model without any factors.
     """
 
-    def __init__(self, make: Make, stored: int, backbone: Backbone) -> None:
+    def __init__(
+        self, make: Make, stored: int, backbone: Backbone, *, empty_at_zero: bool = True
+    ) -> None:
         self.blocks = 1
         self.stored = stored
         self._make = make
         dtype = backbone.dtype
         self._incumbents = Incumbents(
-            lambda _block, z: {layer: lora.to(dtype) for layer, lora in make(z).items()}
+            lambda _block, z: {layer: lora.to(dtype) for layer, lora in make(z).items()},
+            empty_at_zero=empty_at_zero,
         )
 
     def interventions(self, _block: int, candidates: Array) -> dict[int, LayerLora]:

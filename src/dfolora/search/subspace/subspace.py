@@ -19,7 +19,7 @@ Change = TypeVar("Change")
 
 
 class Subspace(Protocol):
-    """A built map; z = 0 is the base model exactly."""
+    """A built map; z = 0 is the base model exactly, or the adapter that was given."""
 
     blocks: int
     """L."""
@@ -33,7 +33,7 @@ class Subspace(Protocol):
     def incumbents(
         self, solution: Array, *, without: Container[int] = ()
     ) -> Mapping[int, Intervention]:
-        """What a solution ``(L, d)`` changes, by layer; nothing where z is 0.
+        """What a solution ``(L, d)`` changes, by layer; nothing where z = 0 is the base model.
 
         A block whose vector is the same as last time gets the same objects as then.
 
@@ -91,17 +91,19 @@ class Incumbents(Generic[Change]):
 
     Args:
         make: The intervention of one candidate ``(1, d)`` for a block.
+        empty_at_zero: Whether a block whose vector is 0 has none.
     """
 
-    def __init__(self, make: Callable[[int, Array], Change]) -> None:
+    def __init__(self, make: Callable[[int, Array], Change], *, empty_at_zero: bool = True) -> None:
         self._make = make
+        self._empty_at_zero = empty_at_zero
         self._known: dict[int, tuple[bytes, Change]] = {}
 
     def __call__(self, solution: Array, without: Container[int]) -> dict[int, Change]:
         return {
             block: self._one(block, z)
             for block, z in enumerate(solution)
-            if block not in without and z.any()
+            if block not in without and (z.any() or not self._empty_at_zero)
         }
 
     def _one(self, block: int, z: Array) -> Change:

@@ -1,0 +1,71 @@
+"""LOZO's law: directions that are matrices of low rank, one side of which lasts for some steps.
+
+Chen et al., arXiv:2410.07698, 2024: a matrix is moved along U V', U being new at each step and V
+only every nu steps, so that within those steps the search stays in the span of V.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfolora.errors import UserError
+from dfolora.validation import whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """Directions U V' / sqrt(r) of each of the matrices that z is read as.
+
+    U and V are normal, so their covariance is I. The paper moves by U V' and divides the estimated
+    gradient by r; with the root on either side the gradient is the same and sigma keeps its
+    meaning.
+    """
+
+    shape: Sequence[int] = (2, 2)
+    """(m, n): z is matrices of m rows of n numbers, one after another, such as the R's of the core
+    subspace. Of the last one there may be only a beginning."""
+    rank: int = 1
+    """r."""
+    steps: int = 10
+    """nu: V is drawn anew after so many steps."""
+
+    def check(self, dim: int) -> None:
+        """Raise UserError unless a z of d numbers can have this law."""
+        if not isinstance(self.shape, Sequence) or len(self.shape) != 2:
+            raise UserError(f"law.shape={self.shape} must be a matrix's rows and columns, [m, n].")
+        rows, columns = (whole(size, "in law.shape, size", least=1) for size in self.shape)
+        whole(self.rank, "law.rank", least=1)
+        whole(self.steps, "law.steps", least=1)
+        if rows * columns > dim:
+            raise UserError(
+                f"law.shape=[{rows}, {columns}] is {rows * columns} numbers, more than dim={dim}; "
+                f"take a smaller matrix."
+            )
+        if self.rank > min(rows, columns):
+            raise UserError(
+                f"law.rank={self.rank} is more than the {min(rows, columns)} that a matrix of "
+                f"law.shape=[{rows}, {columns}] can have; take that or less."
+            )
+
+    def directions(
+        self, rng: np.random.Generator, directions: int, dim: int
+    ) -> Iterator[NDArray[np.float64]]:
+        """The K directions of each step, ``(K, d)``, which have one V in common.
+
+        Args:
+            rng: Where they are drawn.
+            directions: K.
+            dim: d.
+        """
+        rows, columns = self.shape
+        matrices = math.ceil(dim / (rows * columns))
+        for step in count():
+            if step % self.steps == 0:
+                v = rng.standard_normal((matrices, columns, self.rank))
+            u = rng.standard_normal((directions, matrices, rows, self.rank))
+            matrix = u @ v.transpose(0, 2, 1) / math.sqrt(self.rank)
+            yield matrix.reshape(directions, -1)[:, :dim]
