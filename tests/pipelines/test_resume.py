@@ -26,6 +26,7 @@ VARIANTS = {
     "mean": ["incumbent=mean", "patience=40"],
     "words": ["words=3", "optimizer=fwa"],
     "all tokens": ["objective=ce_vocab", "optimizer=fwa"],
+    "exact": ["objective=exact", "optimizer=fwa"],
     "zo": ["row=zo"],
     "mezo": ["row=mezo"],
     "mezo_gv": ["row=mezo_gv"],

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.data import Batch, Encode, Encoder, Rows
-from dfolora.engine import NORMALISED, Engine, check_objective, classify
+from dfolora.engine import AGAINST_OTHERS, NORMALISED, Engine, check_objective, classify
 from dfolora.errors import UserError
 from dfolora.methods.label_words import words_by_margin
 from dfolora.methods.method import FewShotData, Predictor, Progress
@@ -80,6 +80,11 @@ class LayerwiseSearch:
         whole(self.budget, "budget", least=0)
         whole(self.dev_interval, "dev_interval", least=1)
         whole(self.words, "words", least=1)
+        if self.words > 1 and self.objective in AGAINST_OTHERS:
+            raise UserError(
+                f"objective={self.objective} asks whether the model says the label word, and "
+                f"words={self.words} gives each class several; set words=1, or objective=ce_vocab."
+            )
         if self.patience is not None:
             # With less, the search would stop before it had looked again.
             whole(self.patience, "patience", least=self.dev_interval)
@@ -263,6 +268,7 @@ class Search:
                 batch,
                 self._label_ids,
                 normalised=self._method.objective in NORMALISED,
+                others=self._method.objective in AGAINST_OTHERS,
             ),
             self._subspace,
             batch.labels,
