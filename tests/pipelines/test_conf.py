@@ -39,7 +39,16 @@ from dfolora.report import TableSpec
 from dfolora.report.captions import CONSTANTS
 from dfolora.report.figures import KINDS
 from dfolora.search import Bandit, LastK, Late, Lisa, RoundRobin, Spread, WholeRounds
-from dfolora.search.optim import Cma, Lotfwa, Nevergrad, Point, Probing, RandomSearch, ZerothOrder
+from dfolora.search.optim import (
+    Cma,
+    Lotfwa,
+    Nevergrad,
+    Point,
+    Probing,
+    RandomSearch,
+    TwoStage,
+    ZerothOrder,
+)
 from dfolora.search.subspace import (
     ComposedSubspaceSpec,
     CoreSubspaceSpec,
@@ -86,6 +95,7 @@ SIGNATURES = {
     ("optimizer", "mezo_gv"): Probing,
     ("optimizer", "nevergrad"): Nevergrad,
     ("optimizer", "random"): RandomSearch,
+    ("optimizer", "two_stage"): TwoStage,
     ("schedule", "bandit"): Bandit,
     ("schedule", "last_k"): LastK,
     ("schedule", "late"): Late,

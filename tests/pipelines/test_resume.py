@@ -31,6 +31,7 @@ VARIANTS = {
     "mezo": ["row=mezo"],
     "mezo_gv": ["row=mezo_gv"],
     "hizoo": ["row=hizoo"],
+    "two_stage": ["row=bbt_rgb"],
     "bandit": ["schedule=bandit", "optimizer=fwa"],
     "spread": ["schedule=spread", "optimizer=fwa"],
     "lisa": ["schedule=lisa", "schedule.interval=2", "optimizer=fwa"],
