@@ -22,6 +22,7 @@ from dfolora.methods import (
     InContext,
     LayerwiseSearch,
     ManualPrompt,
+    PromptBoosting,
     RandomLora,
     TrainingSpec,
 )
@@ -80,6 +81,7 @@ SIGNATURES = {
     ("method", "gap3"): Gap3,
     ("method", "in_context"): InContext,
     ("method", "manual_prompt"): ManualPrompt,
+    ("method", "prompt_boosting"): PromptBoosting,
     ("method", "random_lora"): RandomLora,
     ("method.subspace", "compose"): ComposedSubspaceSpec,
     ("method.trained", "adapter"): Adapter,

@@ -14,6 +14,12 @@ from dfolora.methods.method import (
     Step,
 )
 from dfolora.methods.named import METHODS, Bbt, Bbtv2, CLora, FLora, method_of
+from dfolora.methods.prompt_boosting import (
+    PromptBoosting,
+    Templates,
+    ensemble,
+    load_ensemble,
+)
 from dfolora.methods.random_lora import RandomLora
 
 __all__ = [
@@ -34,8 +40,12 @@ __all__ = [
     "Method",
     "Predictor",
     "Progress",
+    "PromptBoosting",
     "RandomLora",
     "Step",
+    "Templates",
     "TrainingSpec",
+    "ensemble",
+    "load_ensemble",
     "method_of",
 ]
