@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import cache
 from math import log
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,10 @@ from tests.pipelines.test_conf import composed
 from tests.reference import boosting_reference
 
 SETTINGS = {"learners": 30, "words": 3, "tuples": 1000, "rng": stream(0, "word tuples")}
+
+
+def boosted_problem() -> Any:
+    return posed("prompt_boosting")
 
 
 @pytest.mark.parametrize("classes", [2, 3, 14])
@@ -130,9 +135,9 @@ ROWS = Rows(texts=({"text": "the food was fine"},), labels=(1,))
 
 def test_templates_are_those_of_the_models_kind_each_once():
     method = PromptBoosting(templates=["All {mask}: {text}", "{text} So,", "{text} It was {mask}."])
-    masked = method.encoder(plain(), ROWS, 0)
+    masked: Any = method.encoder(plain(), ROWS, 0)
     assert masked.patterns == ["{text} It was {mask}.", "All {mask}: {text}"]
-    causal = method.encoder(plain("causal"), ROWS, 0)
+    causal: Any = method.encoder(plain("causal"), ROWS, 0)
     assert causal.patterns == ["{text} It was", "{text} So,"]
     assert torch.equal(masked(ROWS).input_ids, plain()(ROWS).input_ids)
 
@@ -166,7 +171,7 @@ def test_a_template_is_one_pass_over_train(monkeypatch):
         return original(self, places)
 
     monkeypatch.setattr(Engine, "vocabulary", vocabulary)
-    problem, backbone = posed("prompt_boosting")
+    problem, backbone = boosted_problem()
     method = instantiate(composed("method=prompt_boosting").method)
     steps = list(method.begin(backbone, problem.data, 13))
     templates = len(problem.data.encode.encoders)
@@ -195,7 +200,7 @@ def test_a_learner_without_finite_logits_has_no_vote():
 
 
 def test_a_model_of_nans_is_refused():
-    problem, backbone = posed("prompt_boosting")
+    problem, backbone = boosted_problem()
     next(backbone.model.parameters()).data.fill_(torch.nan)
     method = instantiate(composed("method=prompt_boosting").method)
     with pytest.raises(UserError, match=r"logits under the template '.*' are NaN"):
@@ -229,7 +234,7 @@ def test_a_saved_ensemble_answers_as_it_did(tmp_path):
 
 
 def test_it_needs_its_own_encoder():
-    problem, backbone = posed("prompt_boosting")
+    problem, backbone = boosted_problem()
     other = replace(problem.data, encode=problem.data.encode.encoders[0])
     with pytest.raises(TypeError, match="its own encoder"):
         PromptBoosting(templates=["{text}"]).begin(backbone, other, 13)
