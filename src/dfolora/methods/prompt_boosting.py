@@ -257,12 +257,12 @@ def boost(
     for turn in range(learners):
         template = turn % len(logits)
         tried = word_tuples(screen(shares[template], labels, weights, classes, words), tuples, rng)
-        wrong = guesses(logits[template], tried) != labels[:, None]
+        wrong = guesses(logits[template], tried) != labels
         # Rounded, so that tuples which miss equally much are equal, and the first is taken.
-        errors = (weights @ wrong.double()).round(decimals=12)
+        errors = (wrong.double() @ weights).round(decimals=12)
         best = int(errors.argmin())
         weight = vote(float(errors[best]), classes, len(labels))
-        missed = wrong[:, best]
+        missed = wrong[best]
         if weight > 0:
             chosen = tuple(tried[best].tolist())
             found.append(Learner(template=template, words=chosen, weight=weight))
@@ -317,14 +317,19 @@ def word_tuples(candidates: Tensor, tuples: int, rng: np.random.Generator) -> Te
 
 
 def guesses(logits: Tensor, tuples: Tensor) -> Tensor:
-    """The class whose word is likeliest, of equals the first: ``(N, V), (K, C) -> (N, K)``."""
-    best = logits[:, tuples[:, 0]]
-    guess = torch.zeros(best.shape, dtype=torch.long)
-    for label in range(1, tuples.shape[1]):  # one at a time: together they are N K C numbers
-        other = logits[:, tuples[:, label]]
-        guess[other > best] = label
-        best = torch.maximum(best, other)
-    return guess
+    """The class whose word is likeliest, of equals the first: ``(N, V), (K, C) -> (K, N)``.
+
+    Each word's rank in a row and the class that it stands for become one whole number, higher for
+    the likelier and then for the earlier class; so one maximum over the classes has both.
+    """
+    last = tuples.shape[1] - 1
+    words, places = tuples.unique(return_inverse=True)
+    table = logits[:, words]
+    ranks = torch.searchsorted(table.sort(-1).values, table).int().T.contiguous() * (last + 1)
+    codes = ranks[places[:, 0]] + last
+    for label in range(1, last + 1):  # one at a time: together they are K N C numbers
+        torch.maximum(codes, ranks[places[:, label]] + (last - label), out=codes)
+    return last - codes % (last + 1)
 
 
 def votes(
