@@ -28,7 +28,7 @@ from dfolora.methods.prompt_boosting import (
 )
 from dfolora.seeding import stream
 from tests.conftest import mini_tokenizer
-from tests.methods.test_every_method import fitted, posed
+from tests.methods.test_every_method import posed
 from tests.pipelines.test_conf import composed
 from tests.reference import boosting_reference
 
@@ -181,14 +181,33 @@ def test_a_template_is_one_pass_over_train(monkeypatch):
 
 
 def test_the_length_is_the_best_on_dev():
-    """Of the ensembles of the first learners, over all templates that had been read."""
-    _, history, predictor, _, _ = fitted("prompt_boosting")
-    chosen = predictor.dev.solution
-    assert predictor.found["learners"] == len(chosen)
-    lengths = [len(progress.step.losses) - 1 for progress in history]
-    assert max(lengths) >= len(chosen) > 0
-    best = min(history, key=lambda progress: (-progress.looks[0].score, progress.looks[0].loss))
-    assert best.looks[0].solution == chosen
+    """Of the first 0, 1, 2, ... learners, after each template: by score, loss, and the shortest."""
+    problem, backbone = boosted_problem()
+    data, method = problem.data, instantiate(composed("method=prompt_boosting").method)
+    history = list(method.begin(backbone, data, 13))
+    train, dev = [], []
+    for encoder, progress in zip(data.encode.encoders, history, strict=True):
+        for logits, part in ((train, data.train), (dev, data.dev)):
+            read = Engine(backbone, encoder(part.rows), data.label_ids).vocabulary()
+            logits.append(read[:, 0])
+        learners = boost(
+            train, data.train.labels,
+            classes=2, learners=200, words=50, tuples=20_000, rng=stream(13, "word tuples"),
+        )  # fmt: skip
+
+        def scored(length, logits, labels, learners=learners):
+            rows = len(labels)
+            cast = votes(learners[:length], lambda at, ids: logits[at][:, ids], rows, 2).sum(0)
+            loss = torch.nn.functional.cross_entropy(cast, labels).item()
+            return (cast.argmax(-1) == labels).double().mean().item(), loss
+
+        on_dev = [scored(n, dev, data.dev.labels) for n in range(len(learners) + 1)]
+        best = min(range(len(on_dev)), key=lambda n: (-round(on_dev[n][0], 9), on_dev[n][1], n))
+        (look,) = progress.looks
+        assert 0 < best < len(learners)
+        assert look.solution == tuple(learners[:best])
+        assert (look.score, look.loss) == pytest.approx(on_dev[best])
+        assert progress.step.loss == pytest.approx(scored(best, train, data.train.labels)[1])
 
 
 def test_a_learner_without_finite_logits_has_no_vote():
