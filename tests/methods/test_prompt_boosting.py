@@ -183,16 +183,18 @@ def test_a_template_is_one_pass_over_train(monkeypatch):
 def test_the_length_is_the_best_on_dev():
     """Of the first 0, 1, 2, ... learners, after each template: by score, loss, and the shortest."""
     problem, backbone = boosted_problem()
-    data, method = problem.data, instantiate(composed("method=prompt_boosting").method)
+    # One word a class is right too seldom for the boosting to end at once.
+    data = problem.data
+    method = instantiate(composed("method=prompt_boosting", "method.words=1").method)
     history = list(method.begin(backbone, data, 13))
-    train, dev = [], []
+    train, dev, shorter = [], [], []
     for encoder, progress in zip(data.encode.encoders, history, strict=True):
         for logits, part in ((train, data.train), (dev, data.dev)):
             read = Engine(backbone, encoder(part.rows), data.label_ids).vocabulary()
             logits.append(read[:, 0])
         learners = boost(
             train, data.train.labels,
-            classes=2, learners=200, words=50, tuples=20_000, rng=stream(13, "word tuples"),
+            classes=2, learners=200, words=1, tuples=20_000, rng=stream(13, "word tuples"),
         )  # fmt: skip
 
         def scored(length, logits, labels, learners=learners):
@@ -204,10 +206,11 @@ def test_the_length_is_the_best_on_dev():
         on_dev = [scored(n, dev, data.dev.labels) for n in range(len(learners) + 1)]
         best = min(range(len(on_dev)), key=lambda n: (-round(on_dev[n][0], 9), on_dev[n][1], n))
         (look,) = progress.looks
-        assert 0 < best < len(learners)
+        shorter.append(0 < best < len(learners))
         assert look.solution == tuple(learners[:best])
         assert (look.score, look.loss) == pytest.approx(on_dev[best])
         assert progress.step.loss == pytest.approx(scored(best, train, data.train.labels)[1])
+    assert any(shorter)
 
 
 def test_a_learner_without_finite_logits_has_no_vote():
