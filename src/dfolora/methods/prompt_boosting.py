@@ -96,7 +96,7 @@ class Templates:
         Raises:
             UserError: A pattern has other fields, or cannot be read.
         """
-        if plain.readout == "released":
+        if plain.prompt.kind == "causal" and plain.readout == "released":
             raise UserError(
                 "PromptBoosting answers at the last token of every row, not at the last column of "
                 "a padded batch; use data.readout=last_token."
@@ -174,23 +174,20 @@ class Boosting:
                 classes=classes, learners=method.learners, words=method.words or screened(classes),
                 tuples=method.tuples, rng=stream(self._seed, "word tuples"),
             )  # fmt: skip
-            losses = cross_entropy(_growing(learners, train, classes), data.train.labels)
-            on_dev = _growing(learners, dev, classes)
-            scores = METRICS[data.metric](data.dev.labels.numpy(), on_dev.argmax(-1).numpy())
-            looks = [
-                DevPoint(calls=calls, score=score, loss=loss, solution=tuple(learners[:length]))
-                for length, (score, loss) in enumerate(
-                    zip(
-                        scores.tolist(),
-                        cross_entropy(on_dev, data.dev.labels).tolist(),
-                        strict=True,
-                    )
-                )
-            ]
-            look = min(looks, key=by_score)  # of equals the shortest
+            losses, _ = self._evaluated(learners, train, data.train.labels)
+            on_dev, scores = self._evaluated(learners, dev, data.dev.labels)
+            # Of equals the shortest; without a learner only where there is none.
+            shortest = min(1, len(learners))
+            length = shortest + int(np.lexsort([on_dev[shortest:], -scores[shortest:]])[0])
+            look = DevPoint(
+                calls=calls,
+                score=float(scores[length]),
+                loss=float(on_dev[length]),
+                solution=tuple(learners[:length]),
+            )
             if self._selected is None or by_score(look) < by_score(self._selected):
                 self._selected = look
-            step = BoostingStep(calls=calls, losses=losses, loss=float(losses[looks.index(look)]))
+            step = BoostingStep(calls=calls, losses=losses, loss=float(losses[length]))
             yield Progress(step=step, looks=[look], selected=self._selected)
 
     def predictor(self) -> Predictor:
@@ -208,6 +205,16 @@ class Boosting:
                 "templates": len({learner.template for learner in learners}),
             },
         )
+
+    def _evaluated(
+        self, learners: Sequence[Learner], logits: Sequence[Tensor], labels: Tensor
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Losses and scores of the ensembles of the first 0, 1, 2, ... learners, ``(M + 1,)``."""
+        rows, classes = len(labels), len(self._data.label_ids)
+        cast = votes(learners, lambda at, words: logits[at][:, words], rows, classes)
+        sums = torch.cat([torch.zeros(1, rows, classes), cast]).cumsum(0)
+        scores = METRICS[self._data.metric](labels.numpy(), sums.argmax(-1).numpy())
+        return cross_entropy(sums, labels), scores
 
     def _read(self, encoder: Encoder, batch: Batch) -> Tensor:
         """Logits of all tokens, ``(N, V)``."""
@@ -356,13 +363,6 @@ def votes(
         said[~logits.isfinite().all(-1)] = torch.nan
         cast[mine] = (said * weights[:, None]).transpose(0, 1)
     return cast
-
-
-def _growing(learners: Sequence[Learner], logits: Sequence[Tensor], classes: int) -> Tensor:
-    """Logits of the ensembles of the first 0, 1, 2, ... learners, ``(M + 1, N, C)``."""
-    rows = len(logits[0])
-    cast = votes(learners, lambda template, words: logits[template][:, words], rows, classes)
-    return torch.cat([torch.zeros(1, rows, classes, dtype=torch.float64), cast]).cumsum(0)
 
 
 def ensemble(
