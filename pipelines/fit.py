@@ -148,5 +148,5 @@ def _told(score: float, predictor: Predictor, seconds: float) -> str:
     if predictor.dev is not None:
         told += f", dev {predictor.dev.score:.3f}"
         if predictor.dev.calls <= 1:
-            told += " (nothing beat the start there, so it is kept)"
+            told += " (of the first call, which nothing later beat there)"
     return f"{told}, {seconds:.1f} s"
