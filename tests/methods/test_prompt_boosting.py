@@ -140,6 +140,15 @@ def test_templates_are_those_of_the_models_kind_each_once():
     causal: Any = method.encoder(plain("causal"), ROWS, 0)
     assert causal.patterns == ["{text} It was", "{text} So,"]
     assert torch.equal(masked(ROWS).input_ids, plain()(ROWS).input_ids)
+    alone: Any = PromptBoosting(templates=[]).encoder(plain(), ROWS, 0)
+    assert alone.patterns == ["{text} It was {mask}."]
+
+
+def test_templates_may_be_none_but_the_tasks():
+    _, backbone = boosted_problem()
+    PromptBoosting(templates=[]).check(backbone.architecture)
+    with pytest.raises(UserError, match=r"method\.templates repeats an entry"):
+        PromptBoosting(templates=["{text}", "{text}"]).check(backbone.architecture)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ class PromptBoosting:
         return 1 + len(self.templates)
 
     def check(self, architecture: Architecture) -> None:
-        texts(self.templates, "method.templates")
+        if self.templates not in ([], ()):  # the task's prompt alone
+            texts(self.templates, "method.templates")
         whole(self.learners, "method.learners", least=1)
         whole(self.tuples, "method.tuples", least=1)
         if self.words is not None:
