@@ -107,7 +107,7 @@ VALUES = {
     "label words that are one to say": (
         ["words=2", "objective=exact"], r"objective=exact asks .* words=2 .* set words=1"),
     "templates in a word": (
-        ["method=prompt_boosting", "method.templates=natural"], r"templates must be a list of texts"),
+        ["method=prompt_boosting", "method.templates=natural"], r"templates must be a list"),
     "a template of no field": (
         ["method=prompt_boosting", "method.templates=['{title} {mask}']"],
         r"placeholders \['title'\], and a row has \['sentence'\]; change method\.templates"),
