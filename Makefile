@@ -15,7 +15,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 ITEMS := table1 table2 table3 table4 table6 figure1 figure3 figure4 curves
-APART := quickstart mini_settings systems
+APART := quickstart mini_settings systems worth
 # Each process begins with a stretch of its own; whichever ends first takes from another's.
 PARALLEL := --numprocesses logical --dist worksteal
 LOCAL := $(if $(MODELS),model.root=$(MODELS)) $(if $(DATA),data.root=$(DATA))
@@ -59,6 +59,7 @@ reproduce-figure3: ## The search dimension
 reproduce-figure4: ## The rank
 reproduce-curves: ## Losses and dev scores of one task as methods go on
 reproduce-systems: ## Zeroth-order systems beside C-LoRA and F-LoRA; not of the paper, nor in reproduce-all
+reproduce-worth: ## Searches beside one calibrated call; not of the paper, nor in reproduce-all
 $(ITEMS:%=reproduce-%) $(APART:%=reproduce-%): reproduce-%: $(READY)
 	@# The report is written also when a run failed, with a hole in its place.
 	@$(RUN) -m pipelines.run experiment=$* profile=$(PROFILE) workers=$(WORKERS) $(LOCAL); status=$$?; \
@@ -77,8 +78,10 @@ gpu-wheels: $(READY) ## Collect what a GPU machine without network lacks beside 
 test: $(READY) ## Run the tests of every module, without the slow ones: minutes
 	$(RUN) -m pytest $(PARALLEL) -m 'not slow'
 
-test-all: $(READY) ## Run all tests
-	$(RUN) -m pytest $(PARALLEL)
+test-slow: $(READY) ## Run the slow tests: about twice as long
+	$(RUN) -m pytest $(PARALLEL) -m slow
+
+test-all: test test-slow ## Run all tests
 
 check: $(READY) ## Lint, format check, types, import directions
 	$(VENV)/bin/ruff check .
@@ -94,5 +97,5 @@ mlflow-ui: $(READY) ## Compare runs in the browser, on this machine only
 clean: ## Remove the environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help setup quickstart benchmark test test-all check mlflow-ui clean reproduce-all \
+.PHONY: help setup quickstart benchmark test test-slow test-all check mlflow-ui clean reproduce-all \
 	$(ITEMS:%=reproduce-%) $(APART:%=reproduce-%)

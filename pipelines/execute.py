@@ -166,7 +166,9 @@ def execute(
             if attempt.folder.exists():  # left by a kill, or by who found the run done elsewhere
                 store.sweep(job.digest, attempt.place)
                 attempt.discard()
-            return Outcome(run_id=run_id, new=False, line=f"{job.name}: in the store already")
+            score = store.metric(run_id, "test/score")
+            kept = f"in the store already, test {score:.3f}, run {run_id}"
+            return Outcome(run_id=run_id, new=False, line=f"{job.name}: {kept}")
         work = None if attempt.finished else _ready(job, attempt)
         log = store.start(
             config.tracking.experiment,

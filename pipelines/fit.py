@@ -70,7 +70,7 @@ def fit_and_test(
             predictor.save(attempt.folder / "adapter")
         except SafetensorError as error:  # what a full disk is to that library
             raise ResourceError(f"{attempt.folder / 'adapter'}: {error}") from error
-    told = _told(scores["score"], predictor, fitted)
+    told = _told(scores["score"], predictor, fitted + tested)
     attempt.finish(told=told, seconds=journal.seconds, metrics=metrics)
 
 

@@ -25,6 +25,8 @@ BUILT = ("model", "data", "method", "engine")
 """Parts that are constructors with their arguments, and may hold others, such as an optimizer."""
 NAMED = {"task", "model", "method", "row", "optimizer", "rank", "seed", *SEEDS}
 """Keys whose values every run's name tells."""
+USUAL = {"subspace": "paper", "schedule": "round_robin", "readout": "plain", "calibration": None}
+"""Labels that a name tells where they differ."""
 REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 
 
@@ -78,7 +80,7 @@ def check_parts(config: DictConfig) -> None:
             raise UserError(f"{key}={shown(plain.get(key))} must be a mapping, as in conf/.")
     for key in BUILT:
         check_built(plain.get(key), key)
-    for name in ("optimizer", "schedule", "subspace", "trained", "training"):
+    for name in ("optimizer", "schedule", "readout", "subspace", "trained", "training"):
         if name in plain["method"]:
             check_built(plain["method"][name], f"method.{name}")
     for name in ("uri", "experiment"):
@@ -120,11 +122,12 @@ def labels_of(
     if method.seeded:
         split, search = (plain[key] for key in SEEDS)
         labels["seed"] = str(split) if split == search else f"{split}/{search}"
-    if "optimizer" in plain["method"]:
-        labels["optimizer"] = choices["optimizer"]
-    if "schedule" in plain["method"]:
-        labels["schedule"] = choices["schedule"]
-        labels["layers_per_block"] = str(plain["method"]["layers_per_block"])
+    for group in ("optimizer", "schedule", "readout"):
+        if group in plain["method"]:
+            labels[group] = choices[group]
+    for key in ("layers_per_block", "calibration"):
+        if key in plain["method"]:
+            labels[key] = str(plain["method"][key])
     subspace = plain["method"].get("subspace", {})
     if subspace == plain["subspace"]:
         labels["subspace"] = choices["subspace"]
@@ -142,6 +145,7 @@ def name_of(plain: Any, choices: Mapping[str, str], labels: Mapping[str, str]) -
     if "optimizer" in labels:
         optimizer = plain["optimizer"].get("name", labels["optimizer"])  # one of nevergrad's
         parts.append(optimizer)
+    parts += [labels[key] for key, usual in USUAL.items() if labels.get(key, usual) != usual]
     if "rank" in labels:
         parts.append(f"r{labels['rank']}")
     if labels["seed"] != "any":

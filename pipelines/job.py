@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import cycle, islice, takewhile
 from math import ceil
@@ -67,9 +67,15 @@ def work(
     try:
         outcome = execute(config, choices, sweep_id=sweep_id, show=show)
     except Exception as error:  # Hydra would keep it, and the model with it, until all are over
-        return failure(error, "What was done is kept; call again to go on.")
+        failed = failure(error, "What was done is kept; call again to go on.")
+        return replace(failed, line=_of_job(failed.line, choices))
     ending: Ending = "done" if outcome.new else "in the store already"
     return JobResult(ending=ending, line=outcome.line)
+
+
+def _of_job(line: str, choices: Mapping[str, str]) -> str:
+    """A failed job's line, which in a sweep tells which one it is."""
+    return f"{line} Its job: {choices[SWEPT]}." if choices.get(SWEPT) else line
 
 
 def failure(error: Exception, consolation: str = "") -> JobResult:
@@ -264,6 +270,6 @@ def result_of(job: Future[JobResult]) -> JobResult | None:
 def alone(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> JobResult:
     """Run a job in a pool of its own, for it may be what killed another's process."""
     with worker_pool(1) as pool:
-        line = "error: its process was killed, for want of memory perhaps; call again to go on"
-        killed = JobResult(ending="failed", line=line, status=DEFECT)
+        line = "error: its process was killed, for want of memory perhaps; call again to go on."
+        killed = JobResult(ending="failed", line=_of_job(line, choices), status=DEFECT)
         return result_of(pool.submit(work_in_pool, config, choices, sweep_id)) or killed

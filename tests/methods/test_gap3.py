@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from dfolora.data import Encoder, Rows
 from dfolora.data.task import Prompt, Task
+from dfolora.engine import SolvedReadout
 from dfolora.errors import UserError
 from dfolora.fewshot.problem import ProblemSpec, TaskRows
 from dfolora.methods import FewShotData, Gap3, ManualPrompt
@@ -93,7 +94,7 @@ def passes_of(family, template, rows=ROWS, *, tokens=None):
         [ids_of(template.plain.tokenizer, word)[0] for word in template.plain.prompt.label_words]
     )
     backbone = Backbone(model, Limits(tokens=tokens))
-    passes = Passes(backbone, template, rows, label_ids, "accuracy")
+    passes = Passes(backbone, template, rows, label_ids, "accuracy", SolvedReadout())
     return passes, model, label_ids
 
 
@@ -642,7 +643,7 @@ MISTAKES = {
     "an unknown comparison": (
         {"comparison": "x"}, r"Unknown method.comparison=x; choose one of fixed, released"),
     "an unknown selection": (
-        {"selection": "dev"}, r"Unknown selection=dev; choose one of incumbent, released"),
+        {"selection": "dev"}, r"Unknown selection=dev; choose one of incumbent, loss, released"),
     "a probability above 1": ({"mutation": 1.5}, r"method.mutation=1.5 must be a probability"),
     "no probability": ({"crossover": True}, r"method.crossover=True must be a probability"),
     "no tokens": ({"top": 0}, r"method.top=0 must be a whole number, 1 or more"),

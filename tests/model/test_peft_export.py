@@ -6,10 +6,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM
 
 from dfolora.engine.forward import Engine
 from dfolora.methods import FewShotData, LayerwiseSearch
+from dfolora.model import Backbone
 from dfolora.model.peft_export import save_adapter
 from dfolora.search.optim import RandomSearch
 from dfolora.search.subspace import LoraSubspaceSpec
@@ -40,6 +42,21 @@ def test_peft_gives_our_logits(family, backbone, batch, label_ids, targets, rank
     torch.testing.assert_close(ours, theirs, **CLOSE)
     base = answer_logits(tiny_model(family), batch, label_ids)
     assert (theirs - base).abs().max() > 1e-2  # the adapter does something
+
+
+def test_peft_finds_the_causal_model_by_the_folder_alone(batch, label_ids, tmp_path):
+    tiny_model("gpt2").save_pretrained(tmp_path / "model")
+    backbone = Backbone(AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval())
+    subspace = LoraSubspaceSpec(dim=16, rank=2).build(
+        backbone, batch.input_ids, batch.attention_mask, 0
+    )
+    incumbents = subspace.incumbents(np.random.default_rng(0).normal(size=(3, 16)))
+    save_adapter(tmp_path / "adapter", backbone, incumbents.values())
+    whole = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    ours = Engine(backbone, batch, label_ids)(incumbents)[0]
+    torch.testing.assert_close(ours, answer_logits(whole, batch, label_ids), **CLOSE)
+    merged = whole.merge_and_unload()
+    torch.testing.assert_close(ours, answer_logits(merged, batch, label_ids), **CLOSE)
 
 
 @pytest.mark.parametrize("targets", [("q", "k"), ("q", "k", "v", "o")], ids="".join)

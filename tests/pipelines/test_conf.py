@@ -14,9 +14,11 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 from dfolora.data.task import Task
+from dfolora.engine import SolvedReadout
 from dfolora.errors import UserError
 from dfolora.fewshot.problem import ProblemSpec
 from dfolora.methods import (
+    CalibratedPrompt,
     Gap3,
     GradientTuning,
     InContext,
@@ -65,6 +67,8 @@ from tests.adapters import mini_adapters
 from tests.commands import PROJECT, whole_config
 
 CONF = PROJECT / "conf"
+ROW_TAGS = ("calibration", "dim", "rank", "targets")
+"""By which rows of tables may be told beside options."""
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 OPTIONS = [
     (path.relative_to(CONF).parts[0], "/".join(path.relative_to(CONF).with_suffix("").parts[1:]))
@@ -76,6 +80,7 @@ SIGNATURES = {
     ("method", "adapter"): GradientTuning,
     ("method", "bbt"): LayerwiseSearch,
     ("method", "bbtv2"): LayerwiseSearch,
+    ("method", "calibrated_prompt"): CalibratedPrompt,
     ("method", "compose"): LayerwiseSearch,
     ("method", "dfo_lora"): LayerwiseSearch,
     ("method", "gap3"): Gap3,
@@ -98,6 +103,7 @@ SIGNATURES = {
     ("optimizer", "nevergrad"): Nevergrad,
     ("optimizer", "random"): RandomSearch,
     ("optimizer", "two_stage"): TwoStage,
+    ("readout", "plain"): SolvedReadout,
     ("schedule", "bandit"): Bandit,
     ("schedule", "last_k"): LastK,
     ("schedule", "late"): Late,
@@ -230,7 +236,7 @@ def test_table_shows_what_exists(table, profile):
         assert title == Task.from_file(CONF / "task" / f"{name}.yaml").title
     for row in spec.rows:
         for tag, value in row.where.items():
-            assert value in options(tag) if tag in GROUPS else tag in ("dim", "rank", "targets")
+            assert value in options(tag) if tag in GROUPS else tag in ROW_TAGS
     labels = [row.label for row in spec.rows]
     assert len(set(labels)) == len(labels)
     named = [measure.ratio_to for measure in spec.measures if measure.ratio_to]
@@ -392,6 +398,21 @@ def test_names_tell_what_differs_in_a_sweep():
     assert name("optimizer.sigma=0.5 ++dim=40") == f"{name('')}-sigma0.5-dim40"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["row=c_lora"], "dfo_lora-cma-r2"),
+        (["row=c_lora_core"], "dfo_lora-cma-core-r2"),
+        (["row=c_lora_last", "readout=bias"], "dfo_lora-cma-core-last_k-bias-r2"),
+        (["row=calibrated_knn"], "calibrated_prompt-knn"),
+        (["row=bbtv2", "readout=linear"], "bbtv2-cma-linear"),
+    ],
+)
+def test_names_tell_rows_apart(overrides, told):
+    plain, choices = commands.composed(*overrides)
+    assert f"-{told}-seed" in name_of(plain, choices, tags_of(*overrides))
+
+
 def test_every_item_of_the_makefile_is_an_experiment_and_a_table():
     makefile = (CONF.parent / "Makefile").read_text()
     items = re.findall(r"^(?:ITEMS|APART) := (.+)$", makefile, re.MULTILINE)
@@ -437,7 +458,7 @@ def test_option_names_every_parameter_and_agrees_with_its_default(group, option)
         for name, default in parameters.items()
         if default is not inspect.Parameter.empty and not _nested(values[name])
     }
-    assert len(defaults) >= len(values) - 3  # the rest are nested or have no default
+    assert len(defaults) >= len(values) - 4  # the rest are nested or have no default
     assert {name: values[name] for name in defaults} == defaults
     # 1 and 1.0 are equal, but a count is no factor.
     assert all(type(values[name]) is type(defaults[name]) for name in defaults)
@@ -454,10 +475,12 @@ def test_nested_defaults_are_the_default_options():
     assert get_class(given["subspace"]["_target_"]) is type(default.subspace)
     assert given["subspace"] == node("subspace", "paper")
     assert given["optimizer"] == node("optimizer", "cma")
+    assert given["readout"] == node("readout", "plain")
+    assert vars(default.readout) == {"form": "plain", "ridge": 0.0}
 
 
 def test_every_constructor_with_options_is_compared():
-    for group in ("method", "optimizer", "schedule", "subspace"):
+    for group in ("method", "optimizer", "readout", "schedule", "subspace"):
         kinds = {get_class(node(group, option)["_target_"]) for option in options(group)}
         assert kinds == {kind for (owner, _), kind in SIGNATURES.items() if owner == group}
     trained = [node("method", option).get("trained") for option in options("method")]

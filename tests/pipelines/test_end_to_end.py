@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -46,8 +47,11 @@ def test_experiment_then_report_fill_the_table(tmp_path, ended):
     small = ["sweep.tasks=[mini/sst2,mini/rte]", "row=manual_prompt,c_lora,f_lora"]
     status, out, error = ended("run", "experiment=table1", *sweep, *small, "budget=25", "dim=40")
     assert status == 0, error
-    assert out.count("test 0.") == 10  # 2 tasks x (manual prompt + 2 methods x 2 seeds)
+    assert out.count(": test 0.") == 10  # 2 tasks x (manual prompt + 2 methods x 2 seeds)
     assert "12 runs: 10 done, 2 in the store already" in out  # the prompt knows no seed
+    known = re.findall(r"manual_prompt: (?:in the store already, )?(test 0.\d+),? .*run (\w+)", out)
+    assert len(known) == 4
+    assert len(set(known)) == 2
     status, _, error = ended("report", *sweep, f"folder={tmp_path}")
     assert status == 0, error
     table = (tmp_path / "table1.md").read_text()
@@ -55,7 +59,7 @@ def test_experiment_then_report_fill_the_table(tmp_path, ended):
     assert rows["Manual prompt"].count("—") == 7  # of the six other columns, and of the average
     assert rows["C-LoRA"].count("(") == 2  # two tasks have a mean and a spread, the rest are holes
     assert "Seeds: 8, 13" in table
-    assert (tmp_path / "table1.csv").read_text().count("\n") == 1 + 17 * 9
+    assert (tmp_path / "table1.csv").read_text().count("\n") == 1 + 23 * 9
     assert {path.name for path in tmp_path.glob("*1.*")} == {
         f"table1.{suffix}" for suffix in ("csv", "html", "md", "tex")
     }

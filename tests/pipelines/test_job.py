@@ -73,7 +73,8 @@ def test_status_is_that_of_the_gravest_failure(ended, monkeypatch):
         status, out, error = ended("run", "-m", f"dim={dims}", "seed=1")
         assert (status, out) == (expected, "2 runs: 2 failed\n")
         assert "[1/2] error: " in error
-        assert ("[2/2] error: given wrong." in error) == dims.endswith("40")
+        job = "" if dims == "40,40" else " Its job: dim=40."
+        assert (f"[2/2] error: given wrong.{job}\n" in error) == dims.endswith("40")
 
 
 def test_workers_that_are_no_number_are_refused(ended):

@@ -25,6 +25,7 @@ VARIANTS = {
     "released": ["incumbent=released", "schedule=released", "selection=released"],
     "mean": ["incumbent=mean", "patience=40"],
     "words": ["words=3", "optimizer=fwa"],
+    "readout": ["readout=bias", "optimizer=fwa"],
     "all tokens": ["objective=ce_vocab", "optimizer=fwa"],
     "exact": ["objective=exact", "optimizer=fwa"],
     "zo": ["row=zo"],
@@ -39,6 +40,7 @@ VARIANTS = {
     "bbt": ["method=bbt"],
     "bbtv2": ["method=bbtv2"],
     "gap3": ["method=gap3"],
+    "gap3 readout": ["method=gap3", "readout=bias"],
 }
 
 

@@ -108,6 +108,16 @@ def test_higher_dev_score_wins_whatever_its_loss():
     np.testing.assert_array_equal(selecting.best.solution, solution(2.0))
 
 
+def test_rule_of_the_loss_takes_the_lowest_and_waits_for_a_lower_one():
+    dev = Dev({1: 0.9, 2: 0.5, 3: 0.6, 4: 0.95}, {1: 0.4, 2: 0.2, 3: 0.3, 4: 0.25})
+    selecting = selection(dev, rule="loss", patience=200)
+    search(selecting, {1: 1.0, 100: 2.0, 200: 3.0, 299: 3.0})
+    assert not selecting.stalled
+    assert (selecting.best.score, selecting.best.loss) == (0.5, 0.2)
+    search(selecting, {300: 4.0})
+    assert selecting.stalled  # a higher score is no progress here
+
+
 def test_ties_go_to_the_lower_loss_and_then_to_the_earlier():
     selecting = selection(Dev(dict.fromkeys([1, 2, 3, 4], 0.5), {1: 0.9, 2: 0.3, 3: 0.4, 4: 0.3}))
     search(selecting, {1: 1.0, 101: 2.0, 201: 3.0, 301: 4.0})

@@ -13,13 +13,16 @@ from dfolora.engine.objective import (
     cross_entropy,
     metric_objective,
 )
+from dfolora.engine.readout import Affine, SolvedReadout
 
 __all__ = [
     "AGAINST_OTHERS",
     "LOSSES",
     "NORMALISED",
+    "Affine",
     "Engine",
     "Interventions",
+    "SolvedReadout",
     "check_objective",
     "classify",
     "cross_entropy",

@@ -176,8 +176,8 @@ class FewShotClassifier:
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
         """Probabilities ``(N, C)``, in the order of ``classes_``.
 
-        They are the softmax of the label words' logits, all other words left aside; nothing
-        calibrates them.
+        They are the softmax of the label words' logits, all other words left aside. Nothing
+        calibrates them, unless the method fits a readout.
         """
         fitted = self._known()
         batch = fitted.encode(read_rows(X, fitted.task, "X"))

@@ -18,6 +18,7 @@ from dfolora.engine import Interventions, classify
 from dfolora.errors import UserError, explained, first_line
 from dfolora.methods import (
     LABEL_WORDS,
+    CalibratedPrompt,
     Demonstrated,
     Gap3,
     GradientTuning,
@@ -31,6 +32,7 @@ from dfolora.methods import (
     ensemble,
     gradient,
     load_ensemble,
+    load_readout,
 )
 from dfolora.model import Backbone, load_adapter
 from dfolora.search.subspace import PromptSubspaceSpec, load_soft_prompts
@@ -87,13 +89,17 @@ def fitted_of(method: Method, encode: Encode) -> Mapping[str, Any]:
             return {"kind": "manual_prompt"}
         case InContext() if isinstance(encode, Demonstrated):
             return {"kind": "in_context", "texts": encode.texts, "added": encode.added}
-        case Gap3():
-            return {"kind": "prompt"}
+        case Gap3(readout=readout):
+            return {"kind": "prompt", "readout": not readout.plain}
         case PromptBoosting():
             return {"kind": "ensemble"}
-        case LayerwiseSearch(subspace=subspace, words=words, budget=budget):
+        case LayerwiseSearch(subspace=subspace, words=words, budget=budget, readout=readout):
             kind = "soft_prompts" if isinstance(subspace, PromptSubspaceSpec) else "lora"
-            return {"kind": kind, "words": words if budget else 1}
+            return {
+                "kind": kind, "words": words if budget else 1, "readout": not readout.plain
+            }  # fmt: skip
+        case CalibratedPrompt():
+            return {"kind": "manual_prompt", "readout": True}
         case RandomLora() | GradientTuning(trained=gradient.Lora()):
             return {"kind": "lora"}
         case GradientTuning(trained=trained) if type(trained) in TRAINABLES.values():
@@ -171,12 +177,17 @@ def restore(
     """
 
     def adapted(encode: Encode, interventions: Interventions) -> Restored:
-        return encode, lambda batch: classify(backbone, label_ids, batch, interventions)
+        def logits(batch: Batch) -> Tensor:
+            plain = classify(backbone, label_ids, batch, interventions)
+            return plain if readout is None else readout(plain.cpu()).float()
+
+        return encode, logits
 
     def broken(error: Exception) -> str:
         return f"{folder} holds no whole classifier ({first_line(error)}); copy it again."
 
     with explained(broken):
+        readout = load_readout(folder) if fitted.get("readout") else None
         if fitted.get("words", 1) > 1:
             label_ids = torch.tensor(json.loads((folder / LABEL_WORDS).read_text(encoding="utf-8")))
         match fitted["kind"]:

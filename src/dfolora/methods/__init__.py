@@ -1,5 +1,6 @@
 """Methods, one per row of the tables: a backbone and few-shot data to a predictor."""
 
+from dfolora.methods.calibrated_prompt import CalibratedPrompt
 from dfolora.methods.gap3 import Gap3
 from dfolora.methods.gradient import GradientTuning, TrainingSpec
 from dfolora.methods.in_context import Demonstrated, InContext
@@ -21,6 +22,7 @@ from dfolora.methods.prompt_boosting import (
     load_ensemble,
 )
 from dfolora.methods.random_lora import RandomLora
+from dfolora.methods.readouts import load_readout
 
 __all__ = [
     "LABEL_WORDS",
@@ -28,6 +30,7 @@ __all__ = [
     "Bbt",
     "Bbtv2",
     "CLora",
+    "CalibratedPrompt",
     "Demonstrated",
     "FLora",
     "FewShotData",
@@ -47,5 +50,6 @@ __all__ = [
     "TrainingSpec",
     "ensemble",
     "load_ensemble",
+    "load_readout",
     "method_of",
 ]

@@ -16,10 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.data import Batch, Encode, Encoder, Rows
-from dfolora.engine import AGAINST_OTHERS, NORMALISED, Engine, check_objective, classify
+from dfolora.engine import (
+    AGAINST_OTHERS,
+    NORMALISED,
+    Affine,
+    Engine,
+    SolvedReadout,
+    check_objective,
+    classify,
+)
 from dfolora.errors import UserError
 from dfolora.methods.label_words import words_by_margin
 from dfolora.methods.method import FewShotData, Predictor, Progress
+from dfolora.methods.readouts import save_readout
 from dfolora.model import Architecture, Backbone
 from dfolora.search import (
     INCUMBENTS,
@@ -55,6 +64,10 @@ class LayerwiseSearch:
     """Passes over the train set; 0 is the manual prompt."""
     objective: str = "ce"
     """A name in ``OBJECTIVES``."""
+    readout: SolvedReadout = field(default_factory=SolvedReadout)
+    """Solved on the train set for every candidate: what it gives is what the objective sees, what
+    dev is scored by, and a part of the solution. No call: each pass over dev repeats one over the
+    train set, which is not counted either."""
     incumbent: str = "improving"
     """A name in ``INCUMBENTS``."""
     schedule: Schedule = field(default_factory=RoundRobin)
@@ -75,6 +88,12 @@ class LayerwiseSearch:
 
     def check(self, architecture: Architecture) -> None:
         check_objective(self.objective)
+        self.readout.check()
+        if not self.readout.plain and self.objective in NORMALISED:
+            raise UserError(
+                f"objective={self.objective} compares the label words with all other tokens, which "
+                f"readout={self.readout.form} does not map; choose objective=ce or readout=plain."
+            )
         choice(self.incumbent, "incumbent", INCUMBENTS)
         choice(self.selection, "selection", SELECTIONS)
         whole(self.budget, "budget", least=0)
@@ -194,6 +213,7 @@ class Search:
     ) -> None:
         self._method = method
         self._backbone = backbone
+        self._data = data
         self._label_ids = data.label_ids
         if method.spent:
             self._label_ids = self._more_words(data.train, memo)
@@ -201,7 +221,7 @@ class Search:
         self._subspace = method.build(backbone, data, seed)
         self._dim = method.size(backbone.architecture)
         self._optimizers = method.optimizers(backbone.architecture, seed)
-        train, dev = (self._evaluator(batch, data.metric) for batch in (data.train, data.dev))
+        train, dev = map(self._evaluator, (data.train, data.dev))
         self._train = Remembered(train, memo, "train")
         self._selection = DevSelection(
             Remembered(dev, memo, "dev"),
@@ -246,6 +266,7 @@ class Search:
             self._label_ids,
             self._subspace,
             chosen.solution,
+            readout=self._readout(chosen.solution),
             dev=chosen,
             searched=self._dim * sum(weight > 0 for weight in weights),
         )
@@ -261,19 +282,34 @@ class Search:
         answer = memo({"label_words": self._method.words}, compute)
         return torch.tensor(answer["label_ids"], device=self._label_ids.device)
 
-    def _evaluator(self, batch: Batch, metric: str) -> PopulationEvaluator:
+    def _readout(self, solution: NDArray[np.float64]) -> Affine | None:
+        """That of a solution; None if it is plain."""
+        if self._method.readout.plain:
+            return None
+        train, adapter = self._data.train, self._subspace.incumbents(solution)
+        logits = classify(self._backbone, self._label_ids, train, adapter)
+        return self._method.readout.solve(logits[None].cpu(), train.labels)[0]
+
+    def _evaluator(self, batch: Batch) -> PopulationEvaluator:
+        method, train = self._method, self._data.train
+        engine = Engine(
+            self._backbone,
+            batch,
+            self._label_ids,
+            normalised=method.objective in NORMALISED,
+            others=method.objective in AGAINST_OTHERS,
+        )
+        solved_on = None
+        if not method.readout.plain and batch is not train:
+            solved_on = Engine(self._backbone, train, self._label_ids, carry=False), train.labels
         return PopulationEvaluator(
-            Engine(
-                self._backbone,
-                batch,
-                self._label_ids,
-                normalised=self._method.objective in NORMALISED,
-                others=self._method.objective in AGAINST_OTHERS,
-            ),
+            engine,
             self._subspace,
             batch.labels,
-            objective=self._method.objective,
-            metric=metric,
+            objective=method.objective,
+            metric=self._data.metric,
+            readout=method.readout,
+            solved_on=solved_on,
         )
 
 
@@ -283,6 +319,7 @@ def adapted(
     subspace: Subspace,
     solution: NDArray[np.float64],
     *,
+    readout: Affine | None = None,
     dev: DevPoint | None = None,
     searched: int = 0,
 ) -> Predictor:
@@ -293,6 +330,7 @@ def adapted(
         label_ids: ``(C,)`` or ``(C, W)``, the label words' token ids.
         subspace: Search vectors to interventions.
         solution: ``(L, d)``.
+        readout: Of the logits; None for them as they are.
         dev: The look at dev that chose it; None for one that nobody searched.
         searched: Numbers that were searched for it.
     """
@@ -301,9 +339,15 @@ def adapted(
         subspace.save(folder, backbone, solution)
         if label_ids.ndim > 1:
             (folder / LABEL_WORDS).write_text(json.dumps(label_ids.tolist()) + "\n")
+        if readout is not None:
+            save_readout(folder, readout)
+
+    def logits(batch: Batch) -> Tensor:
+        plain = classify(backbone, label_ids, batch, subspace.incumbents(solution))
+        return plain if readout is None else readout(plain.cpu()).float()
 
     return Predictor(
-        logits=lambda batch: classify(backbone, label_ids, batch, subspace.incumbents(solution)),
+        logits=logits,
         write=write,
         dev=dev,
         searched=searched,

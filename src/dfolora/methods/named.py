@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from dfolora.errors import UserError
+from dfolora.methods.calibrated_prompt import CalibratedPrompt
 from dfolora.methods.gap3 import Gap3
 from dfolora.methods.gradient import (
     Adapter,
@@ -112,6 +113,7 @@ METHODS: Mapping[str, Callable[[], Method]] = {
     "random_lora": RandomLora,
     "gap3": Gap3,
     "manual_prompt": ManualPrompt,
+    "calibrated_prompt": CalibratedPrompt,
     "in_context": InContext,
     "model_tuning": _trained(ModelTuning(), 1e-5, 2e-5, 5e-5, epochs=200),
     "adapter": _trained(Adapter(), 1e-4, 5e-4, 1e-3, 3e-3),

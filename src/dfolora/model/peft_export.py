@@ -50,7 +50,8 @@ def save_adapter(folder: Path, backbone: Backbone, layers: Iterable[LayerLora]) 
     others = {path: value for path, value in ranks.items() if value != rank}
     config = {
         "peft_type": "LORA",
-        "task_type": None,
+        # By which PEFT's classes find the head; it has no word for masked models.
+        "task_type": "CAUSAL_LM" if backbone.architecture.family.kind == "causal" else None,
         "base_model_name_or_path": backbone.model.name_or_path or None,
         "inference_mode": True,
         "r": rank,

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,11 @@ class Store:
                 max_results=1,
             )
         return runs[0].info.run_id if runs else None
+
+    def metric(self, run_id: str, name: str) -> float:
+        """A metric of a run, NaN if it has none."""
+        with asking():
+            return float(self._client.get_run(run_id).data.metrics.get(name, nan))
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Add tags to a run."""

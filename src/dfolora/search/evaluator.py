@@ -18,6 +18,7 @@ from dfolora.engine import (
     AGAINST_OTHERS,
     LOSSES,
     Interventions,
+    SolvedReadout,
     check_objective,
     cross_entropy,
     metric_objective,
@@ -66,6 +67,10 @@ class Evaluator(Protocol):
         ...
 
 
+Logits = Callable[[Interventions, Interventions], Tensor]
+"""An engine: incumbents and candidates to the class logits of one batch, ``(P, N, C)``."""
+
+
 class PopulationEvaluator:
     """Scores an engine's logits by an objective and a metric.
 
@@ -77,16 +82,21 @@ class PopulationEvaluator:
         objective: ``ce``, ``hinge``, ``ce_vocab``, ``exact``, or ``metric`` (1 - score, ties by
             cross-entropy).
         metric: Name of the task's metric.
+        readout: Solved for each candidate; its logits are scored as the readout maps them.
+        solved_on: An engine and the labels of the train set, if the batch is another one; None: the
+            readout is solved on the batch itself.
     """
 
     def __init__(
         self,
-        engine: Callable[[Interventions, Interventions], Tensor],
+        engine: Logits,
         subspace: Subspace,
         labels: Tensor,
         *,
         objective: str,
         metric: str,
+        readout: SolvedReadout | None = None,
+        solved_on: tuple[Logits, Tensor] | None = None,
     ) -> None:
         check_objective(objective)
         self._engine = engine
@@ -94,11 +104,19 @@ class PopulationEvaluator:
         self._labels = labels
         self._objective = objective
         self._metric = METRICS[metric]
+        self._readout = readout or SolvedReadout()
+        self._solved_on = solved_on
 
     def __call__(self, solution: Array, block: int, candidates: Array) -> Evaluation:
         incumbents = self._subspace.incumbents(solution, without=[block])
-        logits = self._engine(incumbents, self._subspace.interventions(block, candidates))
-        logits = logits.cpu()  # once; they are few
+        made = self._subspace.interventions(block, candidates)
+        logits = self._engine(incumbents, made).cpu()  # once; they are few
+        if not self._readout.plain:
+            known, labels = logits, self._labels
+            if self._solved_on is not None:
+                engine, labels = self._solved_on
+                known = engine(incumbents, made).cpu()
+            logits = self._readout.solve(known, labels)(logits)
         of_classes = logits[..., :-1] if self._objective in AGAINST_OTHERS else logits
         scores = self._metric(self._labels.numpy(), of_classes.argmax(-1).numpy())
         losses = LOSSES.get(self._objective, cross_entropy)(logits, self._labels)

@@ -36,8 +36,8 @@ class DevSelection:
         evaluate: Scores and losses on the dev set; its passes are not charged to the budget.
         rule: A name in ``SELECTIONS``: which solutions are looked at.
         interval: Calls between two looks.
-        patience: The search counts as stalled once so many calls brought no higher dev score;
-            None never (Jin, Liu, Tan 2024, Table 3: 1,500).
+        patience: The search counts as stalled once so many calls brought no higher dev score, or by
+            the rule ``loss`` no lower loss; None never (Jin, Liu, Tan 2024, Table 3: 1,500).
     """
 
     def __init__(
@@ -69,9 +69,11 @@ class DevSelection:
         """Score a solution on the dev set; keep it if it is the best so far."""
         score, loss = self._scored(solution)
         point = DevPoint(calls=calls, score=score, loss=loss, solution=solution.copy())
-        if self.best is None or score > self.best.score:
+        rank = self._rule.rank(point)
+        best = None if self.best is None else self._rule.rank(self.best)
+        if best is None or rank[0] < best[0]:
             self._progress_calls = calls
-        if self.best is None or self._rule.rank(point) < self._rule.rank(self.best):
+        if best is None or rank < best:
             self.best = point
         self._last = point
         return point
@@ -118,6 +120,10 @@ SELECTIONS: Mapping[str, SelectionRule] = {
     "incumbent": SelectionRule(
         looks=_current_incumbents,
         rank=by_score,
+    ),
+    "loss": SelectionRule(
+        looks=_current_incumbents,
+        rank=lambda point: (point.loss,),
     ),
     # As in the code of Jin, Liu, Tan 2024.
     "released": SelectionRule(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.data import METRICS, Batch, Rows
-from dfolora.engine import Engine, cross_entropy
+from dfolora.engine import Affine, Engine, SolvedReadout, cross_entropy
 from dfolora.errors import UserError
 from dfolora.methods.gap3.genome import Genome, Hole, Template
 from dfolora.model import Backbone
@@ -73,6 +73,8 @@ class Passes:
         rows: The N examples.
         label_ids: ``(C,)``, the label words' token ids.
         metric: Name of the task's metric.
+        readout: Solved for each prompt, whose label words are scored as it maps them.
+        solved_on: Passes over the train set, if these rows are others; None: it is solved on these.
     """
 
     def __init__(
@@ -82,6 +84,8 @@ class Passes:
         rows: Rows,
         label_ids: Tensor,
         metric: str,
+        readout: SolvedReadout,
+        solved_on: "Passes | None" = None,
     ) -> None:
         self._backbone = backbone
         self._template = template
@@ -89,6 +93,8 @@ class Passes:
         self._label_ids = label_ids
         self._labels = torch.tensor(rows.labels)
         self._metric = METRICS[metric]
+        self._readout = readout
+        self._solved_on = solved_on
 
     def token_scores(self, hole: Hole) -> TokenScores:
         """Two passes: one with the gold labels filled in, one with the labels left open."""
@@ -100,14 +106,15 @@ class Passes:
         return TokenScores(gains=gains, log_likelihood=self._log_likelihood(answers))
 
     def evaluate(self, genome: Genome) -> Individual:
-        """One pass.
+        """One pass, and one more where the readout is solved on other rows.
 
         Raises:
             UserError: The model gives no finite numbers.
         """
-        batch = self._template.encode(self._rows, genome)
-        (answers,) = self._log_probabilities(batch)
-        words = answers[:, self._label_ids.to(answers.device)].cpu()
+        answers, words = self._answers(genome)
+        if not self._readout.plain:
+            other = self._solved_on
+            words = (self._solved(words) if other is None else other.solved(genome))(words)
         (loss,) = cross_entropy(words[None], self._labels)
         if not np.isfinite(loss):
             raise UserError(
@@ -122,6 +129,18 @@ class Passes:
             loss=float(loss),
             log_likelihood=self._log_likelihood(answers),
         )
+
+    def solved(self, genome: Genome) -> Affine:
+        """The readout under a prompt, in one pass."""
+        return self._solved(self._answers(genome)[1])
+
+    def _solved(self, words: Tensor) -> Affine:
+        return self._readout.solve(words[None], self._labels)[0]
+
+    def _answers(self, genome: Genome) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of all tokens, ``(N, V)``, and those of the label words, ``(N, C)``."""
+        (answers,) = self._log_probabilities(self._template.encode(self._rows, genome))
+        return answers, answers[:, self._label_ids.to(answers.device)].cpu()
 
     def _log_probabilities(self, batch: Batch, places: Tensor | None = None) -> tuple[Tensor, ...]:
         """Of all tokens at K places or at the answer, in one pass: K times ``(N, V)``, float32."""

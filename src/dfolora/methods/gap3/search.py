@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from math import isqrt, nan
 from pathlib import Path
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.data import Batch, Encode, Encoder, Prompt, Rows
-from dfolora.engine import classify
+from dfolora.engine import SolvedReadout, classify
 from dfolora.errors import UserError
 from dfolora.methods.gap3.genome import Genome, Hole, Template, crossed, mutated, size
 from dfolora.methods.gap3.guide import PASSES, Fitness, Guide, Individual, Passes
 from dfolora.methods.method import FewShotData, Predictor, Progress
+from dfolora.methods.readouts import save_readout
 from dfolora.model import Architecture, Backbone
-from dfolora.search import SELECTIONS, Answer, DevPoint, Memo, by_score, forgetful
+from dfolora.search import SELECTIONS, Answer, DevPoint, Memo, forgetful
 from dfolora.seeding import stream
 from dfolora.validation import choice, share, whole
 
@@ -51,15 +52,18 @@ class Gap3:
     comparison: str = "fixed"
     """A name in ``COMPARISONS``: when an individual replaces the best."""
     selection: str = "incumbent"
-    """``incumbent``: the dev set chooses among the bests of different generations; ``released``: it
-    is the last best, and the dev set is not looked at."""
+    """``incumbent``: the dev set chooses among the bests of different generations, ``loss``: by its
+    cross-entropy; ``released``: it is the last best, and the dev set is not looked at."""
     dev_interval: int = 100
     """Calls between two looks at the dev set, which come as a generation ends."""
+    readout: SolvedReadout = field(default_factory=SolvedReadout)
+    """Solved on the train set for every prompt, as in ``LayerwiseSearch``."""
 
     seeded: ClassVar[bool] = True
     resumable: ClassVar[bool] = True
 
     def check(self, architecture: Architecture) -> None:
+        self.readout.check()
         whole(self.population, "method.population", least=2)
         if self.generations is not None:
             whole(self.generations, "method.generations", least=0)
@@ -122,12 +126,16 @@ class GeneticSearch:
         self._label_ids = data.label_ids
         self._template = template
         self._rng = stream(seed, "genetic")
-        train, self._dev = (
-            Passes(backbone, template, part.rows, data.label_ids, data.metric)
-            for part in (data.train, data.dev)
-        )
+
+        def passes(rows: Rows, solved_on: Passes | None = None) -> Passes:
+            return Passes(
+                backbone, template, rows, data.label_ids, data.metric, method.readout, solved_on
+            )
+
+        self._train = passes(data.train.rows)
+        self._dev = passes(data.dev.rows, self._train)
         tokens = len(backbone.embedding)
-        self._guide = Guide(train, template, top=method.top, tokens=tokens, memo=memo)
+        self._guide = Guide(self._train, template, top=method.top, tokens=tokens, memo=memo)
         self._memo = memo
         self._population: list[Individual] = []
         self._best: Individual | None = None
@@ -151,18 +159,26 @@ class GeneticSearch:
     def predictor(self) -> Predictor:
         """The prompt that the dev set chose, or the last best."""
         genome, dev = self._best_genome, None
-        if self._method.selection == "incumbent":
+        if self._method.selection != "released":
             last = self._look()  # makes no pass where nothing came after the last look
             dev = self._selected or last
             genome = dev.solution
 
+        readout = None if self._method.readout.plain else self._train.solved(genome)
+
         def logits(batch: Batch) -> Tensor:
             written = self._template.encode(batch.rows, genome)
-            return classify(self._backbone, self._label_ids, written)
+            plain = classify(self._backbone, self._label_ids, written)
+            return plain if readout is None else readout(plain.cpu()).float()
+
+        def write(folder: Path) -> None:
+            _save(self._template.prompt(genome), folder)
+            if readout is not None:
+                save_readout(folder, readout)
 
         return Predictor(
             logits=logits,
-            write=lambda folder: _save(self._template.prompt(genome), folder),
+            write=write,
             dev=dev,
             searched=size(genome),
             stored=size(genome),
@@ -226,7 +242,7 @@ class GeneticSearch:
     def _looks(self, calls_before: int, last: bool) -> list[DevPoint]:
         interval = self._method.dev_interval
         due = calls_before // interval < self._guide.calls // interval or last
-        return [self._look()] if due and self._method.selection == "incumbent" else []
+        return [self._look()] if due and self._method.selection != "released" else []
 
     def _look(self) -> DevPoint:
         """Evaluate the best on the dev set, and keep it if it beats the former ones there."""
@@ -237,7 +253,8 @@ class GeneticSearch:
         else:
             score, loss = last.score, last.loss
         point = DevPoint(calls=self._guide.calls, score=score, loss=loss, solution=genome)
-        if self._selected is None or by_score(point) < by_score(self._selected):
+        rank = SELECTIONS[self._method.selection].rank
+        if self._selected is None or rank(point) < rank(self._selected):
             self._selected = point
         self._last = point
         return point

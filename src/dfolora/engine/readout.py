@@ -1,0 +1,204 @@
+"""The readout that is solved inside an evaluation: an affine map of the class logits.
+
+For given logits the map of least cross-entropy on the train set is a small convex problem. Solving
+it for every candidate is variable projection (Golub and Pereyra 1973): a candidate is judged by
+what no such map could have given, at no call.
+
+Letters: P candidates, N examples, C classes, F features of an example, M free numbers of a map.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import isinf
+
+import torch
+from torch import Tensor
+
+from dfolora.errors import UserError
+from dfolora.validation import choice, positive
+
+GRADIENT = 1e-10
+"""The gradient's largest entry at a solution."""
+MOST_STEPS = 500
+"""Of Newton's method; it takes about ten, and hundreds where logits are of the order of 1,000."""
+ARMIJO = 1e-4
+DAMPING = 0.1
+LEAST_DAMPING = 1e-12
+"""A number that is added to the bias of all classes changes nothing, so there is no curvature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine:
+    """An affine map of class logits, or one of each candidate."""
+
+    weight: Tensor
+    """Of an example's logits about their mean, ``(C, C)`` or ``(P, C, C)``, float64."""
+    bias: Tensor
+    """``(C,)`` or ``(P, C)``, float64; a map's sum to 0."""
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Map ``(N, C)``, or ``(P, N, C)``; the result is float64."""
+        logits = logits.double()
+        return logits + _centred(logits) @ self.weight + self.bias.unsqueeze(-2)
+
+    def __getitem__(self, candidate: int) -> "Affine":
+        """One candidate's map."""
+        return Affine(weight=self.weight[candidate], bias=self.bias[candidate])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolvedReadout:
+    """Which affine map is solved for: the one of least cross-entropy plus ridge penalty."""
+
+    form: str = "plain"
+    """``plain`` (the logits as they are), ``bias`` (a number a class), ``scale_bias`` (and a
+    factor), or ``linear`` (and a matrix)."""
+    ridge: float = 0.0
+    """``ridge / 2`` times the squares of bias and weight are added to the mean cross-entropy."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the logits stay as they are."""
+        return self.form == "plain"
+
+    def check(self) -> None:
+        """Raise UserError if such a map cannot be solved for."""
+        choice(self.form, "readout.form", FORMS)
+        # A factor without a penalty has no best value where the train set is separated.
+        if self.form in ("scale_bias", "linear") or self.ridge != 0:
+            isinf(self.ridge) or positive(self.ridge, "readout.ridge")
+
+    def solve(self, logits: Tensor, labels: Tensor) -> Affine:
+        """The best map of each candidate's logits.
+
+        Args:
+            logits: ``(P, N, C)`` of the train set; those of a candidate that are not all finite
+                have the map that changes nothing.
+            labels: ``(N,)``.
+
+        Returns:
+            Maps whose gradient is at most ``GRADIENT`` in every entry.
+
+        Raises:
+            UserError: The train set lacks a class, and nothing bounds that class's bias.
+        """
+        candidates, _, classes = logits.shape
+        weight = torch.zeros(candidates, classes, classes, dtype=torch.float64)
+        bias = torch.zeros(candidates, classes, dtype=torch.float64)
+        if self.plain or isinf(self.ridge):
+            return Affine(weight=weight, bias=bias)
+        if self.ridge == 0 and len(labels.unique()) < classes:
+            raise UserError(
+                f"The train rows have {len(labels.unique())} of {classes} classes, so that a bias "
+                f"of one number a class has no best value; set readout.ridge=0.01, or "
+                f"readout=plain."
+            )
+        finite = logits.isfinite().all(-1).all(-1)
+        known = logits.double().cpu()[finite.cpu()]
+        coefficients = _solve(known, labels.cpu(), FORMS[self.form](known), self.ridge)
+        bias[finite] = _centred(coefficients[:, -1])
+        if self.form != "bias":
+            weight[finite] = coefficients[:, :-1]
+        return Affine(weight=weight, bias=bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Design:
+    """What a map is linear in: it adds ``features @ (ties @ free numbers)`` to the logits."""
+
+    features: Tensor
+    """``(P, N, F)``."""
+    ties: Tensor
+    """From free numbers to the coefficients of features in classes, ``(F C, M)``."""
+
+
+def _of_bias(logits: Tensor) -> _Design:
+    return _Design(
+        features=torch.ones_like(logits[..., :1]),
+        ties=torch.eye(logits.shape[-1], dtype=torch.float64),
+    )
+
+
+def _of_linear(logits: Tensor) -> _Design:
+    features = torch.cat([_centred(logits), torch.ones_like(logits[..., :1])], -1)
+    classes = logits.shape[-1]
+    ties = torch.eye((classes + 1) * classes, dtype=torch.float64)
+    return _Design(features=features, ties=ties)
+
+
+def _of_scale_bias(logits: Tensor) -> _Design:
+    linear, classes = _of_linear(logits), logits.shape[-1]
+    factor = linear.ties[:, : classes**2 : classes + 1].sum(-1, keepdim=True)  # of the diagonal
+    ties = torch.cat([factor, linear.ties[:, classes**2 :]], -1)
+    return _Design(features=linear.features, ties=ties)
+
+
+FORMS: Mapping[str, Callable[[Tensor], _Design]] = {
+    "plain": _of_bias,
+    "bias": _of_bias,
+    "scale_bias": _of_scale_bias,
+    "linear": _of_linear,
+}
+
+
+def _solve(logits: Tensor, labels: Tensor, design: _Design, ridge: float) -> Tensor:
+    """The coefficients ``(P, F, C)``, by Newton steps damped by the gradient's norm.
+
+    The damping vanishes with the gradient, so that steps converge quadratically; where saturated
+    logits leave no curvature, it bounds a step. Each candidate halves its own steps until they
+    descend.
+    """
+    features, ties = design.features, design.ties
+    examples, classes = logits.shape[1:]
+    gold = torch.nn.functional.one_hot(labels, classes).double()
+    free = torch.zeros(len(logits), ties.shape[1], dtype=torch.float64)
+    identity = torch.eye(ties.shape[1], dtype=torch.float64)
+
+    def coefficients(free: Tensor) -> Tensor:
+        return (free @ ties.T).unflatten(-1, (-1, classes))
+
+    def loss(free: Tensor) -> tuple[Tensor, Tensor]:
+        log_probabilities = (logits + features @ coefficients(free)).log_softmax(-1)
+        penalty = ridge / 2 * free.square().sum(-1)
+        return penalty - (gold * log_probabilities).sum((-1, -2)) / examples, log_probabilities
+
+    value, log_probabilities = loss(free)
+    for _ in range(MOST_STEPS):
+        probabilities = log_probabilities.exp()
+        slope = features.mT @ (probabilities - gold) / examples
+        gradient = slope.flatten(1) @ ties + ridge * free
+        if not len(free) or gradient.abs().max() <= GRADIENT:
+            break
+        spread = probabilities.diag_embed() - probabilities[..., None] * probabilities[..., None, :]
+        curvature = torch.einsum("pnf,png,pncd->pfcgd", features, features, spread) / examples
+        hessian = ties.T @ curvature.flatten(3).flatten(1, 2) @ ties
+        damping = ridge + (DAMPING * gradient.norm(dim=-1)).clamp_min(LEAST_DAMPING)
+        step = -torch.linalg.solve(hessian + damping[:, None, None] * identity, gradient)
+        # A candidate's map is the same whoever is solved beside it.
+        step[gradient.abs().amax(-1) <= GRADIENT] = 0.0
+        free, value, log_probabilities = _descended(loss, free, value, gradient, step)
+    return coefficients(free)
+
+
+def _descended(
+    loss: Callable[[Tensor], tuple[Tensor, Tensor]],
+    free: Tensor,
+    value: Tensor,
+    gradient: Tensor,
+    step: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each candidate's numbers after the longest of its halved steps that descends."""
+    length = torch.ones_like(value)
+    promised = ARMIJO * (gradient * step).sum(-1)
+    slack = 1e-14 * (1 + value.abs())  # rounding of the loss, where steps are nearly over
+    while True:
+        after = free + length[:, None] * step
+        reached, log_probabilities = loss(after)
+        short = reached > value + length * promised + slack
+        if not short.any():
+            return after, reached, log_probabilities
+        length = torch.where(short, length / 2, length)
+
+
+def _centred(values: Tensor) -> Tensor:
+    return values - values.mean(-1, keepdim=True)

@@ -1,0 +1,194 @@
+"""The zero-shot prompt with calibrated class logits: what one call is worth, without a search.
+
+Letters: C classes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import nan
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dfolora.data import Batch, Encode, Encoder, Rows
+from dfolora.engine import Affine, SolvedReadout, classify, cross_entropy
+from dfolora.methods.method import FewShotData, Predictor, Progress
+from dfolora.methods.readouts import BatchMean, Neighbours, Readout, divided, save_readout
+from dfolora.model import Architecture, Backbone
+from dfolora.search import Memo, forgetful
+from dfolora.validation import choice, whole
+
+CONTENT_FREE = ("N/A", "[MASK]", "")
+"""Texts that say nothing (Zhao et al. 2021)."""
+RIDGES = (0.001, 0.01, 0.1, 1.0)
+"""Of the linear readout, from which dev chooses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedPrompt:
+    """Fits a map of the class logits to the train set by one call; the model stays as it is."""
+
+    calibration: str = "bias"
+    """A name in ``CALIBRATIONS``.
+
+    - ``contextual``: probabilities divided by the mean of those of content-free inputs (Zhao et al.
+      2021);
+    - ``batch``: by their mean over the train rows, ``batch_test``: over the rows that are asked
+      about, the test set, as published (Zhou et al. 2024);
+    - ``bias``: one number a class, by the least cross-entropy on the train set;
+    - ``linear``: a C x C map and a bias likewise, its ridge penalty chosen by dev cross-entropy;
+    - ``knn``: the vote of the nearest train rows (Xu et al. 2023).
+    """
+    neighbours: int = 3
+    """Of ``knn``."""
+
+    seeded: ClassVar[bool] = True
+    budget: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    def check(self, architecture: Architecture) -> None:
+        """Every supported model will do."""
+        choice(self.calibration, "calibration", CALIBRATIONS)
+        whole(self.neighbours, "method.neighbours", least=1)
+
+    def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
+        """The prompt as it is."""
+        return plain
+
+    def begin(
+        self, backbone: Backbone, data: FewShotData, seed: int, memo: Memo = forgetful
+    ) -> "Calibration":
+        """Prepare it; the model is not asked yet."""
+        self.check(backbone.architecture)
+        return Calibration(self, partial(classify, backbone, data.label_ids), data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCall:
+    """The step of a fit that takes a single pass."""
+
+    losses: NDArray[np.float64]
+    """The unadapted model's, ``(1,)``."""
+    loss: float
+    """After the fit."""
+    calls: int = 1
+    step_size: float = nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a calibration is fitted to."""
+
+    classify: Callable[[Batch], Tensor]
+    """Class logits ``(N, C)`` of the unadapted model, on the CPU."""
+    data: FewShotData
+    logits: Tensor
+    """Those of the train rows."""
+    neighbours: int
+    found: dict[str, float] = field(default_factory=dict)
+    """What was chosen on the way."""
+
+
+class Calibration:
+    """One fit of a calibration."""
+
+    def __init__(
+        self, method: CalibratedPrompt, classify: Callable[[Batch], Tensor], data: FewShotData
+    ) -> None:
+        self._method = method
+        self._classify = classify
+        self._data = data
+        self._fitted: tuple[Readout, Asked] | None = None
+
+    def __iter__(self) -> Iterator[Progress]:
+        """Fit in one step."""
+        readout, asked = self._fit()
+        labels = self._data.train.labels
+        before, after = (
+            cross_entropy(logits[None], labels) for logits in (asked.logits, readout(asked.logits))
+        )
+        yield Progress(step=OneCall(losses=before, loss=float(after[0])), looks=(), selected=None)
+
+    def predictor(self) -> Predictor:
+        """The model with its calibrated logits."""
+        readout, asked = self._fit()
+        return Predictor(
+            logits=lambda batch: readout(self._logits(batch)).float(),
+            write=partial(save_readout, readout=readout),
+            found=asked.found,
+        )
+
+    def _logits(self, batch: Batch) -> Tensor:
+        return self._classify(batch).cpu()
+
+    def _fit(self) -> tuple[Readout, Asked]:
+        if self._fitted is None:
+            asked = Asked(
+                classify=self._logits,
+                data=self._data,
+                logits=self._logits(self._data.train),
+                neighbours=self._method.neighbours,
+            )
+            self._fitted = CALIBRATIONS[self._method.calibration](asked), asked
+        return self._fitted
+
+
+def _contextual(asked: Asked) -> Affine:
+    rows = asked.data.train.rows
+    fields = rows.texts[0]
+    texts = tuple(dict.fromkeys(fields, text) for text in CONTENT_FREE)
+    empty = replace(rows, texts=texts, labels=(0,) * len(texts))
+    if asked.data.encode is None:
+        raise TypeError("Contextual calibration needs data.encode to write its inputs.")
+    return _divided_by(asked.classify(asked.data.encode(empty)))
+
+
+def _batch(asked: Asked) -> Affine:
+    return _divided_by(asked.logits)
+
+
+def _divided_by(reference: Tensor) -> Affine:
+    classes = reference.shape[-1]
+    return Affine(
+        weight=torch.zeros(classes, classes, dtype=torch.float64),
+        bias=divided(torch.zeros(classes, dtype=torch.float64), reference),
+    )
+
+
+def _solved(asked: Asked, readout: SolvedReadout) -> Affine:
+    return readout.solve(asked.logits[None], asked.data.train.labels)[0]
+
+
+def _linear(asked: Asked) -> Affine:
+    """Of the ridges that with the least cross-entropy on dev, of equals the larger."""
+    dev = asked.data.dev
+    logits = asked.classify(dev)
+    maps = {ridge: _solved(asked, SolvedReadout(form="linear", ridge=ridge)) for ridge in RIDGES}
+
+    def rank(ridge: float) -> tuple[float, float]:
+        return cross_entropy(maps[ridge](logits)[None], dev.labels).item(), -ridge
+
+    chosen = asked.found["ridge"] = min(RIDGES, key=rank)
+    return maps[chosen]
+
+
+def _knn(asked: Asked) -> Neighbours:
+    return Neighbours(
+        log_probabilities=asked.logits.double().log_softmax(-1),
+        labels=asked.data.train.labels,
+        neighbours=asked.neighbours,
+    )
+
+
+CALIBRATIONS: Mapping[str, Callable[[Asked], Readout]] = {
+    "contextual": _contextual,
+    "batch": _batch,
+    "batch_test": lambda _asked: BatchMean(),
+    "bias": lambda asked: _solved(asked, SolvedReadout(form="bias")),
+    "linear": _linear,
+    "knn": _knn,
+}

@@ -1,0 +1,97 @@
+"""Maps of the class logits that are fitted beside the model, or in place of any change to it.
+
+Letters: N examples, C classes, T train rows.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dfolora.engine import Affine
+
+READOUT = "readout.json"
+"""Beside an adapter, or alone."""
+
+
+class Readout(Protocol):
+    """A fitted map of class logits."""
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Map ``(N, C)`` to ``(N, C)``, float64."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchMean:
+    """Divides probabilities by their mean over the rows that are asked about together.
+
+    Batch calibration as published (Zhou et al. 2024), where these are the test rows: transductive,
+    for what is said of a row depends on the rows beside it.
+    """
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Map ``(N, C)``; a single row is told nothing."""
+        return divided(logits.double(), logits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """The vote of the train rows whose class distributions are nearest.
+
+    kNN prompting (Xu et al. 2023) over the label words alone, where the paper takes the whole
+    vocabulary. Near is a low Kullback-Leibler divergence of the train row's distribution from the
+    asked row's. Equal votes go by the asked row's own probabilities.
+    """
+
+    log_probabilities: Tensor
+    """Of the train rows, ``(T, C)``."""
+    labels: Tensor
+    """``(T,)``."""
+    neighbours: int
+    """At most T."""
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Map ``(N, C)`` to the logarithms of votes to which the row's own opinion adds one."""
+        asked = logits.double().log_softmax(-1)
+        own = asked.exp()
+        divergences = (own * asked).sum(-1, keepdim=True) - own @ self.log_probabilities.double().T
+        nearest = divergences.sort(dim=-1, stable=True).indices[:, : self.neighbours]
+        votes = torch.nn.functional.one_hot(self.labels.long()[nearest], logits.shape[-1]).sum(1)
+        return (votes + own).log()
+
+
+def divided(logits: Tensor, reference: Tensor) -> Tensor:
+    """Logits after division of the probabilities by the mean of those of ``reference``, (M, C)."""
+    return logits - reference.double().softmax(-1).mean(0).log()
+
+
+KINDS: Mapping[str, type] = {kind.__name__: kind for kind in (Affine, BatchMean, Neighbours)}
+
+
+def save_readout(folder: Path, readout: Readout) -> None:
+    """Write ``readout.json``: its kind and numbers."""
+    values = {field.name: getattr(readout, field.name) for field in fields(readout)}  # type: ignore[arg-type]  # all are dataclasses
+    numbers = {
+        name: value.tolist() if isinstance(value, Tensor) else value
+        for name, value in values.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"kind": type(readout).__name__, **numbers}, indent=2)
+    (folder / READOUT).write_text(text + "\n", encoding="utf-8")
+
+
+def load_readout(folder: Path) -> Readout:
+    """What ``save_readout`` wrote; numbers are float64."""
+    stored = json.loads((folder / READOUT).read_text(encoding="utf-8"))
+    kind = KINDS[stored.pop("kind")]
+    values = {
+        name: torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
+        for name, value in stored.items()
+    }
+    readout: Readout = kind(**values)
+    return readout

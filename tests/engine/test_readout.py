@@ -1,0 +1,180 @@
+"""The solved readout: the best affine map of class logits, each candidate's for itself."""
+
+from math import inf, log
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from dfolora.engine import Affine, SolvedReadout, cross_entropy
+from dfolora.engine.readout import FORMS, GRADIENT
+from dfolora.errors import UserError
+
+CLASSES = 4
+LABELS = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 0, 0, 1, 3])
+SOLVED = [
+    SolvedReadout(form="bias"),
+    SolvedReadout(form="bias", ridge=0.05),
+    SolvedReadout(form="scale_bias", ridge=0.05),
+    SolvedReadout(form="linear", ridge=0.05),
+]
+
+
+def some_logits(scale=2.0, candidates=5):
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.randn(candidates, len(LABELS), CLASSES, generator=generator)
+    return scale * (drawn + torch.tensor([2.0, 0.0, -1.0, 0.5]))
+
+
+def penalised(readout, logits, maps):
+    """What a form minimises, by its definition: ``(P,)``."""
+    losses = torch.tensor(cross_entropy(maps(logits), LABELS))
+    weight, bias = maps.weight, maps.bias
+    free = weight.square().sum((-1, -2))
+    if readout.form == "scale_bias":
+        free = weight.diagonal(dim1=-2, dim2=-1).square().mean(-1)
+    return losses + readout.ridge / 2 * (free + bias.square().sum(-1))
+
+
+def slow(readout, logits):
+    """One candidate's minimum by scipy: the oracle."""
+    shown, gold = logits.double().numpy(), LABELS.numpy()
+    about = shown - shown.mean(-1, keepdims=True)
+
+    def weight(free):
+        if readout.form == "bias":
+            return np.zeros((CLASSES, CLASSES))
+        if readout.form == "scale_bias":
+            return free[CLASSES] * np.eye(CLASSES)
+        return free[CLASSES:].reshape(CLASSES, CLASSES)
+
+    def loss(free):
+        mapped = shown + about @ weight(free) + free[:CLASSES]
+        probability = np.exp(mapped) / np.exp(mapped).sum(-1, keepdims=True)
+        return -np.log(probability[np.arange(len(gold)), gold]).mean() + (
+            readout.ridge / 2 * np.square(free).sum()
+        )
+
+    size = CLASSES + {"bias": 0, "scale_bias": 1, "linear": CLASSES**2}[readout.form]
+    return minimize(loss, np.zeros(size), method="BFGS", options={"gtol": 1e-7}).fun
+
+
+@pytest.mark.parametrize("readout", SOLVED, ids=str)
+@pytest.mark.parametrize("scale", [0.1, 2.0, 20.0])
+def test_minimum_is_that_of_scipy(readout, scale):
+    logits = some_logits(scale)
+    expected = [slow(readout, one) for one in logits]
+    got = penalised(readout, logits, readout.solve(logits, LABELS))
+    # BFGS by differences stops at 1e-5 of the slope, whose square the loss is off by.
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-7)
+    plain = penalised(readout, logits, SolvedReadout().solve(logits, LABELS))
+    assert (got < plain - 1e-4).all()
+
+
+@pytest.mark.parametrize("readout", SOLVED, ids=str)
+@pytest.mark.parametrize("scale", [0.1, 2.0, 100.0, 1000.0])
+def test_gradient_at_the_solution_is_nothing(readout, scale):
+    """By autograd; of ``scale_bias`` along its factor."""
+    logits = some_logits(scale)
+    maps = readout.solve(logits, LABELS)
+    weight, bias = maps.weight.requires_grad_(), maps.bias.requires_grad_()
+    mapped = Affine(weight=weight, bias=bias)(logits)
+    losses = torch.nn.functional.cross_entropy(
+        mapped.mT, LABELS.expand(len(logits), -1), reduction="none"
+    ).mean(-1)
+    slopes = torch.autograd.grad(losses.sum(), [weight, bias])
+    # Centred after the last step, which moves it by less than the bound.
+    assert (slopes[1] + readout.ridge * bias).abs().max() < 2 * GRADIENT
+    if readout.form == "linear":
+        assert (slopes[0] + readout.ridge * weight).abs().max() < 2 * GRADIENT
+    if readout.form == "scale_bias":
+        factor = weight[:, 0, 0]
+        along = slopes[0].diagonal(dim1=-2, dim2=-1).sum(-1)
+        assert (along + readout.ridge * factor).abs().max() < 2 * GRADIENT
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_infinite_ridge_is_the_plain_objective_to_the_bit(form):
+    logits = some_logits()
+    maps = SolvedReadout(form=form, ridge=inf).solve(logits, LABELS)
+    np.testing.assert_array_equal(
+        cross_entropy(maps(logits), LABELS), cross_entropy(logits, LABELS)
+    )
+
+
+def test_candidates_that_only_shift_a_class_have_the_loss_of_the_base():
+    base = some_logits(candidates=1)
+    shifts = torch.tensor([[0.0] * 4, [5.0, 0, 0, 0], [0, -3.0, 8.0, 0], [0, 0, 0, 40.0]])
+    shifted = base.double() + shifts[:, None]
+    maps = SolvedReadout(form="bias").solve(shifted, LABELS)
+    losses = cross_entropy(maps(shifted), LABELS)
+    np.testing.assert_allclose(losses, losses[0], rtol=0, atol=1e-9)
+    plain = cross_entropy(shifted, LABELS)
+    assert np.ptp(plain) > 1
+    # The maps differ by the shifts, about their mean.
+    expected = shifts.double() - shifts.double().mean(-1, keepdim=True)
+    torch.testing.assert_close(maps.bias[0] - maps.bias, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("readout", SOLVED, ids=str)
+def test_what_is_added_to_all_logits_of_a_row_changes_nothing(readout):
+    logits = some_logits().double()
+    rows = torch.linspace(-30, 30, len(LABELS), dtype=torch.float64)[None, :, None]
+    one, other = (readout.solve(given, LABELS) for given in (logits, logits + rows))
+    torch.testing.assert_close(one.weight, other.weight, rtol=0, atol=1e-8)
+    torch.testing.assert_close(one.bias, other.bias, rtol=0, atol=1e-8)
+
+
+def test_bias_of_logits_that_say_nothing_is_the_classes_shares():
+    logits = torch.zeros(1, len(LABELS), CLASSES)
+    (bias,) = SolvedReadout(form="bias").solve(logits, LABELS).bias
+    counts = torch.bincount(LABELS).double()
+    expected = counts.log() - counts.log().mean()
+    torch.testing.assert_close(bias, expected, rtol=0, atol=1e-8)
+    assert cross_entropy(logits, LABELS)[0] == pytest.approx(log(CLASSES))
+
+
+@pytest.mark.parametrize("readout", SOLVED, ids=str)
+def test_a_candidates_map_does_not_depend_on_the_others(readout):
+    logits = torch.cat([some_logits(0.1), some_logits(50.0)])
+    together = readout.solve(logits, LABELS)
+    for candidate in (0, 7):
+        alone = readout.solve(logits[candidate : candidate + 1], LABELS)[0]
+        for name in ("weight", "bias"):
+            apart, beside = getattr(alone, name), getattr(together[candidate], name)
+            torch.testing.assert_close(apart, beside, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_not_finite_disturb_no_other_candidate(bad):
+    logits = some_logits()
+    expected = SolvedReadout(form="bias").solve(logits, LABELS)
+    logits[2, 5, 1] = bad
+    got = SolvedReadout(form="bias").solve(logits, LABELS)
+    others = [0, 1, 3, 4]
+    torch.testing.assert_close(got.bias[others], expected.bias[others], rtol=0, atol=1e-13)
+    assert (got.bias[2] == 0).all()
+    assert not np.isfinite(cross_entropy(got(logits), LABELS)[2])
+
+
+def test_class_without_a_row_needs_a_ridge():
+    labels = LABELS.clamp(max=2)
+    with pytest.raises(UserError, match=r"have 3 of 4 classes.*readout\.ridge=0\.01"):
+        SolvedReadout(form="bias").solve(some_logits(), labels)
+    maps = SolvedReadout(form="bias", ridge=0.01).solve(some_logits(), labels)
+    assert torch.isfinite(maps.bias).all()
+
+
+@pytest.mark.parametrize(
+    ("readout", "told"),
+    [
+        (SolvedReadout(form="linear"), "readout.ridge=0.0 must be a positive number"),
+        (SolvedReadout(form="scale_bias", ridge=-1), "readout.ridge=-1 must be a positive"),
+        (SolvedReadout(form="bias", ridge=-1), "readout.ridge=-1 must be a positive"),
+        (SolvedReadout(form="cubic"), "Unknown readout.form=cubic; choose one of plain, bias"),
+    ],
+)
+def test_maps_without_a_best_value_are_refused(readout, told):
+    with pytest.raises(UserError, match=told):
+        readout.check()
