@@ -51,6 +51,7 @@ class Job:
     rows: TaskRows
     split_seed: int
     search_seed: int
+    paraphrases: tuple[str, ...]
     config: Mapping[str, Any]
     """All values that matter to the run."""
     digest: str
@@ -78,10 +79,15 @@ class Job:
         )
         method.check(architecture)
         spec.check(task, architecture.family.kind)
+        others = spec.check_paraphrases(
+            plain["paraphrases"], task, architecture.family.kind, method
+        )
         task_rows = _task_rows(task, spec.source)
         settings = settings_of(plain, checkpoint, method)
         rows = {"task": plain["task"], "rows": task_rows.fingerprint}
         seeds = {key: plain[key] for key in SEEDS if method.seeded}
+        # Named only where there are some, for a run without any is what it was before there were.
+        tested = {"paraphrases": sorted(others)} if others else {}
         labels = labels_of(plain, choices, checkpoint, method) | {
             "settings": digest(settings),
             "rows": digest(rows),
@@ -99,8 +105,9 @@ class Job:
             rows=task_rows,
             split_seed=config.split_seed,
             search_seed=config.search_seed,
-            config={key: plain[key] for key in used},
-            digest=digest({"settings": settings, **rows, **seeds}),
+            paraphrases=others,
+            config={key: plain[key] for key in used} | tested,
+            digest=digest({"settings": settings, **rows, **seeds, **tested}),
             labels=labels,
         )
 
@@ -113,6 +120,7 @@ class Job:
             kind=self.architecture.family.kind,
             max_length=self.architecture.max_length,
             seed=self.split_seed,
+            paraphrases=self.paraphrases,
         )
 
 

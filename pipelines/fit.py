@@ -6,7 +6,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from dfolora.errors import ResourceError
-from dfolora.fewshot import Problem, score_test
+from dfolora.fewshot import Problem, score_paraphrases, score_test
 from dfolora.methods import Method, Predictor, Progress
 from dfolora.model import Backbone
 from dfolora.record import RunLog
@@ -57,7 +57,8 @@ def fit_and_test(
         predictor = fit.predictor()
     scores = score_test(predictor.logits(problem.test), problem)
     tested = journal.seconds - fitted
-    metrics = {f"test/{name}": value for name, value in scores.items()}
+    paraphrased = score_paraphrases(predictor.logits, problem, scores["score"])
+    metrics = {f"test/{name}": value for name, value in {**scores, **paraphrased}.items()}
     metrics |= _counts(predictor, problem, curve)
     metrics |= {"time/fit_s": fitted, "time/test_s": tested}
     metrics |= {f"memory/{part}_mb": peak for part, peak in peaks.items()}
@@ -147,5 +148,5 @@ def _told(score: float, predictor: Predictor, seconds: float) -> str:
     if predictor.dev is not None:
         told += f", dev {predictor.dev.score:.3f}"
         if predictor.dev.calls <= 1:
-            told += " (nothing beat the start there, so it is kept)"
+            told += " (of the first call, which nothing later beat there)"
     return f"{told}, {seconds:.1f} s"

@@ -30,8 +30,15 @@ def _divisible(dim: int, targets: ListConfig) -> int:
     return dim - dim % (2 * len(targets))
 
 
+def _patterns(prompts: DictConfig, variants: ListConfig) -> list[str]:
+    """The patterns of some of a task's prompts, for either kind of model, where it has them."""
+    by_kind = [prompts[variant] for variant in variants if variant in prompts]
+    return [*dict.fromkeys(prompt.pattern for each in by_kind for prompt in each.values())]
+
+
 OmegaConf.register_new_resolver("choices", _as_choices)
 OmegaConf.register_new_resolver("divisible", _divisible)
+OmegaConf.register_new_resolver("patterns", _patterns)
 
 
 class Sweep:

@@ -46,7 +46,7 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "peft": {"methods.gradient"},
     "psutil": {"record.memory"},
     "pynvml": {"record.memory"},
-    "scipy": {"report.significance"},
+    "scipy": {"report.significance", "search.optim.two_stage"},
     "safetensors": {
         "fewshot.saved", "methods.gradient", "model.peft_export", "model.preflight",
         "search.subspace.prompt",

@@ -104,6 +104,15 @@ VALUES = {
     "more numbers than R has": (
         ["subspace=tiny_lora", "subspace.numbers=99"], r"subspace\.numbers=99 is more than"),
     "label words of none": (["words=0"], r"words=0 must be"),
+    "label words that are one to say": (
+        ["words=2", "objective=exact"], r"objective=exact asks .* words=2 .* set words=1"),
+    "templates in a word": (
+        ["method=prompt_boosting", "method.templates=natural"], r"templates must be a list"),
+    "a template of no field": (
+        ["method=prompt_boosting", "method.templates=['{title} {mask}']"],
+        r"placeholders \['title'\], and a row has \['sentence'\]; change method\.templates"),
+    "no learner": (["method=prompt_boosting", "method.learners=0"], r"method\.learners=0 must be"),
+    "more than the budget": (["optimizer=two_stage", "optimizer.first=2"], r"first=2 must be"),
     "a target twice": (["targets=[q,q]"], r"targets=\['q', 'q'\]; choose .* at most once"),
     "an unknown objective": (["objective=mse"], r"objective.*mse.*choose one of ce, hinge, "),
     "an objective that is a list": (["objective=[ce]"], r"choose one of ce, hinge, ce_vocab"),

@@ -25,6 +25,7 @@ from dfolora.methods import (
     InContext,
     LayerwiseSearch,
     ManualPrompt,
+    PromptBoosting,
     RandomLora,
     TrainingSpec,
 )
@@ -50,6 +51,7 @@ from dfolora.search.optim import (
     Point,
     Probing,
     RandomSearch,
+    TwoStage,
     ZerothOrder,
 )
 from dfolora.search.subspace import (
@@ -89,6 +91,7 @@ SIGNATURES = {
     ("method", "hybrid"): Hybrid,
     ("method", "in_context"): InContext,
     ("method", "manual_prompt"): ManualPrompt,
+    ("method", "prompt_boosting"): PromptBoosting,
     ("method", "random_lora"): RandomLora,
     ("method.subspace", "compose"): ComposedSubspaceSpec,
     ("method.subspace", "gains"): GainSubspaceSpec,
@@ -106,6 +109,7 @@ SIGNATURES = {
     ("optimizer", "mezo_gv"): Probing,
     ("optimizer", "nevergrad"): Nevergrad,
     ("optimizer", "random"): RandomSearch,
+    ("optimizer", "two_stage"): TwoStage,
     ("readout", "plain"): SolvedReadout,
     ("schedule", "bandit"): Bandit,
     ("schedule", "last_k"): LastK,

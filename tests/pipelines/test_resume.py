@@ -33,6 +33,8 @@ VARIANTS = {
     # Three steps at least, and a last one that the budget cuts short.
     **{name: [f"row={name}", "budget=41"] for name in ZEROTH_ORDER},
     "es": ["row=es", "budget=97"],
+    "exact": ["objective=exact", "optimizer=fwa"],
+    "two_stage": ["row=bbt_rgb"],
     "bandit": ["schedule=bandit", "optimizer=fwa"],
     "spread": ["schedule=spread", "optimizer=fwa"],
     "lisa": ["schedule=lisa", "schedule.interval=2", "optimizer=fwa"],

@@ -13,12 +13,13 @@ from dfolora.data.metric import METRICS
 from dfolora.engine.forward import Engine
 from dfolora.engine.objective import (
     cross_entropy,
+    exact_match,
     hinge,
     metric_objective,
     vocabulary_cross_entropy,
 )
 from dfolora.errors import UserError
-from dfolora.search import Evaluation, Remembered
+from dfolora.search import Evaluation, PopulationEvaluator, Remembered
 from tests.conftest import shared_backbone
 from tests.searching import evaluator_of, logits_of, some_solution, subspace_of
 
@@ -60,6 +61,43 @@ def test_vocabulary_objective_in_parts_is_that_at_once(family, batch, label_ids,
     torch.testing.assert_close(engine({}), whole, rtol=0, atol=1e-6)
 
 
+def test_the_likeliest_other_token_is_one_more_column(family, batch, label_ids):
+    """Beside the classes' own, from a vocabulary read at once and with several words a class."""
+    backbone = shared_backbone(family)
+    every = Engine(backbone, batch, label_ids).vocabulary()[:, 0].log_softmax(-1)
+    likeliest = every.argmax(-1).unique()[:2]  # of some rows, which no label word may be beside
+    for ids in (label_ids, likeliest, torch.stack([likeliest, label_ids[:2]], dim=1)):
+        got = Engine(backbone, batch, ids, others=True)({})
+        plain = Engine(backbone, batch, ids, normalised=True)({})
+        assert torch.equal(got[..., :-1], plain)
+        other = every.index_fill(-1, ids.flatten(), -torch.inf).amax(-1)
+        torch.testing.assert_close(got[0, :, -1], other, rtol=0, atol=1e-5)
+
+
+def test_exact_match_asks_all_tokens(backbone, batch, label_ids):
+    """The share whose arg max over the vocabulary is the gold word; scores stay the classes'."""
+    subspace = subspace_of(backbone, batch)
+    solution, candidates = some_solution(12)
+    gold = Engine(backbone, batch, label_ids).vocabulary()[:, 0].argmax(-1)
+    # Words that the model says for half of the rows: else nothing would ever match.
+    said, labels = gold.unique(return_inverse=True)
+    labels[::2] = (labels[::2] + 1) % len(said)
+    evaluate = PopulationEvaluator(
+        Engine(backbone, batch, said, others=True),
+        subspace, labels, objective="exact", metric="accuracy",
+    )  # fmt: skip
+    got = evaluate(solution, 1, candidates)
+    every = torch.arange(len(backbone.embedding))
+    whole = logits_of(Engine(backbone, batch, every), subspace, solution, 1, candidates)
+    hits = (whole.argmax(-1) == said[labels]).double().mean(-1).numpy()
+    assert 0 < hits.max() < 1
+    likelihood = cross_entropy(whole, said[labels])
+    expected = metric_objective(hits, likelihood, len(labels))
+    np.testing.assert_allclose(got.losses, expected, rtol=0, atol=1e-6)
+    among_words = whole[..., said].argmax(-1)
+    np.testing.assert_array_equal(got.scores, (among_words == labels).double().mean(-1).numpy())
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_scores_are_the_metric_of_the_arg_max(backbone, batch, label_ids, metric):
     evaluator, subspace = evaluator_of(backbone, batch, label_ids, metric=metric)
@@ -90,7 +128,7 @@ def test_row_of_the_searched_block_does_not_matter(backbone, batch, label_ids):
 
 
 def test_unknown_objective_names_the_known_ones(backbone, batch, label_ids):
-    with pytest.raises(UserError, match="'mse'; choose one of ce, hinge, ce_vocab, metric"):
+    with pytest.raises(UserError, match="'mse'; choose one of ce, hinge, ce_vocab, exact, metric"):
         evaluator_of(backbone, batch, label_ids, objective="mse")
 
 
@@ -106,6 +144,29 @@ def test_hinge_by_hand():
 def test_cross_entropy_is_torchs():
     expected = torch.nn.functional.cross_entropy(LOGITS[0].double(), LABELS)
     assert cross_entropy(LOGITS, LABELS) == pytest.approx([expected.item()], rel=1e-12)
+
+
+def test_exact_match_by_hand():
+    logits = torch.log_softmax(LOGITS, dim=-1)
+    labels = torch.tensor([0, 1])
+    # The gold words lead in both rows, until another word is likelier in the second.
+    for other, said in ((-3.0, 1.0), (-0.1, 0.5)):
+        third = torch.full((1, 2, 1), -3.0)
+        third[0, 1] = other
+        got = exact_match(torch.cat([logits, third], dim=-1), labels)
+        tie = vocabulary_cross_entropy(logits, labels)
+        assert got == pytest.approx(1 - said + tie / (1 + tie) / 16, rel=1e-12)
+
+
+def test_exact_match_of_a_vocabulary_of_label_words_ranks_as_accuracy():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, 8, 3, generator=generator).double().log_softmax(-1)
+    labels = torch.arange(8) % 3
+    none = torch.full((200, 8, 1), -torch.inf)
+    scores = METRICS["accuracy"](labels.numpy(), logits.argmax(-1).numpy())
+    got = exact_match(torch.cat([logits, none], dim=-1), labels)
+    by_accuracy = np.lexsort([cross_entropy(logits, labels), -scores])
+    np.testing.assert_array_equal(np.argsort(got), by_accuracy)
 
 
 @settings(deadline=None)

@@ -6,6 +6,7 @@ goes through the model at once. Objectives turn the logits into one loss a candi
 
 from dfolora.engine.forward import Engine, Interventions, classify
 from dfolora.engine.objective import (
+    AGAINST_OTHERS,
     LOSSES,
     NORMALISED,
     check_objective,
@@ -15,6 +16,7 @@ from dfolora.engine.objective import (
 from dfolora.engine.readout import Affine, SolvedReadout
 
 __all__ = [
+    "AGAINST_OTHERS",
     "LOSSES",
     "NORMALISED",
     "Affine",

@@ -77,6 +77,8 @@ class Engine:
             for the next call; else each call starts from the embeddings.
         normalised: Whether logits are log-probabilities among all tokens of the vocabulary. They
             differ from plain logits by one number an example.
+        others: Whether one more column, after the classes', has the highest log-probability of all
+            tokens that are no label words; all are then ``normalised``.
 
     Raises:
         UserError: The memory allowed does not hold one candidate on the longest example.
@@ -90,9 +92,11 @@ class Engine:
         *,
         carry: bool = True,
         normalised: bool = False,
+        others: bool = False,
     ) -> None:
         self._backbone = backbone
-        self._normalised = normalised
+        self._normalised = normalised or others
+        self._others = others
         self._label_ids = label_ids.to(backbone.device)
         self._sequences = _needed(batch, causal=backbone.architecture.family.kind == "causal")
         self._carry = carry
@@ -111,7 +115,7 @@ class Engine:
                 the one candidate.
 
         Returns:
-            ``(P, N, C)``, float32.
+            ``(P, N, C)``, or with ``others`` ``(P, N, C + 1)``, float32.
 
         Raises:
             UserError: Not even one candidate on one example finds enough memory.
@@ -166,7 +170,8 @@ class Engine:
             self._halve(reason, population)
 
     def _logits(self, incumbents: Interventions, searched: Interventions) -> Tensor:
-        shape = _population(searched), len(self._sequences.lengths), len(self._label_ids)
+        columns = len(self._label_ids) + self._others
+        shape = _population(searched), len(self._sequences.lengths), columns
         logits = torch.empty(shape, device=self._backbone.device)
         if searched:
             first = min(searched)
@@ -178,19 +183,29 @@ class Engine:
         return logits
 
     def _read(self, hidden: Tensor) -> Tensor:
-        """The classes' logits at answers: ``(P, N, H) -> (P, N, C)``."""
-        shape, words = self._label_ids.shape, self._label_ids.flatten()
-        read = self._normalised_logits if self._normalised else self._backbone.label_logits
-        logits = read(hidden, words)
+        """The columns at answers: ``(P, N, H) -> (P, N, C or C + 1)``."""
+        if self._normalised:
+            return self._normalised_logits(hidden)
+        return self._of_classes(self._backbone.label_logits(hidden, self._label_ids.flatten()))
+
+    def _of_classes(self, logits: Tensor) -> Tensor:
+        """Means over the words of each class: ``(..., C W) -> (..., C)``."""
+        shape = self._label_ids.shape
         return logits.unflatten(-1, shape).mean(-1) if len(shape) > 1 else logits
 
-    def _normalised_logits(self, hidden: Tensor, words: Tensor) -> Tensor:
-        """Log-probabilities of some tokens among all: ``(P, N, H) -> (P, N, _)``."""
+    def _normalised_logits(self, hidden: Tensor) -> Tensor:
+        """Log-probabilities among all tokens: ``(P, N, H) -> (P, N, C or C + 1)``."""
+        words = self._label_ids.flatten()
         at_once = max(1, VOCABULARY_NUMBERS // len(self._backbone.embedding))
         parts = []
         for answers in hidden.flatten(0, 1).split(at_once):
             every = self._backbone.vocabulary_logits(answers)
-            parts.append(every[:, words] - every.logsumexp(-1, keepdim=True))
+            total = every.logsumexp(-1, keepdim=True)
+            columns = [self._of_classes(every[:, words] - total)]
+            if self._others:
+                every[:, words] = -torch.inf
+                columns.append(every.amax(-1, keepdim=True) - total)
+            parts.append(torch.cat(columns, dim=-1))
         return torch.cat(parts).view(*hidden.shape[:2], -1)
 
     def _embedded(self) -> Iterator["_Piece"]:

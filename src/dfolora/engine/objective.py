@@ -37,6 +37,20 @@ def vocabulary_cross_entropy(logits: Tensor, labels: Tensor) -> Array:
     return _numpy(-logits.double().gather(-1, _gold(logits, labels)).squeeze(-1).mean(-1))
 
 
+def exact_match(logits: Tensor, labels: Tensor) -> Array:
+    """1 - share of examples whose likeliest token is the gold label word: ``(P, N, C + 1), (N,)``.
+
+    Ties are broken by -log p of the gold label word: ``(P,)``.
+
+    Args:
+        logits: Log-probabilities of the label words and, last, of the likeliest other token, as of
+            an engine that gives ``others``.
+        labels: The gold classes.
+    """
+    said = _numpy((logits.argmax(-1) == labels).double().mean(-1))
+    return metric_objective(said, vocabulary_cross_entropy(logits, labels), len(labels))
+
+
 def hinge(logits: Tensor, labels: Tensor) -> Array:
     """Sum over wrong classes of ``max(0, margin + wrong - gold)``, mean over examples: ``(P,)``."""
     logits = logits.double()
@@ -59,9 +73,12 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Array]] = {
     "ce": cross_entropy,
     "hinge": hinge,
     "ce_vocab": vocabulary_cross_entropy,
+    "exact": exact_match,
 }
-NORMALISED = ("ce_vocab",)
+NORMALISED = ("ce_vocab", "exact")
 """Objectives of log-probabilities among all tokens."""
+AGAINST_OTHERS = ("exact",)
+"""Those of them that need the likeliest other token's too, as one more column."""
 OBJECTIVES = (*LOSSES, "metric")
 
 

@@ -8,7 +8,7 @@ ProblemSpec poses a task for a model and a seed; `fit` draws, encodes and fits.
 from dfolora.fewshot.classifier import FewShotClassifier, NotFittedError
 from dfolora.fewshot.fitting import fit
 from dfolora.fewshot.problem import Problem, ProblemSpec, Source, TaskRows
-from dfolora.fewshot.score import score_test
+from dfolora.fewshot.score import score_paraphrases, score_test
 
 __all__ = [
     "FewShotClassifier",
@@ -18,5 +18,6 @@ __all__ = [
     "Source",
     "TaskRows",
     "fit",
+    "score_paraphrases",
     "score_test",
 ]

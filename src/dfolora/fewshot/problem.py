@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from dfolora.data import (
     Kind,
     LabelWordStyle,
     Part,
+    Prompt,
     Readout,
     Rows,
     Task,
@@ -29,8 +30,8 @@ from dfolora.data import (
     sample_few_shot,
 )
 from dfolora.errors import UserError
-from dfolora.methods import FewShotData, Method
-from dfolora.validation import choice, text, text_or_none, texts, whole
+from dfolora.methods import FewShotData, Gap3, InContext, Method, PromptBoosting
+from dfolora.validation import choice, file_name, text, text_or_none, texts, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +40,8 @@ BESIDE = 10
 """Tokens that are shown at either end of a row, and to either side of the answer."""
 RELEASED_TEST_BATCH = 16
 """The released code pads test examples in batches of this size."""
+BOUND_TO_A_PROMPT = (Gap3, InContext, PromptBoosting)
+"""Methods that search a prompt's words, or write demonstrations in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +183,38 @@ class ProblemSpec:
             missing_classes=self.missing_classes,
         )
 
+    def check_paraphrases(
+        self, given: object, task: Task, kind: Kind, method: Method
+    ) -> tuple[str, ...]:
+        """The names of other prompts that a fit is to be tested under too.
+
+        Raises:
+            UserError: The task has no such prompts, or the method's fit is of its own prompt alone.
+        """
+        if given == []:
+            return ()
+        names = texts(given, "paraphrases")
+        for name in names:
+            task.prompt(file_name(name, "paraphrases"), kind)  # it is part of a metric's name
+        if self.prompt in names:
+            raise UserError(
+                f"paraphrases={list(names)} has data.prompt={self.prompt}, under which every fit "
+                f"is tested; leave it out."
+            )
+        if isinstance(method, BOUND_TO_A_PROMPT):
+            raise UserError(
+                f"paraphrases={list(names)}: {type(method).__name__} fits the prompt itself, so "
+                f"there is nothing to test under another one; set paraphrases=[]."
+            )
+        return names
+
+    def _plain(
+        self, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", max_length: int
+    ) -> Encoder:
+        """The encoder of a prompt, for a model with this limit."""
+        limit = min(self.max_length, max_length)
+        return Encoder(prompt=prompt, tokenizer=tokenizer, max_length=limit, readout=self.readout)
+
     def _style(self) -> LabelWordStyle:
         return "natural" if self.prompt == "natural" else self.label_words
 
@@ -214,19 +249,18 @@ class ProblemSpec:
         prompt = task.prompt(self.prompt, kind)
         cut = task.has_released_words(self.prompt, kind)
         label_ids = label_word_ids(prompt, tokenizer, self._style(), cut=cut)
-        limit = min(self.max_length, max_length)
+        plain = self._plain(prompt, tokenizer, max_length)
         if dev is not None:
             split = FewShotSplit(
                 k=None, seed=seed, train=tuple(range(len(train))), dev=tuple(range(len(dev)))
             )
         else:
             if self.overlong == "released":
-                eligible = fits(train, prompt, tokenizer, max_length=limit)
+                eligible = fits(train, prompt, tokenizer, max_length=plain.max_length)
             else:
                 eligible = eligible_rows(train, self.max_words)
             split = sample_few_shot(train.labels, eligible, k=self.k, seed=seed, names=task.classes)
         shots = train.select(split.train)
-        plain = Encoder(prompt=prompt, tokenizer=tokenizer, max_length=limit, readout=self.readout)
         encode = method.encoder(plain, shots, seed)
         return split, FewShotData(
             train=encode(shots),
@@ -245,8 +279,13 @@ class ProblemSpec:
         kind: Kind,
         max_length: int,
         seed: int,
+        paraphrases: Sequence[str] = (),
     ) -> "Problem":
-        """Draw the split, and encode the test set as well; arguments and errors as of `draw`."""
+        """Draw the split, and encode the test set as well; arguments and errors as of `draw`.
+
+        The test set is also encoded in ``paraphrases``: the patterns of other prompts of the task,
+        with this one's label words.
+        """
         split, data = self.draw(
             rows.task, rows.train, tokenizer, method,
             kind=kind, max_length=max_length, seed=seed, dev=rows.dev,
@@ -264,12 +303,20 @@ class ProblemSpec:
         drawn = Counter(_key(text) for part in ("train", "dev") for text in chosen[part].texts)
         assert data.encode is not None
         test = data.encode(tests, RELEASED_TEST_BATCH)
+        paraphrased = {}
+        for name in paraphrases:
+            other = rows.task.prompt(name, kind)
+            reworded = replace(prompt, pattern=other.pattern, prefix=other.prefix, slots=None)
+            plain = self._plain(reworded, tokenizer, max_length)
+            encode = method.encoder(plain, chosen["train"], seed)
+            paraphrased[name] = encode(tests, RELEASED_TEST_BATCH)
         return Problem(
             task=rows.task,
             rows=rows,
             split=split,
             data=data,
             test=test,
+            paraphrases=paraphrased,
             label_words=prompt.label_words,
             dropped_tests=len(rows.test) - len(tests),
             repeated=sum(count for count in drawn.values() if count > 1),
@@ -291,6 +338,8 @@ class Problem:
     data: FewShotData
     """Train and dev."""
     test: Batch
+    paraphrases: Mapping[str, Batch]
+    """The test set in other prompts, by their names."""
     label_words: tuple[str, ...]
     dropped_tests: int
     """Test rows left out for their length; 0 unless ``overlong`` is ``released``."""

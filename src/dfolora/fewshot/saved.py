@@ -27,8 +27,12 @@ from dfolora.methods import (
     LayerwiseSearch,
     ManualPrompt,
     Method,
+    PromptBoosting,
     RandomLora,
+    Templates,
+    ensemble,
     gradient,
+    load_ensemble,
     load_readout,
 )
 from dfolora.model import Backbone, load_adapter
@@ -88,6 +92,8 @@ def fitted_of(method: Method, encode: Encode) -> Mapping[str, Any]:
             return {"kind": "in_context", "texts": encode.texts, "added": encode.added}
         case Gap3(readout=readout):
             return {"kind": "prompt", "readout": not readout.plain}
+        case PromptBoosting():
+            return {"kind": "ensemble"}
         case LayerwiseSearch(subspace=subspace, words=words, budget=budget, readout=readout):
             kind = "soft_prompts" if isinstance(subspace, PromptSubspaceSpec) else "lora"
             return {
@@ -194,6 +200,10 @@ def restore(
                 found = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
                 prompt = replace(plain.prompt, pattern=found["pattern"])
                 return adapted(replace(plain, prompt=prompt), {})
+            case "ensemble":
+                patterns, learners = load_ensemble(folder)
+                encode = Templates.of(plain, patterns)
+                return encode, ensemble(backbone, encode, learners, len(label_ids))
             case "soft_prompts":
                 prompts = load_soft_prompts(folder, backbone)
                 positions = prompts[0].vectors.shape[1]

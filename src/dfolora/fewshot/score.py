@@ -1,11 +1,12 @@
 """Scores a test set, beside what constant predictors score."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from statistics import fmean
 
 from torch import Tensor
 
-from dfolora.data import METRICS, accuracy, constant_score, majority_score
+from dfolora.data import METRICS, Batch, accuracy, constant_score, majority_score
 from dfolora.errors import UserError
 from dfolora.fewshot.problem import Problem
 
@@ -38,6 +39,34 @@ def score_test(logits: Tensor, problem: Problem) -> Mapping[str, float]:
             yes = problem.label_words.index("Yes")
             scores[f"constant_yes_{suffix}"] = constant_score(labels, yes, metric)
     return scores
+
+
+def score_paraphrases(
+    predict: Callable[[Batch], Tensor], problem: Problem, own: float
+) -> Mapping[str, float]:
+    """Scores on the test set in other prompts, by the task's metric, in [0, 1].
+
+    Args:
+        predict: Logits of a batch, ``(N, C)``.
+        problem: With ``paraphrases``.
+        own: The score in the prompt of the fit.
+
+    Returns:
+        ``prompt_NAME`` of each; ``prompts_mean`` and ``prompts_worst`` of these and ``own``. Empty
+        if there are no paraphrases.
+
+    Raises:
+        UserError: The model gave NaN or infinity for all rows of one.
+    """
+    if not problem.paraphrases:
+        return {}
+    metric, scores = METRICS[problem.task.metric], dict[str, float]()
+    for name, batch in problem.paraphrases.items():
+        logits = predict(batch)
+        count_not_finite(logits, f"test row in prompt {name}")
+        scores[f"prompt_{name}"] = float(metric(batch.labels, logits.argmax(-1).cpu()))
+    every = [own, *scores.values()]
+    return scores | {"prompts_mean": fmean(every), "prompts_worst": min(every)}
 
 
 def count_not_finite(logits: Tensor, row: str) -> int:

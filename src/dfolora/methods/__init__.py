@@ -15,6 +15,12 @@ from dfolora.methods.method import (
     Step,
 )
 from dfolora.methods.named import METHODS, Bbt, Bbtv2, CLora, FLora, method_of
+from dfolora.methods.prompt_boosting import (
+    PromptBoosting,
+    Templates,
+    ensemble,
+    load_ensemble,
+)
 from dfolora.methods.random_lora import RandomLora
 from dfolora.methods.readouts import load_readout
 
@@ -38,9 +44,13 @@ __all__ = [
     "Method",
     "Predictor",
     "Progress",
+    "PromptBoosting",
     "RandomLora",
     "Step",
+    "Templates",
     "TrainingSpec",
+    "ensemble",
+    "load_ensemble",
     "load_readout",
     "method_of",
 ]

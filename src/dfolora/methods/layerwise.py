@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dfolora.data import Batch, Encode, Encoder, Rows
 from dfolora.engine import (
+    AGAINST_OTHERS,
     NORMALISED,
     Affine,
     Engine,
@@ -98,6 +99,11 @@ class LayerwiseSearch:
         whole(self.budget, "budget", least=0)
         whole(self.dev_interval, "dev_interval", least=1)
         whole(self.words, "words", least=1)
+        if self.words > 1 and self.objective in AGAINST_OTHERS:
+            raise UserError(
+                f"objective={self.objective} asks whether the model says the label word, and "
+                f"words={self.words} gives each class several; set words=1, or objective=ce_vocab."
+            )
         if self.patience is not None:
             # With less, the search would stop before it had looked again.
             whole(self.patience, "patience", least=self.dev_interval)
@@ -286,8 +292,13 @@ class Search:
 
     def _evaluator(self, batch: Batch) -> PopulationEvaluator:
         method, train = self._method, self._data.train
-        normalised = method.objective in NORMALISED
-        engine = Engine(self._backbone, batch, self._label_ids, normalised=normalised)
+        engine = Engine(
+            self._backbone,
+            batch,
+            self._label_ids,
+            normalised=method.objective in NORMALISED,
+            others=method.objective in AGAINST_OTHERS,
+        )
         solved_on = None
         if not method.readout.plain and batch is not train:
             solved_on = Engine(self._backbone, train, self._label_ids, carry=False), train.labels

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dfolora.data import METRICS
 from dfolora.engine import (
+    AGAINST_OTHERS,
     LOSSES,
     Interventions,
     SolvedReadout,
@@ -74,10 +75,11 @@ class PopulationEvaluator:
     """Scores an engine's logits by an objective and a metric.
 
     Args:
-        engine: Gives the logits of one batch, log-probabilities for an objective in ``NORMALISED``.
+        engine: Gives the logits of one batch, log-probabilities for an objective in ``NORMALISED``,
+            with the likeliest other token's for one in ``AGAINST_OTHERS``.
         subspace: Search vectors to interventions.
         labels: ``(N,)``.
-        objective: ``ce``, ``hinge``, ``ce_vocab``, or ``metric`` (1 - score, ties by
+        objective: ``ce``, ``hinge``, ``ce_vocab``, ``exact``, or ``metric`` (1 - score, ties by
             cross-entropy).
         metric: Name of the task's metric.
         readout: Solved for each candidate; its logits are scored as the readout maps them.
@@ -115,7 +117,8 @@ class PopulationEvaluator:
                 engine, labels = self._solved_on
                 known = engine(incumbents, made).cpu()
             logits = self._readout.solve(known, labels)(logits)
-        scores = self._metric(self._labels.numpy(), logits.argmax(-1).numpy())
+        of_classes = logits[..., :-1] if self._objective in AGAINST_OTHERS else logits
+        scores = self._metric(self._labels.numpy(), of_classes.argmax(-1).numpy())
         losses = LOSSES.get(self._objective, cross_entropy)(logits, self._labels)
         if self._objective == "metric":
             losses = metric_objective(scores, losses, len(self._labels))

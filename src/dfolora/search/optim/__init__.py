@@ -16,6 +16,7 @@ from dfolora.search.optim.optimizer import (
 )
 from dfolora.search.optim.probing import Probing
 from dfolora.search.optim.random_search import RandomSearch
+from dfolora.search.optim.two_stage import TwoStage
 from dfolora.search.optim.zeroth_order import ZerothOrder
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "RandomSearch",
     "Turn",
     "Turns",
+    "TwoStage",
     "Vector",
     "ZerothOrder",
 ]

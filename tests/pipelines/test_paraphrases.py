@@ -1,0 +1,139 @@
+"""A solution's scores under other prompts of its task; nothing else of a run changes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from dfolora.data import Encoder
+from dfolora.errors import UserError
+from dfolora.fewshot import Source, score_paraphrases
+from dfolora.record import Store
+from dfolora.record.provenance import digest
+from pipelines import execute as pipeline
+from pipelines.execute import Job, execute
+from pipelines.identity import settings_of
+from tests.commands import composed
+from tests.methods.test_every_method import rows
+
+BOTH = "paraphrases=[natural,gap3]"
+
+
+def checked(*overrides: str) -> Job:
+    config, choices = composed(*overrides)
+    return Job.checked(config, choices, "s")
+
+
+def test_a_run_without_paraphrases_is_what_it_was():
+    """Its digest, settings and recorded values hold nothing of them."""
+    config, choices = composed("row=c_lora")
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    job = Job.checked(config, choices, "s")
+    parts = {
+        "settings": settings_of(plain, job.checkpoint, job.method),
+        "task": plain["task"],
+        "rows": job.rows.fingerprint,
+        "split_seed": 42,
+        "search_seed": 42,
+    }
+    assert job.digest == digest(parts)
+    assert "paraphrases" not in job.config
+    tested = checked("row=c_lora", BOTH)
+    assert tested.digest == digest({**parts, "paraphrases": ["gap3", "natural"]})
+    assert tested.digest == checked("row=c_lora", "paraphrases=[gap3,natural]").digest
+    assert tested.labels["settings"] == job.labels["settings"]
+    assert tested.config["paraphrases"] == ["gap3", "natural"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["paraphrases=[mine]"], r"no masked prompt 'mine'; it has released: masked"),
+        (["paraphrases=[bbt]"], r"no masked prompt 'bbt'"),  # there is a causal one
+        (["paraphrases=natural"], r"paraphrases must be a list of texts, got 'natural'"),
+        (["paraphrases=null"], r"paraphrases must be a list of texts"),
+        (["paraphrases=[natural,natural]"], r"paraphrases repeats an entry"),
+        (["paraphrases=[natural,released]"], r"has data\.prompt=released, under which every fit"),
+        (["row=gap3", BOTH], r"Gap3 fits the prompt itself, .* set paraphrases=\[\]"),
+        (["row=in_context", BOTH], r"InContext fits the prompt itself"),
+        (["row=prompt_boosting", BOTH], r"PromptBoosting fits the prompt itself"),
+    ],
+)
+def test_what_cannot_be_tested_is_told_before_anything_is_loaded(overrides, message):
+    with pytest.raises(UserError, match=message):
+        checked(*overrides)
+
+
+@pytest.mark.parametrize("row", ["c_lora", "bbtv2", "manual_prompt"])
+def test_tests_are_in_the_words_of_the_other_prompt(row):
+    """Its pattern with the label words of the fit, by the method's own encoder."""
+    config, _ = composed(f"row={row}", "data.k=4", "prompt_tokens=5")
+    checkpoint = instantiate(config.model, _convert_="all")
+    method, spec = instantiate(config.method), instantiate(config.data)
+    tokenizer = checkpoint.load_tokenizer()
+    problem = spec.pose(
+        rows(), tokenizer, method,
+        kind="masked", max_length=128, seed=13, paraphrases=["natural"],
+    )  # fmt: skip
+    natural = problem.task.prompt("natural", "masked")
+    plain = Encoder(prompt=natural, tokenizer=tokenizer, max_length=128)
+    train = rows().train.select(problem.split.train)
+    expected = method.encoder(plain, train, 13)(rows().test)
+    got = problem.paraphrases["natural"]
+    assert torch.equal(got.input_ids, expected.input_ids)
+    assert torch.equal(got.answer, expected.answer)
+    assert torch.equal(got.labels, problem.test.labels)
+    assert not torch.equal(got.input_ids[:, : problem.test.input_ids.shape[1]],
+                           problem.test.input_ids[:, : got.input_ids.shape[1]])  # fmt: skip
+
+
+def test_mean_and_worst_are_of_all_prompts():
+    config, _ = composed("row=manual_prompt")
+    spec, checkpoint = instantiate(config.data), instantiate(config.model, _convert_="all")
+    problem = spec.pose(
+        rows(), checkpoint.load_tokenizer(), instantiate(config.method),
+        kind="masked", max_length=128, seed=13, paraphrases=["natural", "gap3"],
+    )  # fmt: skip
+    labels = problem.test.labels
+
+    def predict(batch):
+        """Right in the natural prompt, the class 0 everywhere in the other."""
+        if batch is problem.paraphrases["gap3"]:
+            return torch.tensor([[1.0, 0.0]]).expand(len(labels), 2)
+        return torch.nn.functional.one_hot(labels, 2).float()
+
+    share = (labels == 0).double().mean().item()
+    got = score_paraphrases(predict, problem, 0.75)
+    expected = {"prompt_natural": 1.0, "prompt_gap3": share}
+    expected |= {"prompts_mean": (1.75 + share) / 3, "prompts_worst": share}
+    assert got == pytest.approx(expected)
+    assert score_paraphrases(predict, problem, 0.01)["prompts_worst"] == 0.01
+
+
+def test_scores_are_recorded_and_the_search_is_the_same(in_folder, monkeypatch):
+    whole = pipeline._task_rows
+
+    def fewer(task, source: Source):
+        found = whole(task, source)
+        return type(found)(task=task, train=found.train, test=found.test.select(range(60)))
+
+    monkeypatch.setattr(pipeline, "_task_rows", fewer)
+    small = ["optimizer=fwa", "budget=60", "dim=40", "dev_interval=20"]
+    for overrides in ([], [BOTH]):
+        config, choices = composed(*small, *overrides)
+        assert execute(config, choices, sweep_id="s").new
+    runs = Store(f"sqlite:///{in_folder}/mlflow.db").runs()
+    with_them = runs["metrics.test/prompts_mean"].notna()
+    assert with_them.sum() == 1
+    (one,), (other,) = (runs[which].to_dict("records") for which in (~with_them, with_them))
+    same = ["test/score", "test/not_finite", "dev/selected_score", "dev/selected_at", "calls"]
+    for name in (f"metrics.{each}" for each in (*same, "train/loss", "train/best")):
+        assert one[name] == other[name]
+    names = ("test/score", "test/prompt_natural", "test/prompt_gap3")
+    scores = [other[f"metrics.{name}"] for name in names]
+    assert other["metrics.test/prompts_mean"] == pytest.approx(np.mean(scores))
+    assert other["metrics.test/prompts_worst"] == min(scores)
+    assert other["params.paraphrases"] == "['gap3', 'natural']"
