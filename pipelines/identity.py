@@ -25,7 +25,12 @@ BUILT = ("model", "data", "method", "engine")
 """Parts that are constructors with their arguments, and may hold others, such as an optimizer."""
 NAMED = {"task", "model", "method", "row", "optimizer", "rank", "seed", *SEEDS}
 """Keys whose values every run's name tells."""
-USUAL = {"subspace": "paper", "schedule": "round_robin", "readout": "plain", "calibration": None}
+VALUES = ("layers_per_block", "calibration", "objective", "words", "incumbent", "selection")
+"""Of a method, that are labels too."""
+USUAL = {
+    "subspace": "paper", "schedule": "round_robin", "readout": "plain", "calibration": None,
+    "objective": "ce", "words": "1",
+}  # fmt: skip
 """Labels that a name tells where they differ."""
 REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 
@@ -126,10 +131,12 @@ def labels_of(
     if method.seeded:
         split, search = (plain[key] for key in SEEDS)
         labels["seed"] = str(split) if split == search else f"{split}/{search}"
-    for group in ("optimizer", "schedule", "readout"):
+    for group in ("optimizer", "schedule"):
         if group in plain["method"]:
             labels[group] = choices[group]
-    for key in ("layers_per_block", "calibration"):
+    if "readout" in plain["method"]:
+        labels["readout"] = plain["method"]["readout"]["form"]
+    for key in VALUES:
         if key in plain["method"]:
             labels[key] = str(plain["method"][key])
     subspace = plain["method"].get("subspace", {})
@@ -149,7 +156,8 @@ def name_of(plain: Any, choices: Mapping[str, str], labels: Mapping[str, str]) -
     if "optimizer" in labels:
         optimizer = plain["optimizer"].get("name", labels["optimizer"])  # one of nevergrad's
         parts.append(optimizer)
-    parts += [labels[key] for key, usual in USUAL.items() if labels.get(key, usual) != usual]
+    differing = [key for key, usual in USUAL.items() if labels.get(key, usual) != usual]
+    parts += [f"{labels[key]}words" if key == "words" else labels[key] for key in differing]
     if "rank" in labels:
         parts.append(f"r{labels['rank']}")
     if labels["seed"] != "any":

@@ -146,7 +146,7 @@ def test_a_candidates_map_does_not_depend_on_the_others(readout):
             torch.testing.assert_close(apart, beside, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e20])
 def test_logits_that_are_not_finite_disturb_no_other_candidate(bad):
     logits = some_logits()
     expected = SolvedReadout(form="bias").solve(logits, LABELS)
@@ -155,7 +155,15 @@ def test_logits_that_are_not_finite_disturb_no_other_candidate(bad):
     others = [0, 1, 3, 4]
     torch.testing.assert_close(got.bias[others], expected.bias[others], rtol=0, atol=1e-13)
     assert (got.bias[2] == 0).all()
-    assert not np.isfinite(cross_entropy(got(logits), LABELS)[2])
+    assert np.isfinite(cross_entropy(got(logits), LABELS)[2]) == np.isfinite(bad)
+
+
+def test_candidates_solved_a_few_at_a_time_are_those_solved_at_once(monkeypatch):
+    logits = some_logits()
+    whole = SOLVED[-1].solve(logits, LABELS)
+    monkeypatch.setattr("dfolora.engine.readout.HESSIAN_NUMBERS", 800)
+    parts = SOLVED[-1].solve(logits, LABELS)
+    torch.testing.assert_close(parts.weight, whole.weight, rtol=0, atol=1e-13)
 
 
 def test_class_without_a_row_needs_a_ridge():

@@ -451,6 +451,16 @@ def test_a_loaded_one_is_saved_again(tmp_path):
     assert np.allclose(again.predict_proba(texts), fitted.predict_proba(texts), atol=1e-5)
 
 
+@pytest.mark.parametrize("names", [("feature_mlp", "p_tuning_v2"), ("prompt_tuning", "bitfit")])
+def test_what_is_saved_over_another_fit_is_what_is_loaded(names, tmp_path):
+    texts, labels = rows(count=16)
+    for name in names:
+        made = classifier(method=shrunk(name, "mini-roberta")).fit(texts, labels)
+        made.save(tmp_path)
+    loaded = FewShotClassifier.load(tmp_path)
+    assert np.allclose(loaded.predict_proba(texts), made.predict_proba(texts), atol=1e-5)
+
+
 def test_another_base_model_is_refused(tmp_path):
     _, folder = saved(tmp_path)
     model, tokenizer = mini()

@@ -9,9 +9,10 @@ import torch
 from hydra.utils import instantiate
 
 import dfolora
+from dfolora.data import Encoder
 from dfolora.engine import Affine, SolvedReadout, classify, cross_entropy
 from dfolora.errors import UserError
-from dfolora.methods import FewShotData
+from dfolora.methods import CalibratedPrompt, FewShotData
 from dfolora.methods.calibrated_prompt import CALIBRATIONS, CONTENT_FREE, RIDGES
 from dfolora.methods.readouts import BatchMean, Neighbours, load_readout, save_readout
 from dfolora.model.architecture import Architecture
@@ -21,7 +22,8 @@ from tests.pipelines.test_conf import composed
 
 
 def posed(*overrides, task="sst2"):
-    config = composed("optimizer=fwa", *SMALL, *overrides)
+    quick = [] if any(each.startswith("row=") for each in overrides) else ["optimizer=fwa"]
+    config = composed(*quick, *SMALL, *overrides)
     checkpoint = instantiate(config.model, _convert_="all")
     backbone, method = checkpoint.load_backbone(), instantiate(config.method)
     architecture = backbone.architecture
@@ -112,15 +114,28 @@ def test_knn_votes_as_the_nearest_train_rows(neighbours):
     for row, got in zip(asked.double().log_softmax(-1), readout(asked).argmax(-1), strict=True):
         divergences = [float((row.exp() * (row - known)).sum()) for known in train]
         nearest = np.argsort(divergences)[:neighbours]
-        votes = np.bincount(labels[nearest], minlength=3) + row.exp().numpy()
+        votes = np.bincount(labels[nearest], minlength=3) + row.exp().numpy() / 2
         assert got == votes.argmax()
     if neighbours == 1000:  # all vote, each class the same: the rows' own opinion is left
         assert torch.equal(readout(asked).argmax(-1), asked.argmax(-1))
 
 
-def test_batch_mean_says_nothing_of_a_single_row():
+def test_two_votes_of_three_decide_however_sure_a_row_is():
+    train = torch.tensor([[0.0, -18.0], [-1.0, 0.0], [0.0, -1.0]]).double().log_softmax(-1)
+    readout = Neighbours(log_probabilities=train, labels=torch.tensor([0, 1, 1]), neighbours=3)
+    assert readout(torch.tensor([[40.0, -40.0]])).float().argmax() == 1
+
+
+def test_batch_mean_leaves_a_single_row_as_it_is():
     got = BatchMean()(torch.tensor([[3.0, -1.0]]))
-    torch.testing.assert_close(got.softmax(-1), torch.full((1, 2), 0.5).double())
+    torch.testing.assert_close(got, torch.tensor([[3.0, -1.0]]).double())
+
+
+def test_batch_mean_leaves_out_rows_that_are_not_finite():
+    logits = torch.randn(9, 3, generator=torch.Generator().manual_seed(2))
+    broken = torch.cat([logits, torch.tensor([[np.nan, 0.0, 0.0]])])
+    torch.testing.assert_close(BatchMean()(broken)[:-1], BatchMean()(logits))
+    assert BatchMean()(broken)[-1].isnan().any()
 
 
 @pytest.mark.parametrize("name", CALIBRATIONS)
@@ -213,6 +228,9 @@ def test_saved_classifier_answers_with_its_readout(method, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
+        (["readout=bias", "readout.ridge=null"], r"readout\.ridge=None must be a positive"),
+        (["readout=bias", "readout.ridge=abc"], r"readout\.ridge=abc must be a positive"),
+        (["readout=bias", "readout.ridge=-inf"], r"readout\.ridge=-inf must be a positive"),
         (["readout=bias", "objective=ce_vocab"], "choose objective=ce or readout=plain"),
         (["readout=linear", "readout.ridge=0"], r"readout\.ridge=0 must be a positive"),
         (["method=calibrated_prompt", "calibration=none"], "Unknown calibration=none; choose"),
@@ -226,6 +244,30 @@ def test_what_cannot_be_is_refused_before_weights_are_read(overrides, told):
         instantiate(config.method).check(Architecture.of(checkpoint.config()))
 
 
+@pytest.mark.parametrize("row", ["calibrated_bias", "c_lora_bias", "gap3"])
+def test_class_without_a_train_row_is_refused_with_the_data(row):
+    config = composed(*SMALL, f"row={row}", "readout=bias")
+    checkpoint = instantiate(config.model, _convert_="all")
+    encoder = Encoder(
+        prompt=rows("agnews").task.prompt("released", "masked"),
+        tokenizer=checkpoint.load_tokenizer(), max_length=300,
+    )  # fmt: skip
+    method, train = instantiate(config.method), rows("agnews").train
+    three = train.select(n for n, label in enumerate(train.labels[:100]) if label)
+    with pytest.raises(UserError, match="have 3 of 4 classes"):
+        method.encoder(encoder, three, 13)
+    method.encoder(encoder, train.select(range(100)), 13)
+
+
+def test_contextual_leaves_out_what_is_no_token_to_a_causal_model():
+    options = {"model": "mini-gpt2", "prompt": "{text}", "words": {"bad": "bad", "good": "great"}}
+    texts = [f"the garden was {word} ." for word in ("awful", "lovely") * 4]
+    made = dfolora.FewShotClassifier(
+        method=CalibratedPrompt(calibration="contextual"), k=2, **options
+    ).fit(texts, ["bad", "good"] * 4)
+    assert np.isfinite(made.predict_proba(texts)).all()
+
+
 def test_contextual_needs_the_rows_encoder():
     backbone, method, problem = posed("method=calibrated_prompt", "calibration=contextual")
     data = problem.data
@@ -234,6 +276,23 @@ def test_contextual_needs_the_rows_encoder():
     )
     with pytest.raises(TypeError, match=r"needs data\.encode"):
         list(method.begin(backbone, blind, 13))
+
+
+@pytest.mark.parametrize("row", ["mezo", "es"])
+def test_dev_sees_the_start_of_a_search_that_does_not_measure_it(row):
+    """Steps that are much too long lead away from it, and it is what is left."""
+    much = ["optimizer.lr=300", "budget=90", "dev_interval=30"]
+    backbone, problem, _, predictor = fitted(f"row={row}", *much)
+    assert predictor.dev.calls == 0
+    got = predictor.logits(problem.test).double()
+    expected = plain_logits(backbone, problem, problem.test)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_readout_by_name_alone_is_refused():
+    method = dfolora.CLora(readout="bias")
+    with pytest.raises(UserError, match=r"such as SolvedReadout\(form='bias'\)"):
+        method.check(posed()[0].architecture)
 
 
 def test_affine_of_json_is_in_float64(tmp_path):

@@ -95,6 +95,24 @@ def test_vocabulary_logits_hold_the_label_words(backbone, batch, states, label_i
     torch.testing.assert_close(got[:, label_ids], some, rtol=0, atol=1e-6)  # other matrix sizes
 
 
+def test_vocabulary_of_a_half_precision_model_is_read_in_parts(family, batch, monkeypatch):
+    backbone = Backbone(tiny_model(family).bfloat16())
+    hidden, _ = backbone.embed(pack_of(batch))
+    whole = backbone.vocabulary_logits(hidden)
+    monkeypatch.setattr("dfolora.model.backbone.ROWS_AT_ONCE", 50)
+    largest = []
+    linear = torch.nn.functional.linear
+
+    def watched(rows, weight, bias=None):
+        if rows.dtype == torch.float32:
+            largest.append(len(weight))
+        return linear(rows, weight, bias)
+
+    monkeypatch.setattr("dfolora.model.backbone.functional.linear", watched)
+    torch.testing.assert_close(backbone.vocabulary_logits(hidden), whole, rtol=0, atol=1e-5)
+    assert largest == [50, 50, 20]
+
+
 def test_forward_and_answer_logits_are_the_full_models_and_pass_gradients(
     backbone, batch, label_ids
 ):

@@ -407,10 +407,21 @@ def test_names_tell_what_differs_in_a_sweep():
     assert name("optimizer.sigma=0.5 ++dim=40") == f"{name('')}-sigma0.5-dim40"
 
 
+@pytest.mark.parametrize("table", [name for name in options("table") if name != "worth"])
+@pytest.mark.parametrize("row", ["c_lora_bias", "bbtv2_bias", "zo_bias"])
+def test_run_of_another_system_fills_no_row(table, row):
+    """Also if it was asked for with the table's experiment."""
+    labels = tags_of(f"row={row}")
+    rows = reported_spec(table, "mini").rows
+    assert not [each.label for each in rows if each.where.items() <= labels.items()]
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
         (["row=c_lora"], "dfo_lora-cma-r2"),
+        (["row=c_lora", "readout.form=bias"], "dfo_lora-cma-bias-r2"),
+        (["row=c_lora", "words=5", "objective=hinge"], "dfo_lora-cma-hinge-5words-r2"),
         (["row=c_lora_core"], "dfo_lora-cma-core-r2"),
         (["row=c_lora_last", "readout=bias"], "dfo_lora-cma-core-last_k-bias-r2"),
         (["row=calibrated_knn"], "calibrated_prompt-knn"),

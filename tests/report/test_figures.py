@@ -77,6 +77,15 @@ def test_curves_are_means_over_seeds_where_all_have_begun():
     assert not any(axes.get_lines() for axes in scores)
 
 
+def test_curve_of_one_point_is_seen():
+    losses = points(("sst2-cma-8", 1, 0.5, 0.8), ("sst2-cma-13", 1, 0.5, 0.6))
+    runs = [run("sst2", 8, 0.8), run("sst2", 13, 0.9)]
+    against_calls, *_ = draw(table(*runs, spec=CURVES), {"train/loss": losses}).axes
+    (line,) = against_calls.get_lines()
+    assert line.get_marker() == "o"
+    assert line.get_ydata().tolist() == pytest.approx([0.7])
+
+
 def test_curve_of_a_seed_without_points_is_no_mean_of_the_others():
     runs = [run("sst2", 8, 0.8), run("sst2", 13, 0.9)]
     losses = points(("sst2-cma-8", 1, 0.5, 0.8))

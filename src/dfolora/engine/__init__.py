@@ -13,7 +13,7 @@ from dfolora.engine.objective import (
     cross_entropy,
     metric_objective,
 )
-from dfolora.engine.readout import Affine, SolvedReadout
+from dfolora.engine.readout import Affine, SolvedReadout, check_readout
 
 __all__ = [
     "AGAINST_OTHERS",
@@ -24,6 +24,7 @@ __all__ = [
     "Interventions",
     "SolvedReadout",
     "check_objective",
+    "check_readout",
     "classify",
     "cross_entropy",
     "metric_objective",

@@ -7,9 +7,9 @@ what no such map could have given, at no call.
 Letters: P candidates, N examples, C classes, F features of an example, M free numbers of a map.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isinf
+from math import inf
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ GRADIENT = 1e-10
 """The gradient's largest entry at a solution."""
 MOST_STEPS = 500
 """Of Newton's method; it takes about ten, and hundreds where logits are of the order of 1,000."""
+LARGEST = 1e6
+"""Beyond such logits float64 holds no such gradient."""
+HESSIAN_NUMBERS = 2**24
+"""Of the candidates that are solved for at once."""
 ARMIJO = 1e-4
 DAMPING = 0.1
 LEAST_DAMPING = 1e-12
@@ -65,41 +69,55 @@ class SolvedReadout:
         """Raise UserError if such a map cannot be solved for."""
         choice(self.form, "readout.form", FORMS)
         # A factor without a penalty has no best value where the train set is separated.
-        if self.form in ("scale_bias", "linear") or self.ridge != 0:
-            isinf(self.ridge) or positive(self.ridge, "readout.ridge")
+        needed = self.form in ("scale_bias", "linear") or self.ridge != 0
+        if needed and self.ridge != inf:
+            positive(self.ridge, "readout.ridge")
+
+    def check_classes(self, labels: Sequence[int], classes: int) -> None:
+        """Raise UserError if the train set lacks a class, and nothing bounds that class's bias."""
+        present = len({*labels})
+        if self.form == "bias" and self.ridge == 0 and present < classes:
+            raise UserError(
+                f"The train rows have {present} of {classes} classes, so that a bias of one number "
+                f"a class has no best value; set readout.ridge=0.01, or readout=plain, or for "
+                f"method=calibrated_prompt another calibration."
+            )
 
     def solve(self, logits: Tensor, labels: Tensor) -> Affine:
         """The best map of each candidate's logits.
 
         Args:
-            logits: ``(P, N, C)`` of the train set; those of a candidate that are not all finite
-                have the map that changes nothing.
-            labels: ``(N,)``.
+            logits: ``(P, N, C)`` of the train set. A candidate with one that is not finite, or
+                beyond ``LARGEST``, has the map that changes nothing.
+            labels: ``(N,)``; errors as of ``check_classes``.
 
         Returns:
-            Maps whose gradient is at most ``GRADIENT`` in every entry.
-
-        Raises:
-            UserError: The train set lacks a class, and nothing bounds that class's bias.
+            Maps whose gradient is at most ``GRADIENT`` in every entry, up to logits of about 1,000;
+            beyond, those reached after ``MOST_STEPS``.
         """
         candidates, _, classes = logits.shape
+        self.check_classes(labels.tolist(), classes)
         weight = torch.zeros(candidates, classes, classes, dtype=torch.float64)
         bias = torch.zeros(candidates, classes, dtype=torch.float64)
-        if self.plain or isinf(self.ridge):
+        if self.plain or self.ridge == inf:
             return Affine(weight=weight, bias=bias)
-        if self.ridge == 0 and len(labels.unique()) < classes:
-            raise UserError(
-                f"The train rows have {len(labels.unique())} of {classes} classes, so that a bias "
-                f"of one number a class has no best value; set readout.ridge=0.01, or "
-                f"readout=plain."
-            )
-        finite = logits.isfinite().all(-1).all(-1)
-        known = logits.double().cpu()[finite.cpu()]
-        coefficients = _solve(known, labels.cpu(), FORMS[self.form](known), self.ridge)
-        bias[finite] = _centred(coefficients[:, -1])
-        if self.form != "bias":
-            weight[finite] = coefficients[:, :-1]
+        logits, labels = logits.double().cpu(), labels.cpu()
+        solvable = (logits.abs() <= LARGEST).flatten(1).all(-1).nonzero()[:, 0]
+        largest = (classes + 1) * classes if self.form != "bias" else classes
+        for some in solvable.split(max(1, HESSIAN_NUMBERS // largest**2)):
+            known = logits[some]
+            coefficients = _solve(known, labels, FORMS[self.form](known), self.ridge)
+            bias[some] = _centred(coefficients[:, -1])
+            if self.form != "bias":
+                weight[some] = coefficients[:, :-1]
         return Affine(weight=weight, bias=bias)
+
+
+def check_readout(readout: object) -> None:
+    """Raise UserError unless it is a ``SolvedReadout``, and one that can be solved for."""
+    if not isinstance(readout, SolvedReadout):
+        raise UserError(f"readout={readout!r} must be such as SolvedReadout(form='bias').")
+    readout.check()
 
 
 @dataclass(frozen=True, kw_only=True)

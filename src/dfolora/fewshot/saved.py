@@ -220,8 +220,8 @@ def restore(
 def _trained(
     folder: Path, trained: gradient.Trainable, backbone: Backbone, label_ids: Tensor
 ) -> Logits:
-    own = folder / "trained.safetensors"
-    tensors = load_file(own if own.exists() else folder / "adapter_model.safetensors")
+    in_peft = isinstance(trained, gradient.PrefixTuning | gradient.PromptTuning)
+    tensors = load_file(folder / (f"{'adapter_model' if in_peft else 'trained'}.safetensors"))
 
     def logits(batch: Batch) -> Tensor:
         with trained.attached(backbone, label_ids, 0) as attached, torch.no_grad():

@@ -24,6 +24,7 @@ from dfolora.validation import choice, whole
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """Texts that say nothing (Zhao et al. 2021)."""
+BIAS = SolvedReadout(form="bias")
 RIDGES = (0.001, 0.01, 0.1, 1.0)
 """Of the linear readout, from which dev chooses."""
 
@@ -56,7 +57,9 @@ class CalibratedPrompt:
         whole(self.neighbours, "method.neighbours", least=1)
 
     def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
-        """The prompt as it is."""
+        """The prompt as it is; errors as of ``SolvedReadout.check_classes``."""
+        if self.calibration == "bias":
+            BIAS.check_classes(train.labels, len(plain.prompt.label_words))
         return plain
 
     def begin(
@@ -138,13 +141,15 @@ class Calibration:
 
 
 def _contextual(asked: Asked) -> Affine:
-    rows = asked.data.train.rows
+    rows, encode = asked.data.train.rows, asked.data.encode
+    if not isinstance(encode, Encoder):
+        raise TypeError("Contextual calibration needs data.encode to be its own encoder.")
     fields = rows.texts[0]
     texts = tuple(dict.fromkeys(fields, text) for text in CONTENT_FREE)
     empty = replace(rows, texts=texts, labels=(0,) * len(texts))
-    if asked.data.encode is None:
-        raise TypeError("Contextual calibration needs data.encode to write its inputs.")
-    return _divided_by(asked.classify(asked.data.encode(empty)))
+    # A causal prompt that is the text alone has no token without one.
+    written = empty.select(n for n, count in enumerate(encode.token_counts(empty)) if count)
+    return _divided_by(asked.classify(encode(written)))
 
 
 def _batch(asked: Asked) -> Affine:
@@ -188,7 +193,7 @@ CALIBRATIONS: Mapping[str, Callable[[Asked], Readout]] = {
     "contextual": _contextual,
     "batch": _batch,
     "batch_test": lambda _asked: BatchMean(),
-    "bias": lambda asked: _solved(asked, SolvedReadout(form="bias")),
+    "bias": lambda asked: _solved(asked, BIAS),
     "linear": _linear,
     "knn": _knn,
 }

@@ -5,7 +5,7 @@ prompts with CMA-ES it is BBT (one block, at the input) and BBTv2 (a block a lay
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -23,6 +23,7 @@ from dfolora.engine import (
     Engine,
     SolvedReadout,
     check_objective,
+    check_readout,
     classify,
 )
 from dfolora.errors import UserError
@@ -88,7 +89,7 @@ class LayerwiseSearch:
 
     def check(self, architecture: Architecture) -> None:
         check_objective(self.objective)
-        self.readout.check()
+        check_readout(self.readout)
         if not self.readout.plain and self.objective in NORMALISED:
             raise UserError(
                 f"objective={self.objective} compares the label words with all other tokens, which "
@@ -121,6 +122,7 @@ class LayerwiseSearch:
         self._check_budget(self.blocks(architecture), optimizer.population)
 
     def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
+        self.readout.check_classes(train.labels, len(plain.prompt.label_words))
         return self.subspace.encoder(plain)
 
     def begin(
@@ -248,8 +250,13 @@ class Search:
             order=order,
             spent=method.spent,
         )
+        start: Sequence[DevPoint] = ()
+        if method.budget and method.incumbent not in MEASURED and method.selection != "released":
+            # The first generation is a step away from the start, which dev may prefer to all.
+            start = [selection.look(0, np.zeros((len(self._optimizers), self._dim)))]
         for generation in generations:
-            looks = selection.see(generation)
+            looks = [*start, *selection.see(generation)]
+            start = ()
             yield Progress(step=generation, looks=looks, selected=selection.best)
             if selection.stalled:
                 break

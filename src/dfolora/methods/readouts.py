@@ -35,8 +35,8 @@ class BatchMean:
     """
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Map ``(N, C)``; a single row is told nothing."""
-        return divided(logits.double(), logits)
+        """Map ``(N, C)``; a single row, whose mean is its own, stays as it is."""
+        return divided(logits.double(), logits) if len(logits) > 1 else logits.double()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +56,22 @@ class Neighbours:
     """At most T."""
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Map ``(N, C)`` to the logarithms of votes to which the row's own opinion adds one."""
+        """Map ``(N, C)`` to logarithms of votes, to which the row's own opinion adds half a one."""
         asked = logits.double().log_softmax(-1)
         own = asked.exp()
         divergences = (own * asked).sum(-1, keepdim=True) - own @ self.log_probabilities.double().T
         nearest = divergences.sort(dim=-1, stable=True).indices[:, : self.neighbours]
         votes = torch.nn.functional.one_hot(self.labels.long()[nearest], logits.shape[-1]).sum(1)
-        return (votes + own).log()
+        return (votes + own / 2).log()
 
 
 def divided(logits: Tensor, reference: Tensor) -> Tensor:
-    """Logits after division of the probabilities by the mean of those of ``reference``, (M, C)."""
-    return logits - reference.double().softmax(-1).mean(0).log()
+    """Logits after division of the probabilities by the mean of those of ``reference``, ``(M, C)``.
+
+    Rows of the reference that are not finite are left out; of none, the logits stay as they are.
+    """
+    known = reference[reference.isfinite().all(-1)].double()
+    return logits - known.softmax(-1).mean(0).log() if len(known) else logits
 
 
 KINDS: Mapping[str, type] = {kind.__name__: kind for kind in (Affine, BatchMean, Neighbours)}

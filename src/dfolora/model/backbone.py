@@ -188,10 +188,18 @@ class Backbone:
 
         def decoded(transformed: Tensor) -> Tensor:
             bias = getattr(self._decoder, "bias", None)
-            bias = None if bias is None else bias[tokens].float()
-            weight = self._decoder.weight[tokens].float()
+            weight = self._decoder.weight[tokens]
+            # A whole head in float32 beside one in half precision would be twice as large as it.
+            at_once = len(weight) if weight.dtype == torch.float32 else ROWS_AT_ONCE
+            parts = weight.split(at_once)
+            biases = [None] * len(parts) if bias is None else bias[tokens].float().split(at_once)
             with torch.autocast(transformed.device.type, enabled=False):
-                return functional.linear(transformed.float(), weight, bias)
+                rows = transformed.float()
+                logits = [
+                    functional.linear(rows, part.float(), own)
+                    for part, own in zip(parts, biases, strict=True)
+                ]
+            return torch.cat(logits, -1) if len(logits) > 1 else logits[0]
 
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         body = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=rows)
@@ -220,6 +228,8 @@ class Backbone:
         }
 
 
+ROWS_AT_ONCE = 16_384
+"""Of a head in half precision, that are in float32 at once."""
 UNUSED = ("hidden_states", "attention_mask", "position_ids", "kwargs")
 """Arguments that a layer is not given again. Its attention has a mask of our own, and position ids
 serve kernels that find sequences by them."""

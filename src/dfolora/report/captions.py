@@ -18,6 +18,10 @@ FACTS = {
     "Rank": "tags.rank",
     "Alpha": "params.subspace.alpha",
     "Sigma": "params.optimizer.sigma",
+    "Objective": "tags.objective",
+    "Label words a class": "tags.words",
+    "Incumbent": "tags.incumbent",
+    "Selection": "tags.selection",
     "Device": "params.used.device",
     "Commit": "tags.commit",
 }

@@ -120,8 +120,11 @@ def _curves(table: Table, curves: Mapping[str, pd.DataFrame]) -> Any:
         for x, x_title in (("step", "calls"), ("seconds", "seconds")):
             axes = next(places)
             for index, line in enumerate(lines):
-                color = colormaps["tab20"](index % 20)
-                _band(axes, line, curves.get(metric), x, SO_FAR[metric], color)
+                style = {
+                    "color": colormaps["tab20"](index % 20),
+                    "linestyle": "-" if index < 20 else "--",
+                }
+                _band(axes, line, curves.get(metric), x, SO_FAR[metric], style)
             axes.set(xlabel=x_title, ylabel=title)
         axes.set_xscale("log")  # of the seconds
     drawn = {
@@ -141,7 +144,7 @@ def _band(
     points: pd.DataFrame | None,
     x: str,
     so_far: Callable[[pd.DataFrame], pd.DataFrame],
-    color: Any,
+    style: Mapping[str, Any],
 ) -> None:
     """From where all of a line's seeds have begun; a run that has ended keeps its last value."""
     cell = next(iter(line.cells.values()))
@@ -153,10 +156,14 @@ def _band(
     wide = mine.pivot_table(index=x, columns="run_id", values="value", aggfunc="last")
     wide = so_far(wide.sort_index().ffill()).dropna()
     mean, std = wide.mean(axis=1), wide.std(axis=1).fillna(0.0)
-    axes.plot(wide.index, mean, label=line.label, drawstyle="steps-post", color=color)
+    marker = "o" if len(wide) == 1 else ""  # a line of one point has no length
+    axes.plot(
+        wide.index, mean, label=line.label, drawstyle="steps-post", marker=marker, **style
+    )  # fmt: skip
     axes.fill_between(
-        wide.index, mean - std, mean + std, color=color, alpha=0.15, step="post", linewidth=0
-    )
+        wide.index, mean - std, mean + std, color=style["color"], alpha=0.15, step="post",
+        linewidth=0,
+    )  # fmt: skip
 
 
 KINDS: Mapping[str, Callable[[Table, Mapping[str, pd.DataFrame]], Any]] = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.data import Batch, Encode, Encoder, Prompt, Rows
-from dfolora.engine import SolvedReadout, classify
+from dfolora.engine import SolvedReadout, check_readout, classify
 from dfolora.errors import UserError
 from dfolora.methods.gap3.genome import Genome, Hole, Template, crossed, mutated, size
 from dfolora.methods.gap3.guide import PASSES, Fitness, Guide, Individual, Passes
@@ -63,7 +63,7 @@ class Gap3:
     resumable: ClassVar[bool] = True
 
     def check(self, architecture: Architecture) -> None:
-        self.readout.check()
+        check_readout(self.readout)
         whole(self.population, "method.population", least=2)
         if self.generations is not None:
             whole(self.generations, "method.generations", least=0)
@@ -83,6 +83,7 @@ class Gap3:
             )
 
     def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
+        self.readout.check_classes(train.labels, len(plain.prompt.label_words))
         return Template(plain=plain, room=self.room)
 
     def begin(
