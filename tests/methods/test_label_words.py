@@ -8,6 +8,7 @@ import torch
 from hydra.utils import instantiate
 
 import dfolora
+from dfolora.data import Encoder
 from dfolora.engine.forward import Engine
 from dfolora.errors import UserError
 from dfolora.methods import FewShotData
@@ -40,6 +41,9 @@ def test_words_are_those_with_the_highest_margin_by_hand():
     assert words_by_margin(logits, LABELS, GIVEN, 2).tolist() == [[4, 0], [1, 3]]
     assert words_by_margin(logits, LABELS, GIVEN, 3).tolist() == [[4, 0, 2], [1, 3, 5]]
     assert words_by_margin(logits, LABELS, GIVEN, 1).tolist() == [[4], [1]]
+    others = torch.tensor([False, True, True, True, True, True])
+    found = words_by_margin(logits, LABELS, GIVEN, 2, among=others)
+    assert found.tolist() == [[4, 2], [1, 3]]
     with pytest.raises(UserError, match="words=4 is more than the 3 tokens"):
         words_by_margin(logits, LABELS, GIVEN, 4)
     with pytest.raises(UserError, match="class 1 has none"):
@@ -113,6 +117,24 @@ def test_one_word_is_the_task_of_today():
         list(fit)
         logits.append(fit.predictor().logits(problem.test))
     assert torch.equal(*logits)
+
+
+def test_words_are_tokens_that_texts_can_have(monkeypatch):
+    backbone, method, problem = posed("words=3")
+    encode, vocabulary = problem.data.encode, len(backbone.embedding)
+    among = encode.texts_tokens(vocabulary + 10)
+    tokenizer = encode.tokenizer
+    assert len(tokenizer) <= vocabulary
+    assert not among[len(tokenizer) :].any()
+    assert not among[tokenizer.all_special_ids].any()
+    assert among.sum() == len(tokenizer) - len(set(tokenizer.all_special_ids))
+    first = method.begin(backbone, problem.data, 13)._label_ids
+    chosen = int(first[0, 1])
+    assert among[chosen]
+    among = encode.texts_tokens(vocabulary)
+    among[chosen] = False
+    monkeypatch.setattr(Encoder, "texts_tokens", lambda _encode, _vocabulary: among)
+    assert chosen not in method.begin(backbone, problem.data, 13)._label_ids
 
 
 def test_words_are_read_from_the_train_set_alone():

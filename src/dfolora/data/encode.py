@@ -135,6 +135,17 @@ class Encoder:
     def token_counts(self, rows: Rows) -> tuple[int, ...]:
         return token_counts(rows, self.prompt, self.tokenizer, fillers=self.fillers)
 
+    def texts_tokens(self, vocabulary: int) -> Tensor:
+        """Which tokens a text can have, ``(V,)``: no special ones, nor any beyond the tokenizer's.
+
+        Args:
+            vocabulary: V, the model's, which may embed more than the tokenizer knows.
+        """
+        tokens = torch.zeros(vocabulary, dtype=torch.bool)
+        tokens[: len(self.tokenizer)] = True
+        tokens[[*self.tokenizer.all_special_ids]] = False
+        return tokens
+
     def shortest(self) -> int:
         """Tokens of a row with empty fields, including special tokens."""
         empty = dict.fromkeys(self.prompt.placeholders, "")

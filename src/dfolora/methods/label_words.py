@@ -13,7 +13,9 @@ from torch import Tensor
 from dfolora.errors import UserError
 
 
-def words_by_margin(logits: Tensor, labels: Tensor, given: Tensor, words: int) -> Tensor:
+def words_by_margin(
+    logits: Tensor, labels: Tensor, given: Tensor, words: int, *, among: Tensor | None = None
+) -> Tensor:
     """The given word of each class, and the W - 1 others that speak most for it.
 
     A token speaks for a class by its mean log-probability at that class's examples minus the mean
@@ -24,6 +26,7 @@ def words_by_margin(logits: Tensor, labels: Tensor, given: Tensor, words: int) -
         labels: ``(N,)``.
         given: The task's own label words, ``(C,)``.
         words: W.
+        among: Which tokens may be words, ``(V,)``; None for all.
 
     Returns:
         ``(C, W)``, the given words first.
@@ -43,6 +46,8 @@ def words_by_margin(logits: Tensor, labels: Tensor, given: Tensor, words: int) -
     sums = of_class.T @ shares
     margins = sums / counts - (sums.sum(0) - sums) / (len(labels) - counts)
     own = margins.argmax(0) == torch.arange(classes, device=margins.device)[:, None]
+    if among is not None:
+        own &= among.to(own.device)
     own[:, given] = torch.eye(classes, dtype=torch.bool, device=own.device)
     if (most := int(own.sum(1).min())) < words:
         raise UserError(f"words={words} is more than the {most} tokens that speak for some class.")

@@ -280,10 +280,15 @@ class Search:
 
     def _more_words(self, train: Batch, memo: Memo) -> Tensor:
         """The label words of each class, ``(C, W)``."""
+        encode, among = self._data.encode, None
+        if isinstance(encode, Encoder):
+            among = encode.texts_tokens(len(self._backbone.embedding))
 
         def compute() -> Answer:
             logits = Engine(self._backbone, train, self._label_ids).vocabulary()[:, 0].cpu()
-            found = words_by_margin(logits, train.labels, self._label_ids, self._method.words)
+            found = words_by_margin(
+                logits, train.labels, self._label_ids, self._method.words, among=among
+            )
             return {"label_ids": found.tolist()}
 
         answer = memo({"label_words": self._method.words}, compute)
