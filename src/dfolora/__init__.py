@@ -11,6 +11,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from importlib.metadata import PackageNotFoundError, version
 
 from dfolora.data import Task
+from dfolora.engine import SolvedReadout
 from dfolora.errors import UserError
 from dfolora.fewshot import (
     FewShotClassifier,
@@ -20,7 +21,15 @@ from dfolora.fewshot import (
     TaskRows,
     fit,
 )
-from dfolora.methods import Bbt, Bbtv2, CLora, FLora, LayerwiseSearch, ManualPrompt
+from dfolora.methods import (
+    Bbt,
+    Bbtv2,
+    CalibratedPrompt,
+    CLora,
+    FLora,
+    LayerwiseSearch,
+    ManualPrompt,
+)
 from dfolora.model import Backbone
 from dfolora.search.subspace import LoraSubspaceSpec
 
@@ -33,6 +42,7 @@ __all__ = [
     "Bbt",
     "Bbtv2",
     "CLora",
+    "CalibratedPrompt",
     "FLora",
     "FewShotClassifier",
     "LayerwiseSearch",
@@ -41,6 +51,7 @@ __all__ = [
     "NotFittedError",
     "Problem",
     "ProblemSpec",
+    "SolvedReadout",
     "Task",
     "TaskRows",
     "UserError",
