@@ -118,7 +118,8 @@ def test_nobody_else_puts_every_error_down_to_one_cause():
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
     }
-    assert broad == {"errors.py"}
+    # The second hands errors of one thread to another as they are.
+    assert broad == {"errors.py", "search/optim/two_stage.py"}
 
 
 @pytest.mark.parametrize(

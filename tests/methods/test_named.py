@@ -16,6 +16,7 @@ from dfolora.search.optim import RandomSearch
 
 CONF = Path(__file__).parents[2] / "conf"
 ROWS = {name: f"row={name}" for name in METHODS} | {
+    "calibrated_prompt": "row=calibrated_bias",
     "random_search": "optimizer=random",
     "random_lora": "row=ril",
 }
