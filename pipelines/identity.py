@@ -23,8 +23,6 @@ PARTS = ("task", "model", "data", "method", "engine", *SEEDS)
 """What a run is made of; its record holds these and the values that they refer to."""
 BUILT = ("model", "data", "method", "engine")
 """Parts that are constructors with their arguments, and may hold others, such as an optimizer."""
-NAMED = {"task", "model", "method", "row", "optimizer", "rank", "seed", *SEEDS}
-"""Keys whose values every run's name tells."""
 VALUES = ("layers_per_block", "calibration", "objective", "words", "incumbent", "selection")
 """Of a method, that are labels too."""
 USUAL = {
@@ -32,6 +30,8 @@ USUAL = {
     "objective": "ce", "words": "1",
 }  # fmt: skip
 """Labels that a name tells where they differ."""
+NAMED = {"task", "model", "method", "row", "optimizer", "rank", "seed", *SEEDS, *USUAL}
+"""Keys whose values a run's name tells without a sweep."""
 REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 
 

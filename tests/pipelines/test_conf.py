@@ -405,6 +405,7 @@ def test_names_tell_what_differs_in_a_sweep():
 
     assert name("") == name("seed=42 rank=2 row=null") == name_of(plain, choices, labels)
     assert name("optimizer.sigma=0.5 ++dim=40") == f"{name('')}-sigma0.5-dim40"
+    assert name("readout=plain words=1") == name("")  # others are told without a sweep
 
 
 @pytest.mark.parametrize("table", [name for name in options("table") if name != "worth"])
