@@ -34,6 +34,7 @@ from dfolora.methods import (
     gradient,
     load_ensemble,
     load_readout,
+    mapped,
 )
 from dfolora.model import Backbone, load_adapter
 from dfolora.search.subspace import PromptSubspaceSpec, load_soft_prompts
@@ -179,8 +180,7 @@ def restore(
 
     def adapted(encode: Encode, interventions: Interventions) -> Restored:
         def logits(batch: Batch) -> Tensor:
-            plain = classify(backbone, label_ids, batch, interventions)
-            return plain if readout is None else readout(plain.cpu()).float()
+            return mapped(classify(backbone, label_ids, batch, interventions), readout)
 
         return encode, logits
 

@@ -22,7 +22,7 @@ from dfolora.methods.prompt_boosting import (
     load_ensemble,
 )
 from dfolora.methods.random_lora import RandomLora
-from dfolora.methods.readouts import load_readout
+from dfolora.methods.readouts import load_readout, mapped
 
 __all__ = [
     "LABEL_WORDS",
@@ -52,5 +52,6 @@ __all__ = [
     "ensemble",
     "load_ensemble",
     "load_readout",
+    "mapped",
     "method_of",
 ]

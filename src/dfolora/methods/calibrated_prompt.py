@@ -17,7 +17,7 @@ from torch import Tensor
 from dfolora.data import Batch, Encode, Encoder, Rows
 from dfolora.engine import Affine, SolvedReadout, classify, cross_entropy
 from dfolora.methods.method import FewShotData, Predictor, Progress
-from dfolora.methods.readouts import BatchMean, Neighbours, Readout, divided, save_readout
+from dfolora.methods.readouts import BatchMean, Neighbours, Readout, divided, mapped, save_readout
 from dfolora.model import Architecture, Backbone
 from dfolora.search import Memo, forgetful
 from dfolora.validation import choice, whole
@@ -120,7 +120,7 @@ class Calibration:
         """The model with its calibrated logits."""
         readout, asked = self._fit()
         return Predictor(
-            logits=lambda batch: readout(self._logits(batch)).float(),
+            logits=lambda batch: mapped(self._logits(batch), readout),
             write=partial(save_readout, readout=readout),
             found=asked.found,
         )

@@ -29,7 +29,7 @@ from dfolora.engine import (
 from dfolora.errors import UserError
 from dfolora.methods.label_words import words_by_margin
 from dfolora.methods.method import FewShotData, Predictor, Progress
-from dfolora.methods.readouts import save_readout
+from dfolora.methods.readouts import mapped, save_readout
 from dfolora.model import Architecture, Backbone
 from dfolora.search import (
     INCUMBENTS,
@@ -356,7 +356,7 @@ def adapted(
 
     def logits(batch: Batch) -> Tensor:
         plain = classify(backbone, label_ids, batch, subspace.incumbents(solution))
-        return plain if readout is None else readout(plain.cpu()).float()
+        return mapped(plain, readout)
 
     return Predictor(
         logits=logits,

@@ -74,6 +74,16 @@ def divided(logits: Tensor, reference: Tensor) -> Tensor:
     return logits - known.softmax(-1).mean(0).log() if len(known) else logits
 
 
+def mapped(logits: Tensor, readout: Readout | None) -> Tensor:
+    """A predictor's class logits, as its readout maps them: ``(N, C)``, float32.
+
+    Args:
+        logits: The model's.
+        readout: None for logits as they are.
+    """
+    return logits if readout is None else readout(logits.cpu()).float()
+
+
 KINDS: Mapping[str, type] = {kind.__name__: kind for kind in (Affine, BatchMean, Neighbours)}
 
 

@@ -53,6 +53,11 @@ class LayerLora:
         """P."""
         return len(next(iter(self.factors.values())).down)
 
+    @property
+    def numbers(self) -> int:
+        """Those of all candidates' factors."""
+        return sum(each.down.numel() + each.up.numel() for each in self.factors.values())
+
     def enter(self, hidden: Tensor, _pack: Pack) -> Tensor:
         """The same."""
         return hidden

@@ -18,7 +18,7 @@ from dfolora.errors import UserError
 from dfolora.methods.gap3.genome import Genome, Hole, Template, crossed, mutated, size
 from dfolora.methods.gap3.guide import PASSES, Fitness, Guide, Individual, Passes
 from dfolora.methods.method import FewShotData, Predictor, Progress
-from dfolora.methods.readouts import save_readout
+from dfolora.methods.readouts import mapped, save_readout
 from dfolora.model import Architecture, Backbone
 from dfolora.search import SELECTIONS, Answer, DevPoint, Memo, forgetful
 from dfolora.seeding import stream
@@ -169,8 +169,7 @@ class GeneticSearch:
 
         def logits(batch: Batch) -> Tensor:
             written = self._template.encode(batch.rows, genome)
-            plain = classify(self._backbone, self._label_ids, written)
-            return plain if readout is None else readout(plain.cpu()).float()
+            return mapped(classify(self._backbone, self._label_ids, written), readout)
 
         def write(folder: Path) -> None:
             _save(self._template.prompt(genome), folder)

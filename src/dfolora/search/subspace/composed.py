@@ -114,8 +114,7 @@ class ComposedSubspaceSpec:
             }
 
         one = make(np.ones((1, len(self.adapters)))).values()
-        stored = sum(f.down.numel() + f.up.numel() for lora in one for f in lora.factors.values())
-        return JointSubspace(make, stored, backbone)
+        return JointSubspace(make, sum(lora.numbers for lora in one), backbone)
 
 
 def _factors(parts: Mapping[int, LoraFactors]) -> Mix:

@@ -86,9 +86,5 @@ class GainSubspaceSpec:
                 for layer, lora in given.items()
             }
 
-        stored = sum(
-            factors.down.numel() + factors.up.numel()
-            for lora in given.values()
-            for factors in lora.factors.values()
-        )
+        stored = sum(lora.numbers for lora in given.values())
         return JointSubspace(make, stored, backbone, empty_at_zero=False)
