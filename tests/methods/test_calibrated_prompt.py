@@ -282,7 +282,12 @@ def test_contextual_needs_the_rows_encoder():
 def test_dev_sees_the_start_of_a_search_that_does_not_measure_it(row):
     """Steps that are much too long lead away from it, and it is what is left."""
     much = ["optimizer.lr=300", "budget=90", "dev_interval=30"]
-    backbone, problem, _, predictor = fitted(f"row={row}", *much)
+    backbone, method, problem = posed(f"row={row}", *much)
+    fit = method.begin(backbone, problem.data, 13)
+    looks = [[look.calls for look in progress.looks] for progress in fit]
+    assert looks[0][0] == 0  # shown once, so that it is on the curve
+    assert [calls for each in looks for calls in each].count(0) == 1
+    predictor = fit.predictor()
     assert predictor.dev.calls == 0
     got = predictor.logits(problem.test).double()
     expected = plain_logits(backbone, problem, problem.test)

@@ -118,3 +118,9 @@ def test_parts_are_some_of_the_candidates():
     assert torch.equal(some.factors["o"].down, factors.down[1:3])
     assert torch.equal(some.factors["o"].up, factors.up[1:3])
     assert lora.to(torch.bfloat16).factors["q"].up.dtype == torch.bfloat16
+
+
+def test_numbers_are_those_of_both_factors():
+    factors = LoraFactors(down=torch.zeros(2, 8, 3), up=torch.zeros(2, 3, 5))
+    lora = LayerLora(layer=0, factors={"q": factors, "v": factors})
+    assert lora.numbers == 2 * (2 * 8 * 3 + 2 * 3 * 5)
