@@ -15,7 +15,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 ITEMS := table1 table2 table3 table4 table6 figure1 figure3 figure4 curves
-APART := quickstart mini_settings systems worth
+APART := quickstart mini_settings selections systems worth
 # Each process begins with a stretch of its own; whichever ends first takes from another's.
 PARALLEL := --numprocesses logical --dist worksteal
 LOCAL := $(if $(MODELS),model.root=$(MODELS)) $(if $(DATA),data.root=$(DATA))

@@ -23,11 +23,13 @@ PARTS = ("task", "model", "data", "method", "engine", *SEEDS)
 """What a run is made of; its record holds these and the values that they refer to."""
 BUILT = ("model", "data", "method", "engine")
 """Parts that are constructors with their arguments, and may hold others, such as an optimizer."""
-VALUES = ("layers_per_block", "calibration", "objective", "words", "incumbent", "selection")
+VALUES = (
+    "layers_per_block", "calibration", "objective", "words", "incumbent", "selection", "budget_in",
+)  # fmt: skip
 """Of a method, that are labels too."""
 USUAL = {
     "subspace": "paper", "schedule": "round_robin", "readout": "plain", "calibration": None,
-    "objective": "ce", "words": "1",
+    "objective": "ce", "words": "1", "budget_in": "calls", "selection": "incumbent",
 }  # fmt: skip
 """Labels that a name tells where they differ."""
 NAMED = {"task", "model", "method", "row", "optimizer", "rank", "seed", *SEEDS, *USUAL}

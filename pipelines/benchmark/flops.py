@@ -1,69 +1,14 @@
-"""Arithmetic cost of an evaluation, the authors' way and the engine's.
+"""Arithmetic cost of a candidate, the authors' way and the engine's, as ``dfolora.engine`` counts.
 
-In floating-point operations of the matrix products, a multiply-add being two of them; norms,
-activations and softmax are left out, as torch's ``FlopCounterMode`` leaves them out, and causal
-attention counts in full. LoRA adapts the maps q and k of every layer. Letters: P candidates, N
-examples, T tokens of the longest, M tokens of all, H hidden size, V words, C classes, r rank.
+Letters: T tokens of the longest example, V words.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from dfolora.model import Architecture
-
-TARGETS = ("q", "k")
+from dfolora.engine import TARGETS, Shape, work_of
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Sizes of a model, a LoRA and a task."""
-
-    architecture: Architecture
-    vocabulary: int
-    """V."""
-    rank: int
-    """r."""
-    classes: int
-    """C."""
-
-    @property
-    def word(self) -> int:
-        """FLOPs of one word's logit at one position."""
-        return 2 * self.architecture.width
-
-    @property
-    def dense(self) -> int:
-        """FLOPs of the dense layer that a masked model's head has, at one position."""
-        masked = self.architecture.family.kind == "masked"
-        return 2 * self.architecture.width**2 if masked else 0
-
-    def maps(self, names: Sequence[str]) -> int:
-        """FLOPs of these attention maps at one token."""
-        places = self.architecture.maps
-        return sum(2 * places[name].d_in * places[name].d_out for name in names)
-
-    @property
-    def feed_forward(self) -> int:
-        """FLOPs of a layer's FFN at one token."""
-        return 2 * self.architecture.ffn_numbers
-
-    @property
-    def attention(self) -> int:
-        """FLOPs of a query with one key: its score, and its part of the result."""
-        return 4 * self.architecture.heads * self.architecture.head_width
-
-    def factors(self, name: str) -> int:
-        """FLOPs of one map's low-rank term at one token, added to its columns alone."""
-        place = self.architecture.maps[name]
-        return 2 * self.rank * (place.d_in + place.d_out)
-
-    @property
-    def apart(self) -> bool:
-        """Whether q, k and v have a module each."""
-        return self.architecture.family.fused == "apart"
-
-
-def flops_authors(shape: Shape, lengths: Sequence[int]) -> int:
+def flops_authors(shape: Shape, lengths: Sequence[int], vocabulary: int) -> int:
     """FLOPs of a candidate in the code of Jin, Liu, Tan 2024.
 
     One padded forward through all layers; the vocabulary head is applied at every position.
@@ -71,49 +16,17 @@ def flops_authors(shape: Shape, lengths: Sequence[int]) -> int:
     Args:
         shape: Of the model.
         lengths: Tokens of each example.
+        vocabulary: V.
     """
     padded, longest = len(lengths) * max(lengths), max(lengths)
     token = shape.maps("qkvo") + shape.feed_forward + sum(map(shape.factors, TARGETS))
     layer = padded * (token + shape.attention * longest)
-    head = padded * (shape.dense + shape.word * shape.vocabulary)
+    head = padded * (shape.dense + shape.word * vocabulary)
     return shape.architecture.layers * layer + head
 
 
-def flops_engine(
-    shape: Shape, layer: int, lengths: Sequence[int], population: int, *, advanced: int = 1
-) -> float:
-    """FLOPs of a candidate for one layer when ``Engine`` evaluates P of them together.
-
-    Args:
-        shape: Of the model.
-        layer: The searched one.
-        lengths: Tokens of each example that go through the model.
-        population: P, who share what is done once.
-        advanced: Layers below that have to be passed first: 1 as layers take turns, 0 if the
-            engine has been at this layer before.
-    """
-    examples, tokens = len(lengths), sum(lengths)
-    attention = shape.attention * sum(length**2 for length in lengths)
-    if shape.apart:
-        added = {name: shape.factors(name) for name in TARGETS}
-    else:  # one product for the module, as wide as it is
-        place = shape.architecture.maps["q"]
-        added = {"qk": 2 * len(TARGETS) * shape.rank * (place.d_in + place.d_module)}
-    inward = shape.maps("qkv")
-    rest = shape.maps("o") + shape.feed_forward
-    whole = tokens * (inward + sum(added.values()) + rest) + attention
-    shared = min(layer, advanced) * whole
-    # In the last layer, one query an example, over all of its keys: the answer's.
-    asking = {"q": examples} if shape.apart else {}
-    answers = rest * examples + shape.attention * tokens
-    answers += sum(flops * asking.get(name, tokens) for name, flops in added.items())
-    last_inward = tokens * inward - (tokens - examples) * shape.maps("q" if shape.apart else "")
-    head = examples * (shape.dense + shape.word * shape.classes)
-    # A parallel FFN of the searched layer reads what is the same for all.
-    common = shape.feed_forward * (1 - 1 / population) if shape.architecture.parallel else 0
-    if layer == shape.architecture.layers - 1:
-        return answers - examples * common + head + (shared + last_inward) / population
-    shared += tokens * inward
-    searched = tokens * (sum(added.values()) + rest - common) + attention
-    between = (shape.architecture.layers - 2 - layer) * whole
-    return searched + between + answers + last_inward + head + shared / population
+def flops_engine(shape: Shape, lengths: Sequence[int], population: int) -> float:
+    """FLOPs of one of P candidates in the engine as layers take turns, mean over the layers."""
+    layers = shape.architecture.layers
+    works = [work_of(shape, layer, lengths, advanced=1) for layer in range(layers)]
+    return sum(work.of(population) for work in works) / population / layers

@@ -53,7 +53,7 @@ def _measured(
     backbone = _model(setting["layers"], width, setting["length"], device)
     shape = shape_of(backbone, rank=2)
     lengths = [setting["length"]] * setting["examples"]
-    batch = batch_of(lengths, shape.vocabulary, rng)
+    batch = batch_of(lengths, backbone.model.config.vocab_size, rng)
     subspace = LoraSubspaceSpec().build(backbone, batch.input_ids, batch.attention_mask, 0)
     population, layers = setting["population"], setting["layers"]
     taken = dict(
@@ -62,12 +62,11 @@ def _measured(
             population=population, layers=spread(layers, 4), rng=rng,
         )
     )  # fmt: skip
-    flops = [flops_engine(shape, layer, lengths, population) for layer in range(layers)]
     return Point(
         varied=varied,
         value=value,
         seconds=population * mean_over_layers(taken, layers),
-        flops=population * float(np.mean(flops)),
+        flops=population * flops_engine(shape, lengths, population),
     )
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfolora.data import Batch, Rows
-from dfolora.engine import Engine
+from dfolora.engine import Engine, Shape
 from dfolora.methods import FewShotData
 from dfolora.model import Backbone
 from dfolora.record.memory import PeakMemory
 from dfolora.search.subspace import LoraSubspace, LoraSubspaceSpec
 from pipelines.benchmark.authors_way import label_logits
-from pipelines.benchmark.flops import Shape, flops_authors, flops_engine
+from pipelines.benchmark.flops import flops_authors, flops_engine
 
 CLASSES = 2
 ENOUGH_SECONDS = 0.5
@@ -67,7 +67,6 @@ def shape_of(backbone: Backbone, rank: int) -> Shape:
     """The sizes that the cost formulae need."""
     return Shape(
         architecture=backbone.architecture,
-        vocabulary=backbone.model.config.vocab_size,
         rank=rank,
         classes=CLASSES,
     )
@@ -214,7 +213,8 @@ def compare(
         rng: Of tokens and candidates.
     """
     shape = shape_of(ours, subspace.spec.rank)
-    batch = batch_of(lengths, shape.vocabulary, rng)
+    vocabulary = ours.model.config.vocab_size
+    batch = batch_of(lengths, vocabulary, rng)
     label_ids = torch.arange(CLASSES) + FIRST_TOKEN
     layers = spread(shape.architecture.layers, sampled)
     factors = subspace.incumbents(rng.normal(size=(shape.architecture.layers, subspace.spec.dim)))
@@ -241,16 +241,15 @@ def compare(
             engine_memory.sample()
         theirs.append(their_way(repeats))
         gemm.append(gemm_rate(ours))
-    every = range(shape.architecture.layers)
-    work = np.mean([flops_engine(shape, layer, lengths, population) for layer in every])
+    work = flops_engine(shape, lengths, population)
     return Speed(
         sequences=len(lengths),
         tokens=sum(lengths),
         longest=max(lengths),
         authors_s=float(np.mean(theirs)),
         engine_s=mean_over_layers(taken, shape.architecture.layers),
-        engine_flops=float(work),
-        less_work=flops_authors(shape, lengths) / float(work),
+        engine_flops=work,
+        less_work=flops_authors(shape, lengths, vocabulary) / work,
         gemm=float(np.mean(gemm)),
         authors_mb=_told(authors_memory),
         engine_mb=_told(engine_memory),

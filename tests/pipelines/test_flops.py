@@ -9,9 +9,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dfolora.engine.forward import COARSE, Engine
+from dfolora.engine.work import Shape, work_of
 from dfolora.model.architecture import Architecture
 from dfolora.model.backbone import Backbone
-from pipelines.benchmark.flops import Shape, flops_authors, flops_engine
+from pipelines.benchmark.flops import flops_authors, flops_engine
 from tests.conftest import random_batch, tiny_model
 from tests.searching import limited, some_solution, subspace_of
 
@@ -31,9 +32,7 @@ SIZES = {
 
 
 def shape(family):
-    return Shape(
-        architecture=shared_backbone(family).architecture, vocabulary=200, rank=2, classes=3
-    )
+    return Shape(architecture=shared_backbone(family).architecture, rank=2, classes=3)
 
 
 @lru_cache
@@ -97,8 +96,7 @@ def test_engine_costs_what_the_formula_says(family, layer, tokens):
         work(*given[layer - 1])
         steps[1] = counted(lambda: work(*given[layer]))
     for advanced, got in steps.items():
-        each = flops_engine(shape(family), layer, LENGTHS, POPULATION, advanced=advanced)
-        assert got == pytest.approx(POPULATION * each, rel=1e-9)
+        assert got == work_of(shape(family), layer, LENGTHS, advanced=advanced).of(POPULATION)
 
 
 @pytest.mark.parametrize("family", SIZES)
@@ -121,7 +119,7 @@ def test_authors_way_costs_what_the_formula_says(family):
     given = {"input_ids": batch().input_ids, "attention_mask": batch().attention_mask}
     with torch.no_grad():
         got = counted(lambda: model(**given))
-    assert got == flops_authors(shape(family), LENGTHS)
+    assert got == flops_authors(shape(family), LENGTHS, 200)
 
 
 def test_a_search_of_roberta_large_costs_a_fifth():
@@ -130,8 +128,8 @@ def test_a_search_of_roberta_large_costs_a_fifth():
         hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
         vocab_size=50_265, max_position_embeddings=514,
     )  # fmt: skip
-    large = Shape(architecture=Architecture.of(config), vocabulary=50_265, rank=2, classes=2)
+    large = Shape(architecture=Architecture.of(config), rank=2, classes=2)
     lengths = [18] * 31 + [44]
-    mean = sum(flops_engine(large, layer, lengths, 20) for layer in range(24)) / 24
-    assert flops_authors(large, lengths) == pytest.approx(1.014e12, rel=0.01)
-    assert 5 < flops_authors(large, lengths) / mean < 7
+    theirs = flops_authors(large, lengths, 50_265)
+    assert theirs == pytest.approx(1.014e12, rel=0.01)
+    assert 5 < theirs / flops_engine(large, lengths, 20) < 7

@@ -54,8 +54,8 @@ def generation(calls, key, *, population=20, block=0, candidates=None, last=Fals
     )
 
 
-def selection(dev, *, rule="incumbent", interval=100, patience=None):
-    return DevSelection(dev, rule=rule, interval=interval, patience=patience)
+def selection(dev, *, rule="incumbent", interval=100, patience=None, back=None):
+    return DevSelection(dev, rule=rule, interval=interval, patience=patience, back=back)
 
 
 def search(selecting, keys_by_calls):
@@ -122,6 +122,47 @@ def test_ties_go_to_the_lower_loss_and_then_to_the_earlier():
     selecting = selection(Dev(dict.fromkeys([1, 2, 3, 4], 0.5), {1: 0.9, 2: 0.3, 3: 0.4, 4: 0.3}))
     search(selecting, {1: 1.0, 101: 2.0, 201: 3.0, 301: 4.0})
     assert selecting.best.calls == 101
+
+
+def test_crossed_rule_adds_what_both_sets_say():
+    dev = Dev({1: 0.9, 2: 0.5, 3: 0.7}, {1: 0.2, 2: 0.5, 3: 0.4})
+    back = Dev({}, {1: 0.9, 2: 0.1, 3: 0.3})
+    selecting = selection(dev, rule="crossed", back=back)
+    search(selecting, {1: 1.0, 100: 2.0, 200: 3.0, 300: 3.0})
+    assert (selecting.best.calls, selecting.best.loss, selecting.best.back) == (100, 0.5, 0.1)
+    assert back.keys == dev.keys == [1.0, 2.0, 3.0]
+
+
+def averages(rule, scores, keys):
+    """Show solutions with these first numbers; what dev was asked, and the best's solution."""
+    dev = Dev(scores)
+    selecting = selection(dev, rule=rule)
+    search(selecting, {100 * (place + 1): key for place, key in enumerate(keys)})
+    return dev.keys, selecting.best.solution[0, 0]
+
+
+def test_mean_of_the_last_four_different_solutions_is_looked_at_in_place_of_each():
+    asked, best = averages("mean_last", {13.5: 0.9, 30.0: 0.8}, [2.0, 4.0, 4.0, 16.0, 32.0, 64.0])
+    means = [2.0, 3.0, 22 / 3, 13.5, 29.0]
+    assert [key for key in asked if key in means] == means
+    assert best == 13.5  # chosen by dev, and 32, 64 and all others as they are never are
+
+
+def test_mean_of_the_best_four_leaves_the_worst_out():
+    scores = {1.0: 0.9, 2.0: 0.1, 4.0: 0.8, 8.0: 0.7, 16.0: 0.6, 29 / 4: 0.95}
+    asked, best = averages("mean_best", scores, [1.0, 2.0, 4.0, 8.0, 16.0])
+    assert asked[-1] == best == (1 + 4 + 8 + 16) / 4
+
+
+def test_means_are_of_all_blocks():
+    dev = Dev({})
+    selecting = selection(dev, rule="mean_last")
+    for calls, key in ((100, 2.0), (200, 4.0)):
+        shown = generation(calls, key)
+        shown.solution[1] = 10 * key
+        (point,) = selecting.see(shown)
+    np.testing.assert_array_equal(point.solution, [[3.0, 0.0, 0.0], [30.0] * 3])
+    assert point.calls == 200
 
 
 def test_best_is_a_copy():

@@ -14,18 +14,23 @@ from dfolora.engine.objective import (
     metric_objective,
 )
 from dfolora.engine.readout import Affine, SolvedReadout, check_readout
+from dfolora.engine.work import TARGETS, Shape, Work, work_of
 
 __all__ = [
     "AGAINST_OTHERS",
     "LOSSES",
     "NORMALISED",
+    "TARGETS",
     "Affine",
     "Engine",
     "Interventions",
+    "Shape",
     "SolvedReadout",
+    "Work",
     "check_objective",
     "check_readout",
     "classify",
     "cross_entropy",
     "metric_objective",
+    "work_of",
 ]

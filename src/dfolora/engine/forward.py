@@ -104,6 +104,11 @@ class Engine:
         self._prefixes = self._cut()
         self._told = False
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example that go through the model: ``(N,)``."""
+        return self._sequences.lengths.tolist()
+
     @torch.inference_mode()
     def __call__(self, incumbents: Interventions, searched: Interventions = NOTHING) -> Tensor:
         """Logits of the model with these interventions.

@@ -7,6 +7,8 @@ prompts with CMA-ES it is BBT (one block, at the input) and BBTv2 (a block a lay
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from operator import mul
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dfolora.data import Batch, Encode, Encoder, Rows
+from dfolora.data import Batch, Encode, Encoder, Rows, part
 from dfolora.engine import (
     AGAINST_OTHERS,
     NORMALISED,
     Affine,
     Engine,
+    Shape,
     SolvedReadout,
     check_objective,
     check_readout,
@@ -38,12 +41,18 @@ from dfolora.search import (
     Answer,
     DevPoint,
     DevSelection,
+    Evaluation,
+    Evaluator,
     Memo,
+    PerFlop,
+    PerRow,
     PopulationEvaluator,
+    Price,
     Remembered,
     RoundRobin,
     Schedule,
     forgetful,
+    minibatches,
     tune,
 )
 from dfolora.search.optim import Cma, Optimizer, OptimizerFactory
@@ -53,6 +62,10 @@ from dfolora.validation import choice, whole
 
 LABEL_WORDS = "label_words.json"
 """Beside an adapter: the tokens of each class, if they are not the task's label words alone."""
+UNITS = ("calls", "flops")
+"""What a budget may be counted in."""
+POPULATION = 20
+"""Candidates of a turn when its price is foreseen: CMA-ES's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +75,13 @@ class LayerwiseSearch:
     subspace: SubspaceSpec = field(default_factory=LoraSubspaceSpec)
     optimizer: OptimizerFactory = Cma
     budget: int = 6000
-    """Passes over the train set; 0 is the manual prompt."""
+    """Calls: passes of one candidate over the train set; 0 is the manual prompt."""
+    budget_in: str = "calls"
+    """``calls``, whatever a candidate changes; or ``flops``, in which the budget is that of so many
+    candidates that pass the whole model: those of late layers pass less, so there are more."""
+    batch_size: int | None = None
+    """Train rows that each turn's candidates are evaluated on, drawn anew, a share of a call; None
+    for all."""
     objective: str = "ce"
     """A name in ``OBJECTIVES``."""
     readout: SolvedReadout = field(default_factory=SolvedReadout)
@@ -95,11 +114,13 @@ class LayerwiseSearch:
                 f"objective={self.objective} compares the label words with all other tokens, which "
                 f"readout={self.readout.form} does not map; choose objective=ce or readout=plain."
             )
+        choice(self.budget_in, "budget_in", UNITS)
         choice(self.incumbent, "incumbent", INCUMBENTS)
         choice(self.selection, "selection", SELECTIONS)
         whole(self.budget, "budget", least=0)
         whole(self.dev_interval, "dev_interval", least=1)
         whole(self.words, "words", least=1)
+        self._check_fractions()
         if self.words > 1 and self.objective in AGAINST_OTHERS:
             raise UserError(
                 f"objective={self.objective} asks whether the model says the label word, and "
@@ -122,6 +143,11 @@ class LayerwiseSearch:
         self._check_budget(self.blocks(architecture), optimizer.population)
 
     def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
+        if self.batch_size is not None and self.batch_size > len(train):
+            raise UserError(
+                f"batch_size={self.batch_size} is more than the {len(train)} train rows; choose at "
+                f"most as many, or null for all."
+            )
         self.readout.check_classes(train.labels, len(plain.prompt.label_words))
         return self.subspace.encoder(plain)
 
@@ -152,23 +178,60 @@ class LayerwiseSearch:
         together = self._together(backbone.architecture)
         return built if together == 1 else Grouped(built, together)
 
-    def block_optimizer(self, block: int, architecture: Architecture, seed: int) -> Optimizer:
+    def block_optimizer(
+        self, block: int, architecture: Architecture, seed: int, price: Price | None = None
+    ) -> Optimizer:
         """The optimizer of one block, with its own random stream."""
-        weights = self.schedule.weights(self.blocks(architecture))
         return self.optimizer(
             dim=self.size(architecture),
-            budget=max(1, int(self.budget * weights[block] // sum(weights))),
+            budget=max(1, int(self.candidates(architecture, price)[block])),
             rng=stream(seed, f"search/{block}"),
         )
 
-    def optimizers(self, architecture: Architecture, seed: int) -> list[Optimizer]:
+    def optimizers(
+        self, architecture: Architecture, seed: int, price: Price | None = None
+    ) -> list[Optimizer]:
         """Those of all blocks."""
         blocks = range(self.blocks(architecture))
-        return [self.block_optimizer(block, architecture, seed) for block in blocks]
+        return [self.block_optimizer(block, architecture, seed, price) for block in blocks]
+
+    def candidates(self, architecture: Architecture, price: Price | None = None) -> list[float]:
+        """How many of each block the budget may be expected to pay for; None: a call each."""
+        weights = self.schedule.weights(self.blocks(architecture))
+        price = price or PerRow()
+        usual = [float(price.usual(block, POPULATION)) for block in range(len(weights))]
+        round_calls = sum(map(mul, weights, usual))
+        return [self.budget * weight // round_calls for weight in weights]
 
     def _together(self, architecture: Architecture) -> int:
         layers = self.subspace.blocks(architecture)
         return layers if self.layers_per_block == "all" else self.layers_per_block
+
+    def _check_fractions(self) -> None:
+        """Where candidates cost fractions of a call, not everything can be had."""
+        whole_calls = self.budget_in == "calls" and self.batch_size is None
+        if not whole_calls and self.selection == "released":
+            raise UserError(
+                "selection=released looks at the candidate of every so many calls, and with "
+                "budget_in=flops or a batch_size candidates cost fractions of one; choose another "
+                "selection."
+            )
+        if self.batch_size is None:
+            return
+        whole(self.batch_size, "batch_size", least=1)
+        if self.budget_in == "flops":
+            raise UserError("Set budget_in=calls or batch_size=null: it is one or the other.")
+        if self.incumbent != "center":
+            raise UserError(
+                f"incumbent={self.incumbent} compares losses of different turns, and with "
+                f"batch_size={self.batch_size} each turn's are of other rows; choose "
+                f"incumbent=center, or batch_size=null."
+            )
+        if not self.readout.plain:
+            raise UserError(
+                f"readout={self.readout.form} is solved on rows of every class, which a minibatch "
+                f"may lack; choose readout=plain, or batch_size=null."
+            )
 
     def _check_blocks(self, architecture: Architecture) -> None:
         layers = self.subspace.blocks(architecture)
@@ -190,6 +253,8 @@ class LayerwiseSearch:
             )
 
     def _check_budget(self, blocks: int, population: int) -> None:
+        if self.budget_in == "flops" or self.batch_size is not None:
+            return  # what a round costs shows only with the rows
         turns = self.schedule.least(blocks)
         what = "one generation" if turns == 1 else "one round of all layers"
         of_incumbents = {"improving": 1, "mean": 2}.get(self.incumbent, 0)
@@ -222,11 +287,18 @@ class Search:
         self._seed = seed
         self._subspace = method.build(backbone, data, seed)
         self._dim = method.size(backbone.architecture)
-        self._optimizers = method.optimizers(backbone.architecture, seed)
-        train, dev = map(self._evaluator, (data.train, data.dev))
-        self._train = Remembered(train, memo, "train")
+        self._memo = memo
+        engine = self._engine(data.train)
+        self._price = self._priced(engine)
+        self._optimizers = method.optimizers(backbone.architecture, seed, self._price)
+        self._train = Remembered(self._evaluator(data.train, engine=engine), memo, "train")
+        back = None
+        if SELECTIONS[method.selection].crossed:
+            crossed = self._evaluator(data.train, solved_on=data.dev)
+            back = Remembered(crossed, memo, "back")
         self._selection = DevSelection(
-            Remembered(dev, memo, "dev"),
+            Remembered(self._evaluator(data.dev, solved_on=data.train), memo, "dev"),
+            back=back,
             rule=method.selection,
             interval=method.dev_interval,
             patience=method.patience,
@@ -238,16 +310,17 @@ class Search:
         order = method.schedule.order(
             len(self._optimizers),
             population=self._optimizers[0].population,
-            budget=method.budget,
+            budget=int(sum(method.candidates(self._backbone.architecture, self._price))),
             rng=stream(self._seed, "schedule"),
         )
         generations = tune(
-            self._train,
+            self._train if method.batch_size is None else self._on_minibatches(method.batch_size),
             self._optimizers,
             dim=self._dim,
             budget=method.budget,
             incumbent=method.incumbent,
             order=order,
+            price=self._price,
             spent=method.spent,
         )
         start: Sequence[DevPoint] = ()
@@ -302,26 +375,61 @@ class Search:
         logits = classify(self._backbone, self._label_ids, train, adapter)
         return self._method.readout.solve(logits[None].cpu(), train.labels)[0]
 
-    def _evaluator(self, batch: Batch) -> PopulationEvaluator:
-        method, train = self._method, self._data.train
-        engine = Engine(
+    def _engine(self, batch: Batch) -> Engine:
+        return Engine(
             self._backbone,
             batch,
             self._label_ids,
-            normalised=method.objective in NORMALISED,
-            others=method.objective in AGAINST_OTHERS,
+            normalised=self._method.objective in NORMALISED,
+            others=self._method.objective in AGAINST_OTHERS,
         )
-        solved_on = None
-        if not method.readout.plain and batch is not train:
-            solved_on = Engine(self._backbone, train, self._label_ids, carry=False), train.labels
+
+    def _priced(self, engine: Engine) -> Price:
+        """What candidates cost on the train set of this engine."""
+        method = self._method
+        if method.batch_size is not None:
+            return PerRow(Fraction(method.batch_size, len(engine.lengths)))
+        if method.budget_in == "calls":
+            return PerRow()
+        zero = np.zeros((1, self._dim))
+        made = [self._subspace.interventions(block, zero) for block in range(self._subspace.blocks)]
+        # What the candidates themselves add, a hundredth of a layer or less, is left out.
+        shape = Shape(
+            architecture=self._backbone.architecture, rank=0, classes=len(self._label_ids)
+        )
+        return PerFlop(shape, engine.lengths, [*map(min, made)])
+
+    def _on_minibatches(self, size: int) -> Evaluator:
+        """The train set's evaluator, on other rows each time."""
+        train = self._data.train
+        drawn = minibatches(len(train.labels), size, stream(self._seed, "minibatches"))
+
+        def evaluate(
+            solution: NDArray[np.float64], block: int, candidates: NDArray[np.float64]
+        ) -> Evaluation:
+            rows = part(train, torch.from_numpy(next(drawn)))
+            return Remembered(self._evaluator(rows), self._memo, "train")(
+                solution, block, candidates
+            )
+
+        return evaluate
+
+    def _evaluator(
+        self, batch: Batch, *, engine: Engine | None = None, solved_on: Batch | None = None
+    ) -> PopulationEvaluator:
+        """Of a batch, with the readout of another one; None: with its own."""
+        method, other = self._method, None
+        if not method.readout.plain and solved_on is not None:
+            known = Engine(self._backbone, solved_on, self._label_ids, carry=False)
+            other = known, solved_on.labels
         return PopulationEvaluator(
-            engine,
+            engine or self._engine(batch),
             self._subspace,
             batch.labels,
             objective=method.objective,
             metric=self._data.metric,
             readout=method.readout,
-            solved_on=solved_on,
+            solved_on=other,
         )
 
 

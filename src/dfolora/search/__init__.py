@@ -15,6 +15,8 @@ from dfolora.search.evaluator import (
 )
 from dfolora.search.generation import Generation
 from dfolora.search.loop import INCUMBENTS, MEASURED, tune
+from dfolora.search.minibatches import minibatches
+from dfolora.search.price import PerFlop, PerRow, Price
 from dfolora.search.schedule import (
     Bandit,
     LastK,
@@ -42,7 +44,10 @@ __all__ = [
     "Late",
     "Lisa",
     "Memo",
+    "PerFlop",
+    "PerRow",
     "PopulationEvaluator",
+    "Price",
     "Remembered",
     "RoundRobin",
     "Schedule",
@@ -50,5 +55,6 @@ __all__ = [
     "WholeRounds",
     "by_score",
     "forgetful",
+    "minibatches",
     "tune",
 ]

@@ -17,7 +17,7 @@ class Generation:
 
     block: int
     calls: int
-    """Passes over the train set spent so far, this turn's included."""
+    """Calls spent so far, this turn's included; whole ones, one that is begun counted."""
     candidates: Array
     """The candidates of this turn, in order: ``(P, d)``."""
     losses: Array

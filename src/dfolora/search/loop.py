@@ -6,7 +6,9 @@ Letters: P candidates, L blocks, d search dimension.
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from itertools import cycle
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from dfolora.errors import UserError
 from dfolora.search.evaluator import Evaluator
 from dfolora.search.generation import Generation
 from dfolora.search.optim import Optimizer, Point
+from dfolora.search.price import PerRow, Price
 from dfolora.search.schedule import Order, fixed
 
 Array = NDArray[np.float64]
@@ -32,6 +35,7 @@ def tune(
     budget: int,
     incumbent: str = "improving",
     order: Order | None = None,
+    price: Price | None = None,
     spent: int = 0,
 ) -> Iterator[Generation]:
     """Search all blocks' vectors, one optimizer per block, and yield every generation.
@@ -49,6 +53,7 @@ def tune(
         incumbent: A name in ``INCUMBENTS``: what a block contributes while others are searched.
         order: Whose turn it is, told each generation; the search ends where it does. None: in
             ascending order, again and again.
+        price: What candidates cost; None: a call each.
         spent: Calls of the budget that are spent already.
 
     Raises:
@@ -59,14 +64,14 @@ def tune(
         RuntimeWarning: A turn brought no finite loss, or a whole round only equal ones.
     """
     start = np.zeros((len(optimizers), dim))
-    search = _Search(evaluate, budget=budget, calls=spent, solution=start)
-    if search.calls < budget and incumbent in MEASURED:
-        search.measure_base()
-        yield search.end_turn(0, np.nan, last=search.calls == budget)
-    watch = _Watch(blocks=len(optimizers))
+    search = _Search(evaluate, price or PerRow(), left=Fraction(budget - spent), solution=start)
     order = fixed(cycle(range(len(optimizers)))) if order is None else order
     block = next(order, None)
-    while block is not None and search.calls < budget:
+    if incumbent in MEASURED and search.affords(0):
+        search.measure_base()
+        yield search.end_turn(0, np.nan, budget, last=not search.affords(block))
+    watch = _Watch(blocks=len(optimizers))
+    while block is not None and search.affords(block):
         optimizer = optimizers[block]
         step_size = optimizer.step_size  # before telling, for it may take a while to learn
         for _ in range(optimizer.asks):
@@ -74,13 +79,13 @@ def tune(
             losses = search.measure(block, candidates)
             if len(losses) == len(candidates):
                 optimizer.tell(losses)
-            if search.calls == budget:
+            if not search.affords(block):
                 break
         INCUMBENTS[incumbent](search, block, optimizer)
-        generation = search.end_turn(block, step_size, last=search.calls == budget)
+        generation = search.end_turn(block, step_size, budget, last=False)
         watch.see(generation)
         block = _following(order, generation)
-        yield replace(generation, last=generation.last or block is None)
+        yield replace(generation, last=not search.affords(block))
 
 
 def _following(order: Order, generation: Generation) -> int | None:
@@ -129,21 +134,25 @@ class _Watch:
 
 @dataclass
 class _Search:
-    """State of the search: the current solution, its loss if known, and the calls spent."""
+    """State of the search: the current solution, its loss if known, and the calls left."""
 
     evaluate: Evaluator
-    budget: int
+    price: Price
+    left: Fraction
     solution: Array
     loss: float = np.nan
-    calls: int = 0
     tried: list[tuple[Array, Array]] = field(default_factory=list)
+
+    def affords(self, block: int | None) -> bool:
+        """Whether a candidate for this block can still be had; for none it cannot."""
+        return block is not None and self.price.affords(self.left, block) > 0
 
     def measure(self, block: int, candidates: Array) -> Array:
         """Losses of as many candidates as the budget allows."""
-        candidates = candidates[: self.budget - self.calls]
+        candidates = candidates[: self.price.affords(self.left, block)]
         losses = self.evaluate(self.solution, block, candidates).losses
         losses = np.where(np.isfinite(losses), losses, np.inf)
-        self.calls += len(losses)
+        self.left -= self.price.pay(block, len(losses))
         self.tried.append((candidates.copy(), losses))
         return losses
 
@@ -156,12 +165,12 @@ class _Search:
         """The block's incumbent with the current solution's loss; None if that is unknown."""
         return None if np.isnan(self.loss) else Point(z=self.solution[block].copy(), loss=self.loss)
 
-    def end_turn(self, block: int, step_size: float, *, last: bool) -> Generation:
+    def end_turn(self, block: int, step_size: float, budget: int, *, last: bool) -> Generation:
         candidates, losses = (np.concatenate(parts) for parts in zip(*self.tried, strict=True))
         self.tried.clear()
         return Generation(
             block=block,
-            calls=self.calls,
+            calls=ceil(budget - self.left),
             candidates=candidates,
             losses=losses,
             solution=self.solution.copy(),
@@ -181,7 +190,7 @@ def _adopt_improving(search: _Search, block: int, _optimizer: Optimizer) -> None
 
 def _adopt_mean(search: _Search, block: int, optimizer: Optimizer) -> None:
     """Adopt the optimizer's center and measure its loss with one more call."""
-    if search.calls < search.budget:
+    if search.affords(block):
         search.solution[block] = optimizer.center
         search.loss = float(search.measure(block, search.solution[block : block + 1])[0])
 

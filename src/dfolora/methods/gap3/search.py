@@ -74,7 +74,8 @@ class Gap3:
         share(self.mutation, "method.mutation")
         share(self.crossover, "method.crossover")
         choice(self.comparison, "method.comparison", COMPARISONS)
-        choice(self.selection, "selection", SELECTIONS)
+        simple = [name for name, rule in SELECTIONS.items() if rule.simple]
+        choice(self.selection, "selection", simple)  # prompts have no mean
         if self.budget < PASSES * self.population:
             raise UserError(
                 f"budget={self.budget} is smaller than the first population, which needs "

@@ -1,0 +1,118 @@
+"""Searches whose candidates cost fractions of a call: minibatches, and budgets in FLOPs."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+from hydra.utils import instantiate
+
+from dfolora.engine.forward import Engine
+from dfolora.errors import UserError
+from tests.methods.test_every_method import SMALL, rows
+from tests.pipelines.test_conf import composed
+
+ALL = 16  # train rows, 8 of each class
+
+
+def fitted(*overrides):
+    """The method, its problem and all steps of a fit."""
+    config = composed(*SMALL, *overrides)
+    checkpoint = instantiate(config.model, _convert_="all")
+    method, backbone = instantiate(config.method), checkpoint.load_backbone()
+    architecture = backbone.architecture
+    problem = instantiate(config.data).pose(
+        rows(), checkpoint.load_tokenizer(), method,
+        kind=architecture.family.kind, max_length=architecture.max_length, seed=13,
+    )  # fmt: skip
+    fit = method.begin(backbone, problem.data, 13)
+    return [progress.step for progress in fit]
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Rows and candidates of every pass, the dev set's included."""
+    passes = []
+    original = Engine.__call__
+
+    def call(self, incumbents, searched=None):
+        made = original(self, incumbents, searched or {})
+        passes.append((len(self.lengths), len(made)))
+        return made
+
+    monkeypatch.setattr(Engine, "__call__", call)
+    return passes
+
+
+def test_minibatch_of_all_rows_is_the_whole_set():
+    """In another order, so equal but for rounding."""
+    whole, batched = (
+        fitted("row=mezo", "budget=12", f"batch_size={size}") for size in ("null", ALL)
+    )
+    assert [step.calls for step in whole] == [step.calls for step in batched]
+    for one, other in zip(whole, batched, strict=True):
+        np.testing.assert_allclose(one.losses, other.losses, atol=1e-5)
+        np.testing.assert_allclose(one.solution, other.solution, atol=1e-3)
+
+
+def test_minibatches_cost_their_share(seen):
+    steps = fitted("row=mezo", "budget=12", "batch_size=4")
+    trained = [candidates for size, candidates in seen if size == 4]
+    assert sum(trained) == 12 * ALL // 4 == sum(len(step.losses) for step in steps)
+    assert steps[-1].calls == 12
+    # Both candidates of a pair see the same rows, the next pair others.
+    assert {*trained} == {2}
+
+
+def test_minibatches_are_other_rows_each_time(monkeypatch):
+    drawn = []
+    original = Engine.__init__
+
+    def begin(self, backbone, batch, *arguments, **options):
+        original(self, backbone, batch, *arguments, **options)
+        if len(batch.labels) == 4:
+            drawn.append([*batch.rows.texts])
+
+    monkeypatch.setattr(Engine, "__init__", begin)
+    fitted("row=mezo", "budget=6", "batch_size=4")
+    epochs = [[*chain(*drawn[first : first + 4])] for first in range(0, 12, 4)]
+    texts = [sorted(map(str, epoch)) for epoch in epochs]
+    assert texts[0] == texts[1] == texts[2]
+    assert epochs[0] != epochs[1]
+
+
+def test_late_layers_are_searched_longer_at_equal_flops():
+    counts = {
+        unit: sum(len(step.losses) for step in fitted(
+            "row=c_lora_last", "budget=60", f"budget_in={unit}"
+        ))
+        for unit in ("calls", "flops")
+    }  # fmt: skip
+    assert counts["calls"] == 60
+    # The last of three layers does little for a candidate but what its answer needs.
+    assert counts["flops"] > 240
+
+
+def test_first_layers_are_searched_no_longer():
+    steps = fitted("row=c_lora", "schedule=last_k", "schedule.k=3", "budget=60", "budget_in=flops")
+    in_calls = fitted("row=c_lora", "schedule=last_k", "schedule.k=3", "budget=60")
+    assert [step.block for step in steps][:4] == [0, 0, 1, 2]
+    assert len(in_calls) < len(steps) < 3 * len(in_calls)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["row=mezo", "batch_size=17"], "batch_size=17 is more than the 16 train rows"),
+        (["row=mezo", "batch_size=0"], "batch_size"),
+        (["row=c_lora", "batch_size=4"], "incumbent=improving compares losses"),
+        (["row=mezo", "batch_size=4", "readout=bias"], "readout=bias is solved on rows of every"),
+        (["row=mezo", "batch_size=4", "budget_in=flops"], "one or the other"),
+        (["row=mezo", "batch_size=4", "selection=released"], "selection=released looks"),
+        (["row=c_lora", "budget_in=flops", "selection=released"], "selection=released looks"),
+        (["row=c_lora", "budget_in=hours"], "budget_in"),
+        (["method=gap3", "selection=mean_last"], "selection"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(overrides, told):
+    with pytest.raises(UserError, match=told):
+        fitted(*overrides)

@@ -1,0 +1,98 @@
+"""What candidates cost: fractions of a call, exact, and the arithmetic that the engine does."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from dfolora.engine.forward import COARSE, Engine
+from dfolora.search.loop import tune
+from dfolora.search.optim import RandomSearch
+from dfolora.search.price import PerFlop, PerRow
+from dfolora.search.schedule import LastK
+from tests.pipelines.test_flops import LABELS, LENGTHS, batch, counted, shape, shared_backbone
+from tests.search.test_loop import DIM, Quadratic
+from tests.searching import limited, some_solution, subspace_of
+
+LAYERS = 4
+
+
+def prices(family="roberta"):
+    return PerFlop(shape(family), LENGTHS, range(LAYERS))
+
+
+def searched(price, *, blocks=LAYERS, budget=30, population=7, **options):
+    """The evaluations by block, and the generations."""
+    optimizers = [
+        RandomSearch(DIM, budget, np.random.default_rng(block), population=population)
+        for block in range(blocks)
+    ]
+    evaluate = Quadratic(blocks)
+    generations = list(tune(evaluate, optimizers, dim=DIM, budget=budget, price=price, **options))
+    return evaluate.calls, generations
+
+
+@pytest.mark.parametrize("incumbent", ["improving", "mean", "center"])
+@pytest.mark.parametrize("share", [Fraction(1), Fraction(1, 2), Fraction(16, 224), Fraction(3, 7)])
+def test_a_budget_pays_for_the_whole_number_of_candidates(share, incumbent):
+    calls, generations = searched(PerRow(share), incumbent=incumbent)
+    assert calls == 30 // share
+    assert [each.last for each in generations] == [False] * (len(generations) - 1) + [True]
+    assert generations[-1].calls == -int(-calls * share // 1)  # begun calls count
+
+
+def test_calls_count_those_begun():
+    _, generations = searched(PerRow(Fraction(1, 8)), incumbent="center", budget=3, population=7)
+    assert [each.calls for each in generations] == [1, 2, 3, 3]  # 7/8, 14/8, 21/8, 24/8
+
+
+def test_one_candidate_of_the_first_layer_alone_is_a_call():
+    assert prices().pay(0, 1) == 1
+
+
+@pytest.mark.parametrize("family", ["roberta", "gpt2", "gpt_neox", "phi3"])
+def test_turns_cost_what_torch_counts_of_them(family, monkeypatch):
+    """As layers take turns, stay, go back, and jump: with what is carried, and from anew."""
+    monkeypatch.setitem(COARSE, "cpu", False)  # the formulae know no padding within attention
+    backbone, price = shared_backbone(family), prices(family)
+    engine = Engine(limited(backbone, tokens=10_000), batch(), LABELS)
+    subspace = subspace_of(backbone, batch())
+    solution, _ = some_solution(layers=LAYERS)
+
+    def got(block, population, engine=engine):
+        candidates = some_solution(population, layers=LAYERS)[1]
+        given = subspace.incumbents(solution, without=[block])
+        made = subspace.interventions(block, candidates)
+        return counted(lambda: engine(given, made))
+
+    unit = got(0, 1, Engine(backbone, batch(), LABELS))
+    for block, population in [(0, 5), (1, 5), (1, 1), (3, 20), (3, 1), (2, 4), (0, 3), (3, 2)]:
+        assert got(block, population) == price.pay(block, population) * unit
+
+
+def test_what_is_afforded_is_what_can_be_paid():
+    for calls in (Fraction(1), Fraction(5, 2), Fraction(1, 50)):
+        for block in range(LAYERS):
+            most = prices().affords(calls, block)
+            assert prices().pay(block, most) <= calls or most == 0
+            assert prices().pay(block, most + 1) > calls
+
+
+def test_late_layers_have_more_candidates_for_the_same_arithmetic():
+    schedule = LastK(k=1)
+    order = schedule.order(LAYERS, population=7, budget=30, rng=np.random.default_rng(0))
+    price = prices()
+    late, generations = searched(price, order=order)
+    in_turns, _ = searched(prices())
+    # The start is a whole pass; the last of four layers does little more than q, k and v once.
+    assert late > 10 * in_turns > 10 * 30
+    assert generations[-1].last
+    spent = sum(prices().pay(3, len(each.losses)) for each in generations[1:])
+    assert spent > 25  # each from the embeddings, which the search itself carries
+
+
+def test_usual_price_is_that_of_a_turn_where_the_last_one_was():
+    price = prices()
+    price.pay(2, 1)
+    assert price.usual(2, 20) * 20 == price.pay(2, 20)
+    assert PerRow(Fraction(2, 7)).usual(1, 20) == Fraction(2, 7)
