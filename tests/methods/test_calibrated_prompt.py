@@ -164,10 +164,12 @@ def test_without_a_search_a_solved_bias_is_the_calibrated_prompt(row):
 
 
 @pytest.mark.parametrize("row", ["c_lora", "bbtv2", "gap3"])
-@pytest.mark.parametrize("form", ["bias", "linear"])
+@pytest.mark.parametrize("form", ["bias", "linear", "words"])
 def test_solution_keeps_the_readout_that_its_loss_was_measured_with(row, form):
     """The predictor's train loss is the search's; dev was scored by train's readout."""
     everything = [f"row={row}", f"readout={form}", "dev_interval=1", "budget=90", "individuals=8"]
+    if form == "words" and row != "gap3":
+        everything.append("words=3")
     backbone, method, problem = posed(*everything)
     fit = method.begin(backbone, problem.data, 13)
     history = list(fit)
@@ -180,7 +182,7 @@ def test_solution_keeps_the_readout_that_its_loss_was_measured_with(row, form):
     assert predictor.dev.loss == pytest.approx(cross_entropy(of_dev[None], dev.labels)[0], abs=1e-4)
 
 
-@pytest.mark.parametrize("form", ["bias", "scale_bias", "linear"])
+@pytest.mark.parametrize("form", ["bias", "scale_bias", "words", "linear"])
 def test_infinite_ridge_is_the_search_of_today(form):
     trajectories = []
     for overrides in ([], [f"readout={form}"]):
@@ -200,9 +202,13 @@ def test_infinite_ridge_is_the_search_of_today(form):
         dfolora.CLora(
             budget=30, dim=40, optimizer=Lotfwa, readout=SolvedReadout(form="bias")
         ),
+        dfolora.CLora(
+            budget=30, dim=40, optimizer=Lotfwa, words=3,
+            readout=SolvedReadout(form="words", ridge=0.01),
+        ),
         "calibrated_prompt",
     ],
-    ids=["search", "prompt"],
+    ids=["search", "words", "prompt"],
 )  # fmt: skip
 def test_saved_classifier_answers_with_its_readout(method, tmp_path):
     texts = [f"the garden was {word} ." for word in ("awful", "lovely", "dull", "fine") * 4]

@@ -70,7 +70,7 @@ from tests.adapters import mini_adapters
 from tests.commands import PROJECT, whole_config
 
 CONF = PROJECT / "conf"
-ROW_TAGS = ("calibration", "dim", "rank", "targets")
+ROW_TAGS = ("budget_in", "calibration", "dim", "rank", "targets")
 """By which rows of tables may be told beside options."""
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 OPTIONS = [

@@ -34,6 +34,7 @@ VARIANTS = {
     **{name: [f"row={name}", "budget=41"] for name in ZEROTH_ORDER},
     "es": ["row=es", "budget=97"],
     "exact": ["objective=exact", "optimizer=fwa"],
+    "weights of words": ["words=3", "readout=words", "optimizer=fwa"],
     "crossed": ["selection=crossed", "readout=bias", "optimizer=fwa"],
     "mean_best": ["selection=mean_best", "optimizer=fwa"],
     "flops": ["budget_in=flops", "schedule=last_k", "optimizer=fwa", "budget=20"],

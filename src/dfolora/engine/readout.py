@@ -4,7 +4,8 @@ For given logits the map of least cross-entropy on the train set is a small conv
 it for every candidate is variable projection (Golub and Pereyra 1973): a candidate is judged by
 what no such map could have given, at no call.
 
-Letters: P candidates, N examples, C classes, F features of an example, M free numbers of a map.
+Letters: P candidates, N examples, C classes, W words a class, F features of an example, M free
+numbers of a map.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,17 +34,22 @@ LEAST_DAMPING = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Affine:
-    """An affine map of class logits, or one of each candidate."""
+    """An affine map of class logits, or of each label word's, or one of each candidate."""
 
     weight: Tensor
-    """Of an example's logits about their mean, ``(C, C)`` or ``(P, C, C)``, float64."""
+    """Of an example's logits about their mean, ``(C W, C)`` or ``(P, C W, C)``, float64; it adds to
+    the mean of a class's words."""
     bias: Tensor
     """``(C,)`` or ``(P, C)``, float64; a map's sum to 0."""
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Map ``(N, C)``, or ``(P, N, C)``; the result is float64."""
+        """Map ``(N, C W)``, or ``(P, N, C W)``, to C columns, float64."""
         logits = logits.double()
-        return logits + _centred(logits) @ self.weight + self.bias.unsqueeze(-2)
+        return (
+            _means(logits, self.bias.shape[-1])
+            + _centred(logits) @ self.weight
+            + self.bias.unsqueeze(-2)
+        )
 
     def __getitem__(self, candidate: int) -> "Affine":
         """One candidate's map."""
@@ -56,7 +62,7 @@ class SolvedReadout:
 
     form: str = "plain"
     """``plain`` (the logits as they are), ``bias`` (a number a class), ``scale_bias`` (and a
-    factor), or ``linear`` (and a matrix)."""
+    factor), ``words`` (and a weight of each label word), or ``linear`` (and a matrix)."""
     ridge: float = 0.0
     """``ridge / 2`` times the squares of bias and weight are added to the mean cross-entropy."""
 
@@ -69,7 +75,7 @@ class SolvedReadout:
         """Raise UserError if such a map cannot be solved for."""
         choice(self.form, "readout.form", FORMS)
         # A factor without a penalty has no best value where the train set is separated.
-        needed = self.form in ("scale_bias", "linear") or self.ridge != 0
+        needed = self.form not in ("plain", "bias") or self.ridge != 0
         if needed and self.ridge != inf:
             positive(self.ridge, "readout.ridge")
 
@@ -83,30 +89,39 @@ class SolvedReadout:
                 f"method=calibrated_prompt another calibration."
             )
 
-    def solve(self, logits: Tensor, labels: Tensor) -> Affine:
+    @property
+    def apart(self) -> bool:
+        """Whether the map is one of each label word's logit, not of the classes'."""
+        return self.form == "words"
+
+    def solve(self, logits: Tensor, labels: Tensor, *, words: int = 1) -> Affine:
         """The best map of each candidate's logits.
 
         Args:
-            logits: ``(P, N, C)`` of the train set. A candidate with one that is not finite, or
-                beyond ``LARGEST``, has the map that changes nothing.
+            logits: ``(P, N, C W)`` of the train set, class by class. A candidate with one that is
+                not finite, or beyond ``LARGEST``, has the map that changes nothing.
             labels: ``(N,)``; errors as of ``check_classes``.
+            words: W.
 
         Returns:
-            Maps whose gradient is at most ``GRADIENT`` in every entry, up to logits of about 1,000;
-            beyond, those reached after ``MOST_STEPS``.
+            Maps whose gradient is at most ``GRADIENT`` in every entry, up to logits of about 100; to
+            ten times as much at 1,000, where rounding leaves no less; beyond, those reached after
+            ``MOST_STEPS``.
         """
-        candidates, _, classes = logits.shape
+        candidates, _, columns = logits.shape
+        classes = columns // words
         self.check_classes(labels.tolist(), classes)
-        weight = torch.zeros(candidates, classes, classes, dtype=torch.float64)
+        weight = torch.zeros(candidates, columns, classes, dtype=torch.float64)
         bias = torch.zeros(candidates, classes, dtype=torch.float64)
         if self.plain or self.ridge == inf:
             return Affine(weight=weight, bias=bias)
         logits, labels = logits.double().cpu(), labels.cpu()
         solvable = (logits.abs() <= LARGEST).flatten(1).all(-1).nonzero()[:, 0]
-        largest = (classes + 1) * classes if self.form != "bias" else classes
+        largest = (columns + 1) * classes if self.form != "bias" else classes
         for some in solvable.split(max(1, HESSIAN_NUMBERS // largest**2)):
             known = logits[some]
-            coefficients = _solve(known, labels, FORMS[self.form](known), self.ridge)
+            design = FORMS[self.form](known, classes)
+            coefficients = _solve(_means(known, classes), labels, design, self.ridge)
             bias[some] = _centred(coefficients[:, -1])
             if self.form != "bias":
                 weight[some] = coefficients[:, :-1]
@@ -130,31 +145,38 @@ class _Design:
     """From free numbers to the coefficients of features in classes, ``(F C, M)``."""
 
 
-def _of_bias(logits: Tensor) -> _Design:
+def _of_bias(logits: Tensor, classes: int) -> _Design:
     return _Design(
-        features=torch.ones_like(logits[..., :1]),
-        ties=torch.eye(logits.shape[-1], dtype=torch.float64),
+        features=torch.ones_like(logits[..., :1]), ties=torch.eye(classes, dtype=torch.float64)
     )
 
 
-def _of_linear(logits: Tensor) -> _Design:
+def _of_linear(logits: Tensor, classes: int) -> _Design:
     features = torch.cat([_centred(logits), torch.ones_like(logits[..., :1])], -1)
-    classes = logits.shape[-1]
-    ties = torch.eye((classes + 1) * classes, dtype=torch.float64)
+    ties = torch.eye(features.shape[-1] * classes, dtype=torch.float64)
     return _Design(features=features, ties=ties)
 
 
-def _of_scale_bias(logits: Tensor) -> _Design:
-    linear, classes = _of_linear(logits), logits.shape[-1]
+def _of_words(logits: Tensor, classes: int) -> _Design:
+    linear, columns = _of_linear(logits, classes), logits.shape[-1]
+    word = torch.arange(columns)
+    own = word * classes + word // (columns // classes)  # a word adds to its own class alone
+    ties = torch.cat([linear.ties[:, own], linear.ties[:, columns * classes :]], -1)
+    return _Design(features=linear.features, ties=ties)
+
+
+def _of_scale_bias(logits: Tensor, classes: int) -> _Design:
+    linear = _of_linear(logits, classes)
     factor = linear.ties[:, : classes**2 : classes + 1].sum(-1, keepdim=True)  # of the diagonal
     ties = torch.cat([factor, linear.ties[:, classes**2 :]], -1)
     return _Design(features=linear.features, ties=ties)
 
 
-FORMS: Mapping[str, Callable[[Tensor], _Design]] = {
+FORMS: Mapping[str, Callable[[Tensor, int], _Design]] = {
     "plain": _of_bias,
     "bias": _of_bias,
     "scale_bias": _of_scale_bias,
+    "words": _of_words,
     "linear": _of_linear,
 }
 
@@ -216,6 +238,11 @@ def _descended(
         if not short.any():
             return after, reached, log_probabilities
         length = torch.where(short, length / 2, length)
+
+
+def _means(logits: Tensor, classes: int) -> Tensor:
+    """Means over the words of each class: ``(..., C W) -> (..., C)``."""
+    return logits.unflatten(-1, (classes, -1)).mean(-1)
 
 
 def _centred(values: Tensor) -> Tensor:

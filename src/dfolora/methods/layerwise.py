@@ -32,7 +32,7 @@ from dfolora.engine import (
 from dfolora.errors import UserError
 from dfolora.methods.label_words import words_by_margin
 from dfolora.methods.method import FewShotData, Predictor, Progress
-from dfolora.methods.readouts import mapped, save_readout
+from dfolora.methods.readouts import columns, mapped, save_readout
 from dfolora.model import Architecture, Backbone
 from dfolora.search import (
     INCUMBENTS,
@@ -284,6 +284,8 @@ class Search:
         self._label_ids = data.label_ids
         if method.spent:
             self._label_ids = self._more_words(data.train, memo)
+        # What the engine reads: a column a class, or one of each word.
+        self._columns = self._label_ids.flatten() if method.readout.apart else self._label_ids
         self._seed = seed
         self._subspace = method.build(backbone, data, seed)
         self._dim = method.size(backbone.architecture)
@@ -372,14 +374,19 @@ class Search:
         if self._method.readout.plain:
             return None
         train, adapter = self._data.train, self._subspace.incumbents(solution)
-        logits = classify(self._backbone, self._label_ids, train, adapter)
-        return self._method.readout.solve(logits[None].cpu(), train.labels)[0]
+        logits = classify(self._backbone, self._columns, train, adapter)
+        return self._method.readout.solve(logits[None].cpu(), train.labels, words=self._words)[0]
+
+    @property
+    def _words(self) -> int:
+        """Columns a class of what the engine reads."""
+        return len(self._columns) // len(self._label_ids)
 
     def _engine(self, batch: Batch) -> Engine:
         return Engine(
             self._backbone,
             batch,
-            self._label_ids,
+            self._columns,
             normalised=self._method.objective in NORMALISED,
             others=self._method.objective in AGAINST_OTHERS,
         )
@@ -420,7 +427,7 @@ class Search:
         """Of a batch, with the readout of another one; None: with its own."""
         method, other = self._method, None
         if not method.readout.plain and solved_on is not None:
-            known = Engine(self._backbone, solved_on, self._label_ids, carry=False)
+            known = Engine(self._backbone, solved_on, self._columns, carry=False)
             other = known, solved_on.labels
         return PopulationEvaluator(
             engine or self._engine(batch),
@@ -429,6 +436,7 @@ class Search:
             objective=method.objective,
             metric=self._data.metric,
             readout=method.readout,
+            words=self._words,
             solved_on=other,
         )
 
@@ -463,7 +471,8 @@ def adapted(
             save_readout(folder, readout)
 
     def logits(batch: Batch) -> Tensor:
-        plain = classify(backbone, label_ids, batch, subspace.incumbents(solution))
+        words = columns(label_ids, readout)
+        plain = classify(backbone, words, batch, subspace.incumbents(solution))
         return mapped(plain, readout)
 
     return Predictor(

@@ -84,6 +84,17 @@ def mapped(logits: Tensor, readout: Readout | None) -> Tensor:
     return logits if readout is None else readout(logits.cpu()).float()
 
 
+def columns(label_ids: Tensor, readout: Readout | None) -> Tensor:
+    """The label words' ids as the logits have them that a readout maps.
+
+    Args:
+        label_ids: ``(C,)`` or ``(C, W)``.
+        readout: One that weighs words needs a column of each: ``(C W,)``.
+    """
+    apart = isinstance(readout, Affine) and len(readout.weight) > len(label_ids)
+    return label_ids.flatten() if apart else label_ids
+
+
 KINDS: Mapping[str, type] = {kind.__name__: kind for kind in (Affine, BatchMean, Neighbours)}
 
 

@@ -83,6 +83,7 @@ class PopulationEvaluator:
             cross-entropy).
         metric: Name of the task's metric.
         readout: Solved for each candidate; its logits are scored as the readout maps them.
+        words: Columns of the engine's logits for each class, which only a readout makes one.
         solved_on: An engine and the labels of the train set, if the batch is another one; None: the
             readout is solved on the batch itself.
     """
@@ -96,6 +97,7 @@ class PopulationEvaluator:
         objective: str,
         metric: str,
         readout: SolvedReadout | None = None,
+        words: int = 1,
         solved_on: tuple[Logits, Tensor] | None = None,
     ) -> None:
         check_objective(objective)
@@ -105,6 +107,7 @@ class PopulationEvaluator:
         self._objective = objective
         self._metric = METRICS[metric]
         self._readout = readout or SolvedReadout()
+        self._words = words
         self._solved_on = solved_on
 
     def __call__(self, solution: Array, block: int, candidates: Array) -> Evaluation:
@@ -116,7 +119,7 @@ class PopulationEvaluator:
             if self._solved_on is not None:
                 engine, labels = self._solved_on
                 known = engine(incumbents, made).cpu()
-            logits = self._readout.solve(known, labels)(logits)
+            logits = self._readout.solve(known, labels, words=self._words)(logits)
         of_classes = logits[..., :-1] if self._objective in AGAINST_OTHERS else logits
         scores = self._metric(self._labels.numpy(), of_classes.argmax(-1).numpy())
         losses = LOSSES.get(self._objective, cross_entropy)(logits, self._labels)
