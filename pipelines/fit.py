@@ -55,9 +55,10 @@ def fit_and_test(
         memory.sample()
         peaks = _peaks(memory, journal)
         predictor = fit.predictor()
-    scores = score_test(predictor.logits(problem.test), problem)
+    logits = predictor.logits(problem.test)
+    scores = score_test(logits, problem)
     tested = journal.seconds - fitted
-    paraphrased = score_paraphrases(predictor.logits, problem, scores["score"])
+    paraphrased = score_paraphrases(predictor.logits, problem, logits)
     metrics = {f"test/{name}": value for name, value in {**scores, **paraphrased}.items()}
     metrics |= _counts(predictor, problem, curve)
     metrics |= {"time/fit_s": fitted, "time/test_s": tested}
