@@ -4,6 +4,7 @@ import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from dfolora.data import Task
 from dfolora.errors import UserError
-from dfolora.fewshot import Problem, ProblemSpec, Source, TaskRows
-from dfolora.methods import Method
+from dfolora.fewshot import Fitted, Problem, ProblemSpec, Source, TaskRows, fitted_of
+from dfolora.methods import Method, Predictor
 from dfolora.model import Architecture, Backbone, Checkpoint, Limits
 from dfolora.record import Store
 from dfolora.record.provenance import commit, digest, flat, provenance
@@ -190,11 +191,42 @@ def execute(
                 backbone, problem = work
                 with show(job.name, job.method.budget) as bar:
                     bar.tell(problem.summary())
-                    fit_and_test(job.method, backbone, problem, job.search_seed, attempt, log, bar)
+                    save = saver(job, backbone, problem)
+                    fit_and_test(
+                        job.method, backbone, problem, job.search_seed, attempt, log, bar, save
+                    )
             told = attempt.record(log)
         store.sweep(job.digest, attempt.place)  # a slow server may have made one twice
         attempt.discard()
     return Outcome(run_id=log.run_id, new=True, line=f"{job.name}: {told}, run {log.run_id}")
+
+
+def saver(job: Job, backbone: Backbone, problem: Problem) -> Callable[[Predictor, Path], None]:
+    """Writes what was fitted to a folder, with all that it needs to be used.
+
+    Raises:
+        UserError: No fit of this method could be used again.
+    """
+    encode = problem.data.encode
+    assert encode is not None
+    described = fitted_of(job.method, encode)  # here, for a fit may take a day
+
+    def save(predictor: Predictor, folder: Path) -> None:
+        Fitted(
+            predictor=predictor,
+            backbone=backbone,
+            origin=job.checkpoint.origin(),
+            task=problem.task,
+            classes=problem.task.classes,
+            plain=problem.plain,
+            encode=encode,
+            label_ids=problem.data.label_ids,
+            describe=lambda: described,
+            method=repr(job.method),
+            seed=job.search_seed,
+        ).save(folder)
+
+    return save
 
 
 def _ready(job: Job, attempt: Attempt) -> tuple[Backbone, Problem]:

@@ -1,6 +1,7 @@
 """Runs a fit and its test, and records steps, memory and time."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
@@ -9,7 +10,7 @@ from dfolora.errors import ResourceError
 from dfolora.fewshot import Problem, score_paraphrases, score_test
 from dfolora.methods import Method, Predictor, Progress
 from dfolora.model import Backbone
-from dfolora.record import RunLog
+from dfolora.record import ADAPTER, RunLog
 from dfolora.record.curve import Curve, save_fitness_curve
 from dfolora.record.journal import Journal, Line
 from dfolora.record.memory import PeakMemory
@@ -28,6 +29,7 @@ def fit_and_test(
     attempt: Attempt,
     log: RunLog,
     bar: RunBar,
+    save: Callable[[Predictor, Path], None],
 ) -> None:
     """Fit a method and test it.
 
@@ -42,6 +44,7 @@ def fit_and_test(
         attempt: Begun; what its journal holds is not done again.
         log: Of the run.
         bar: Of the run.
+        save: Writes what was fitted to a folder.
 
     Raises:
         UserError: The fit shows that something given is wrong.
@@ -55,9 +58,10 @@ def fit_and_test(
         memory.sample()
         peaks = _peaks(memory, journal)
         predictor = fit.predictor()
-    scores = score_test(predictor.logits(problem.test), problem)
+    logits = predictor.logits(problem.test)
+    scores = score_test(logits, problem)
     tested = journal.seconds - fitted
-    paraphrased = score_paraphrases(predictor.logits, problem, scores["score"])
+    paraphrased = score_paraphrases(predictor.logits, problem, logits)
     metrics = {f"test/{name}": value for name, value in {**scores, **paraphrased}.items()}
     metrics |= _counts(predictor, problem, curve)
     metrics |= {"time/fit_s": fitted, "time/test_s": tested}
@@ -67,9 +71,9 @@ def fit_and_test(
         save_fitness_curve(attempt.folder / "fitness.png", curve, bar.name)
     if predictor.stored <= MOST_STORED:
         try:
-            predictor.save(attempt.folder / "adapter")
+            save(predictor, attempt.folder / ADAPTER)
         except SafetensorError as error:  # what a full disk is to that library
-            raise ResourceError(f"{attempt.folder / 'adapter'}: {error}") from error
+            raise ResourceError(f"{attempt.folder / ADAPTER}: {error}") from error
     told = _told(scores["score"], predictor, fitted + tested)
     attempt.finish(told=told, seconds=journal.seconds, metrics=metrics)
 

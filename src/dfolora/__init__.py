@@ -9,10 +9,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
 from dfolora.data import Task
 from dfolora.engine import SolvedReadout
-from dfolora.errors import UserError
+from dfolora.errors import UserError, installed
 from dfolora.fewshot import (
     FewShotClassifier,
     NotFittedError,
@@ -56,4 +58,39 @@ __all__ = [
     "TaskRows",
     "UserError",
     "fit",
+    "load",
 ]
+
+
+def load(
+    place: str | Path,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    device: str = "auto",
+    tracking_uri: str | None = None,
+) -> FewShotClassifier:
+    """What was fitted, ready to predict: a classifier with ``predict`` and ``predict_proba``.
+
+    Args:
+        place: A folder that ``FewShotClassifier.save`` or a run wrote, or a run's id.
+        model: The model that it was fitted to, as for ``FewShotClassifier``; None: where it was
+            then.
+        tokenizer: As for ``FewShotClassifier``.
+        device: As for ``FewShotClassifier``.
+        tracking_uri: The store of the run; None for ``MLFLOW_TRACKING_URI``, else
+            ``sqlite:///mlflow.db``.
+
+    Returns:
+        Its ``classes_`` are a run's in the order of its task.
+
+    Raises:
+        UserError: There is no such folder or run, it is not whole, or the model, the tokenizer or
+            the task are others.
+    """
+    if not Path(place).is_dir():
+        with installed("pipelines"):
+            from dfolora.record import Store
+
+            place = Store.existing(tracking_uri).fitted(str(place))
+    return FewShotClassifier.load(place, model=model, tokenizer=tokenizer, device=device)

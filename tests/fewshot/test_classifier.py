@@ -427,8 +427,8 @@ def test_folder_is_a_peft_adapter_too(tmp_path):
     _, folder = saved(tmp_path)
     PeftModel.from_pretrained(copy.deepcopy(mini()[0]), folder)
     record = json.loads((folder / "classifier.json").read_text())
-    assert record["classes"] == ["bad", "good"]
-    assert record["words"] == ["bad", "great"]
+    assert record["task"]["classes"] == ["bad", "good"]
+    assert record["task"]["words"] == ["bad", "great"]
     assert record["versions"]["torch"] == metadata.version("torch")
 
 
@@ -476,16 +476,49 @@ def test_another_base_model_is_refused(tmp_path):
         FewShotClassifier.load(folder, model=tmp_path / "other")
 
 
+def test_another_tokenizer_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):
+    _, folder = saved(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(BUNDLED["mini-roberta"])
+    tokenizer.add_tokens(["food"])
+    monkeypatch.setattr(Checkpoint, "load_backbone", lambda *_: pytest.fail("weights were loaded"))
+    with pytest.raises(UserError, match=r"with the tokenizer of mini-roberta, .* cuts texts other"):
+        FewShotClassifier.load(folder, tokenizer=tokenizer)
+    with pytest.raises(UserError, match=r"with the tokenizer of mini-roberta"):
+        FewShotClassifier.load(folder, model="mini-gpt2")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pattern", "{text} All in all {mask}."),
+        ("words", ["bad", "good"]),
+        ("label_ids", [5, 6]),
+        ("classes", ["good", "bad"]),
+        ("fields", ["text", "title"]),
+        ("strip", True),
+        ("max_length", 20),
+    ],
+)
+def test_a_changed_task_is_refused(key, value, tmp_path):
+    saved(tmp_path, method="manual_prompt")
+    path = tmp_path / "folder" / "classifier.json"
+    record = json.loads(path.read_text())
+    record["task"][key] = value
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"The task of .*classifier\.json was changed since it was"):
+        dfolora.load(tmp_path / "folder")
+
+
 def test_a_folder_that_is_not_whole_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"holds no classifier: .*Give a folder that save wrote"):
+    with pytest.raises(UserError, match=r"holds no whole fit: .*Give a folder that save or a run"):
         FewShotClassifier.load(tmp_path)
     _, folder = saved(tmp_path)
     (folder / "adapter_model.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match="holds no whole classifier"):
         FewShotClassifier.load(folder)
     record = folder / "classifier.json"
-    record.write_text(record.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(UserError, match=r"has format 2, this version of dfolora reads 1"):
+    record.write_text(record.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(UserError, match=r"has format 1, this version of dfolora reads 2: fit"):
         FewShotClassifier.load(folder)
 
 

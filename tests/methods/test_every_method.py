@@ -1,6 +1,7 @@
 """What every method of conf/method keeps to, on the mini world and its masked model."""
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,12 +10,16 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from dfolora.data.task import Task
+from dfolora.engine import classify
 from dfolora.errors import UserError
+from dfolora.fewshot import Saved
+from dfolora.fewshot.inputs import read_rows
 from dfolora.fewshot.problem import Problem, TaskRows
 from dfolora.fewshot.score import score_test
 from dfolora.methods import GradientTuning, Hybrid, Method
 from dfolora.model import Limits
 from dfolora.model.architecture import Architecture
+from pipelines.execute import saver
 from tests.pipelines.test_conf import composed, options, with_what_is_missing
 
 METHODS = options("method")
@@ -198,6 +203,29 @@ def test_what_was_fitted_is_written(name, tmp_path):
     assert files
     assert all(path.stat().st_size for path in files)
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".yaml", ".md"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_run_writes_predicts_what_its_fit_did(name, tmp_path):
+    """To the bit, but for LoRA that was trained: it goes on in the engine, with other roundings."""
+    problem, _, predictor, logits, _ = fitted(name)
+    config = config_of(name)
+    job: Any = SimpleNamespace(
+        method=configured(name), search_seed=13,
+        checkpoint=instantiate(config.model, _convert_="all"),
+    )  # fmt: skip
+    folder = tmp_path / "adapter"
+    saver(job, job.checkpoint.load_backbone(), problem)(predictor, folder)
+    restored = Saved.read(folder).load()
+    assert restored.classes == [*problem.task.classes]
+    texts = [dict(text) for text in rows().test.texts]
+    read = read_rows(texts, restored.task, "X")
+    exact = name not in ("hybrid", "lora")
+    again = restored.predictor.logits(restored.batch(read))
+    torch.testing.assert_close(again, logits, rtol=0, atol=0 if exact else 1e-5)
+    if name not in ("manual_prompt", "in_context"):  # so that something was there to load
+        plain = classify(restored.backbone, restored.label_ids, restored.plain(read), {})
+        assert not torch.allclose(again, plain, rtol=0, atol=1e-4)
 
 
 SEARCHED = {  # 2.5K and 60K are what the paper prints for BBT and BBTv2; 500 is d in their code

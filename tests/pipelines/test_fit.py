@@ -32,7 +32,8 @@ def test_memory_is_that_of_the_fit_and_not_of_the_test(tmp_path):
         finish=lambda **values: told.update(values),
     )
     bar = SimpleNamespace(name="run")
-    fit_and_test(method, Backbone(tiny_model("bert")), problem, 0, attempt, None, bar)
+    backbone = Backbone(tiny_model("bert"))
+    fit_and_test(method, backbone, problem, 0, attempt, None, bar, lambda *_: None)
     assert 0 < told["metrics"]["memory/process_mb"] < 100
     counted = {"train/unlabelled": 2, "test/unlabelled": 3, "dev/empty": 1}
     assert counted.items() <= told["metrics"].items()

@@ -1,5 +1,6 @@
 """A solution's scores under other prompts of its task; nothing else of a run changes."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from dfolora.data import Encoder
 from dfolora.errors import UserError
-from dfolora.fewshot import Source, score_paraphrases
+from dfolora.fewshot import Problem, Source, score_paraphrases, score_test
+from dfolora.fewshot.score import ensemble, most_certain
 from dfolora.record import Store
 from dfolora.record.provenance import digest
 from pipelines import execute as pipeline
@@ -90,27 +93,104 @@ def test_tests_are_in_the_words_of_the_other_prompt(row):
                            problem.test.input_ids[:, : got.input_ids.shape[1]])  # fmt: skip
 
 
-def test_mean_and_worst_are_of_all_prompts():
+def posed(*paraphrases: str) -> Problem:
     config, _ = composed("row=manual_prompt")
     spec, checkpoint = instantiate(config.data), instantiate(config.model, _convert_="all")
-    problem = spec.pose(
+    posed: Problem = spec.pose(
         rows(), checkpoint.load_tokenizer(), instantiate(config.method),
-        kind="masked", max_length=128, seed=13, paraphrases=["natural", "gap3"],
+        kind="masked", max_length=128, seed=13, paraphrases=paraphrases,
     )  # fmt: skip
+    return posed
+
+
+def certain(classes: Tensor, logit: float) -> Tensor:
+    """Logits, ``(N, 2)``, for these classes."""
+    return logit * torch.nn.functional.one_hot(classes, 2).float()
+
+
+def test_mean_and_worst_are_of_all_prompts():
+    problem = posed("natural", "gap3")
     labels = problem.test.labels
 
     def predict(batch):
         """Right in the natural prompt, the class 0 everywhere in the other."""
         if batch is problem.paraphrases["gap3"]:
             return torch.tensor([[1.0, 0.0]]).expand(len(labels), 2)
-        return torch.nn.functional.one_hot(labels, 2).float()
+        return certain(labels, 1)
 
     share = (labels == 0).double().mean().item()
-    got = score_paraphrases(predict, problem, 0.75)
-    expected = {"prompt_natural": 1.0, "prompt_gap3": share}
-    expected |= {"prompts_mean": (1.75 + share) / 3, "prompts_worst": share}
-    assert got == pytest.approx(expected)
-    assert score_paraphrases(predict, problem, 0.01)["prompts_worst"] == 0.01
+    right = torch.arange(len(labels)) % 4 > 0
+    got = score_paraphrases(predict, problem, certain(torch.where(right, labels, 1 - labels), 3))
+    assert got["prompt_natural"] == 1.0
+    assert got["prompt_gap3"] == share
+    assert got["prompts_mean"] == pytest.approx((1.75 + share) / 3)
+    assert got["prompts_worst"] == share
+    wrong = certain(1 - labels, 1)
+    assert score_paraphrases(predict, problem, wrong)["prompts_worst"] == 0
+
+
+def test_each_row_in_its_most_certain_prompt_beats_every_prompt():
+    """Each of three is right and certain on other rows; the two others, unsure, outvote it."""
+    problem = posed("natural", "gap3")
+    labels, row = problem.test.labels, torch.arange(len(problem.test.labels))
+    logits = [
+        certain(labels, 2.0).where((row % 3 == turn)[:, None], certain(1 - labels, 1.5))
+        for turn in range(3)
+    ]
+    others = dict(zip(problem.paraphrases, logits[1:], strict=True))
+    named = {id(batch): name for name, batch in problem.paraphrases.items()}
+    got = score_paraphrases(lambda batch: others[named[id(batch)]], problem, logits[0])
+    assert got["prompts_mean"] == pytest.approx(1 / 3)  # 60 rows
+    assert got["prompts_instance"] == 1.0
+    assert got["prompts_ensemble"] == 0.0
+
+
+def test_a_prompt_beside_its_equal_changes_no_score():
+    problem = posed("natural")
+    own = torch.randn(len(problem.test.labels), 2, generator=torch.Generator().manual_seed(0))
+    own[:3] = torch.tensor([[0.0, 0.0], [90.0, 0.0], [0.0, 90.0]])
+    got = score_paraphrases(lambda _: own.clone(), problem, own)
+    assert {*got.values()} == {score_test(own, problem)["score"]}
+    assert len(got) == 5
+
+
+def slow_predictions(logits: list[list[list[float]]]) -> tuple[list[int], list[int]]:
+    """Of the most certain prompt and of the ensemble, a row and a prompt at a time."""
+    instance, together = [], []
+    for prompts in zip(*logits, strict=True):
+        lowest, predicted, total = math.inf, prompts[0].index(max(prompts[0])), [0.0] * 4
+        for row in prompts:
+            if not all(map(math.isfinite, row)):
+                continue
+            exponentials = [math.exp(logit) for logit in row]
+            probabilities = [each / sum(exponentials) for each in exponentials]
+            entropy = -sum(p * math.log(p) for p in probabilities)
+            if entropy < lowest:
+                lowest, predicted = entropy, row.index(max(row))
+            total = [before + p for before, p in zip(total, probabilities, strict=True)]
+        instance.append(predicted)
+        together.append(total.index(max(total)))
+    return instance, together
+
+
+def test_predictions_of_several_prompts_are_the_slow_ones():
+    """Of three prompts and four classes; some logits are not finite, and one row ties."""
+    logits = 3 * torch.randn(3, 200, 4, generator=torch.Generator().manual_seed(1))
+    logits[0, :20, 1] = torch.nan
+    logits[1, 10:30, 2] = torch.inf
+    logits[2, 25:35, 3] = -torch.inf
+    logits[2, 50] = logits[0, 50] = torch.tensor([9.0, 0.0, 0.0, 0.0])
+    instance, together = slow_predictions(logits.tolist())
+    assert most_certain(logits).tolist() == instance
+    assert ensemble(logits).tolist() == together
+    own = logits[0].argmax(-1)
+    assert 20 < (most_certain(logits) != own).sum() < 180
+    assert (most_certain(logits) != ensemble(logits)).any()
+
+
+def test_of_equally_certain_prompts_the_first_is_taken():
+    first = torch.tensor([[2.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
+    assert most_certain(torch.stack([first, -first])).tolist() == [0, 1, 0]
 
 
 def test_scores_are_recorded_and_the_search_is_the_same(in_folder, monkeypatch):
@@ -136,4 +216,6 @@ def test_scores_are_recorded_and_the_search_is_the_same(in_folder, monkeypatch):
     scores = [other[f"metrics.{name}"] for name in names]
     assert other["metrics.test/prompts_mean"] == pytest.approx(np.mean(scores))
     assert other["metrics.test/prompts_worst"] == min(scores)
+    for name in ("instance", "ensemble"):
+        assert 0 <= other[f"metrics.test/prompts_{name}"] <= 1
     assert other["params.paraphrases"] == "['gap3', 'natural']"

@@ -118,3 +118,41 @@ def lozo(f, rng, *, m, n, matrices, steps, eta, eps, r, nu):
         x = along(x, -eta * slope / r, product)
         path.append(x)
     return path
+
+
+def lozo_m(f, rng, *, m, n, matrices, steps, eta, eps, r, nu, beta):
+    """arXiv:2410.07698, algorithm 2: x -= eta N V' / r, N of (m, r) brought from V to V."""
+    dim = matrices * m * n
+    x, path = [0.0] * dim, []
+    momentum = [[[0.0] * r for _ in range(m)] for _ in range(matrices)]
+    v = [[[0.0] * r for _ in range(n)] for _ in range(matrices)]
+    for t in range(steps):
+        if t % nu == 0:
+            old, v = v, [[normal(rng, r) for _ in range(n)] for _ in range(matrices)]
+            for k in range(matrices):
+                turn = [
+                    [sum(old[k][j][a] * v[k][j][b] for j in range(n)) / n for b in range(r)]
+                    for a in range(r)
+                ]
+                momentum[k] = [
+                    [sum(row[a] * turn[a][b] for a in range(r)) for b in range(r)]
+                    for row in momentum[k]
+                ]
+        u = [[normal(rng, r) for _ in range(m)] for _ in range(matrices)]
+        product = [
+            sum(a * b for a, b in zip(u[k][i], v[k][j], strict=True))
+            for k in range(matrices) for i in range(m) for j in range(n)
+        ]  # fmt: skip
+        slope = (f(along(x, eps, product)) - f(along(x, -eps, product))) / (2 * eps)
+        for k in range(matrices):
+            for i in range(m):
+                for a in range(r):
+                    kept = beta * momentum[k][i][a]
+                    momentum[k][i][a] = kept + (1 - beta) * slope * u[k][i][a]
+        moved = [
+            sum(a * b for a, b in zip(momentum[k][i], v[k][j], strict=True)) / r
+            for k in range(matrices) for i in range(m) for j in range(n)
+        ]  # fmt: skip
+        x = along(x, -eta, moved)
+        path.append(x)
+    return path

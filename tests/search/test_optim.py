@@ -196,6 +196,7 @@ LR_OF_THE_ELLIPSOID = {
     "mezo_parameters": 5e-4,
     "mezo_gv": 5e-4,
     "mezo_greedy": 5e-4,
+    "lozo_m": 1e-4,
     "lozo": 1e-4,  # products of two normal numbers have long tails
     "fzoo": 2.0,
 }

@@ -39,6 +39,7 @@ CALLS = {  # of a step: with the loss at the center known, and with it unknown
     "mezo_gv": (6, 6),
     "mezo_greedy": (6, 6),
     "lozo": (2, 2),
+    "lozo_m": (2, 2),
     "mezo_parameters": (2, 2),
 }
 every_method = pytest.mark.parametrize("option", CALLS)
@@ -172,23 +173,85 @@ def test_methods_walk_the_path_of_their_papers(option, lr, loop):
     assert bowl(found[-1]) < 0.5 * bowl(np.zeros(DIM))
 
 
+def round_bowl(points):
+    """Its minimum is near 1, in any dimension."""
+    y = np.asarray(points) - 1
+    return 0.5 * (y**2).sum(axis=-1) + 0.3 * np.cos(y.sum(axis=-1))
+
+
 @pytest.mark.parametrize(("rank", "steps"), [(1, 1), (2, 5), (2, 1000)])
 def test_lozo_walks_the_path_of_its_paper(rank, steps):
     """Its perturbation is of U V', whose standard deviation is sqrt(r) times ours."""
-
-    def loss(points):
-        y = np.asarray(points) - 1
-        return 0.5 * (y**2).sum(axis=-1) + 0.3 * np.cos(y.sum(axis=-1))
-
     law = LowRank(shape=(2, 3), rank=rank, steps=steps)
     optimizer = build(3, dim=12, **SPSA, law=law, sigma=0.3, lr=0.02)
     expected = reference.lozo(
-        loss, np.random.default_rng(3), m=2, n=3, matrices=2, steps=40,
+        round_bowl, np.random.default_rng(3), m=2, n=3, matrices=2, steps=40,
         eta=0.02, eps=0.3 / math.sqrt(rank), r=rank, nu=steps,
     )  # fmt: skip
-    found = path(optimizer, loss, 40)
+    found = path(optimizer, round_bowl, 40)
     np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
-    assert loss(found[-1]) < 0.9 * loss(np.zeros(12))
+    assert round_bowl(found[-1]) < 0.9 * round_bowl(np.zeros(12))
+
+
+@pytest.mark.parametrize(("rank", "steps"), [(1, 1), (2, 5), (1, 7), (2, 1000)])
+def test_lozo_m_walks_the_path_of_its_paper(rank, steps):
+    """The reference keeps N and turns it from the old V to the new one."""
+    law = LowRank(shape=(2, 3), rank=rank, steps=steps)
+    optimizer = build(3, dim=12, **SPSA | {"momentum": 0.8}, law=law, sigma=0.3, lr=0.02)
+    expected = reference.lozo_m(
+        round_bowl, np.random.default_rng(3), m=2, n=3, matrices=2, steps=40,
+        eta=0.02, eps=0.3 / math.sqrt(rank), r=rank, nu=steps, beta=0.8,
+    )  # fmt: skip
+    found = path(optimizer, round_bowl, 40)
+    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
+    assert round_bowl(found[-1]) < 0.9 * round_bowl(np.zeros(12))
+
+
+def test_where_v_never_changes_lozo_m_is_momentum_on_the_whole_matrix():
+    """On a slope, as in closed form: m is the average of the gradients along what was asked."""
+    slope, law = draws(9, 12), LowRank(shape=(3, 4), rank=2, steps=1000)
+    optimizer = build(dim=12, **SPSA | {"momentum": 0.9}, law=law, sigma=0.5, lr=0.1)
+    m = np.zeros(12)
+    for _ in range(20):
+        c = optimizer.center
+        asked = optimizer.ask()
+        optimizer.tell(asked @ slope)
+        u = (asked[0] - c) / 0.5
+        m = 0.9 * m + 0.1 * (slope @ u) * u
+        np.testing.assert_allclose(optimizer.center - c, -0.1 * m, rtol=1e-8, atol=1e-10)
+
+
+def test_a_new_v_takes_the_momentum_along():
+    """Of two and a half matrices; also where the step in which V changes tells nothing."""
+    law = LowRank(shape=(3, 4), rank=2, steps=4)
+    optimizer = build(dim=30, **SPSA | {"momentum": 0.9}, law=law, sigma=0.5, lr=0.1)
+    again, m, slope = law.directions(np.random.default_rng(0), 1, 30), np.zeros(30), draws(9, 30)
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        if number % 4 == 0:
+            v = rng.standard_normal((3, 4, 2))
+            filled = np.concatenate([m, np.zeros(6)]).reshape(3, 3, 4)
+            turned = [matrix @ (w @ w.T) / 4 for matrix, w in zip(filled, v, strict=True)]
+            m = np.ravel(turned)[:30]
+        rng.standard_normal((1, 3, 3, 2))
+        u = next(again)[0][0]
+        failed = number == 8
+        moved = step(optimizer, lambda z, failed=failed: np.nan * z[:, 0] if failed else z @ slope)
+        if not failed:
+            m = 0.9 * m + 0.1 * (slope @ u) * u
+        np.testing.assert_allclose(moved, 0 if failed else -0.1 * m, rtol=1e-8, atol=1e-10)
+
+
+def test_lozo_m_without_momentum_is_lozo_to_the_bit():
+    lozo, same, other = (
+        shipped(option, **values)(dim=12, budget=1000, rng=np.random.default_rng(0))
+        for option, values in (
+            ("lozo", {"lr": 0.1}), ("lozo_m", {"lr": 0.1, "momentum": 0}), ("lozo_m", {"lr": 0.1})
+        )
+    )  # fmt: skip
+    expected = path(lozo, round_bowl, 25)
+    np.testing.assert_array_equal(path(same, round_bowl, 25), expected)
+    assert not np.allclose(path(other, round_bowl, 25), expected)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -209,14 +272,14 @@ def test_lozo_moves_along_what_it_measured_also_where_v_is_new(steps):
 def test_lozos_directions_have_covariance_one_over_all_v():
     law = LowRank(shape=(2, 3), rank=2, steps=1)
     drawn = law.directions(np.random.default_rng(0), 1, 15)
-    u = np.concatenate([next(drawn) for _ in range(40_000)])
+    u = np.concatenate([next(drawn)[0] for _ in range(40_000)])
     np.testing.assert_allclose(u.T @ u / len(u), np.eye(15), atol=0.06)  # heavy tails
 
 
 def test_lozos_directions_are_of_low_rank_and_keep_v_for_its_steps():
     law = LowRank(shape=(3, 4), rank=1, steps=2)
     drawn = law.directions(np.random.default_rng(0), 5, 24)
-    first, second, third = (next(drawn).reshape(5, 2, 3, 4) for _ in range(3))
+    first, second, third = (next(drawn)[0].reshape(5, 2, 3, 4) for _ in range(3))
     assert (np.linalg.matrix_rank(first, tol=1e-9) == 1).all()
     for matrix in range(2):
         rows = [step[:, matrix].reshape(-1, 4) for step in (first, second, third)]
@@ -425,7 +488,7 @@ def test_pairs_alone_learn_nothing_from_an_even_objective_at_zero(option):
     optimizer = shipped(option)(dim=DIM, budget=1000, rng=np.random.default_rng(0))
     moved = [step(optimizer, even) for _ in range(3)]
     assert optimizer.symmetric == (not np.any(moved))
-    assert optimizer.symmetric == (option.startswith("me") or option in ("hizoo", "lozo"))
+    assert optimizer.symmetric == (option.startswith("me") or option in ("hizoo", "lozo", "lozo_m"))
 
 
 @pytest.mark.parametrize("scale", ["none", "std", "rms"])

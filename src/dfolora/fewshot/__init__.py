@@ -1,6 +1,7 @@
 """A few-shot problem from task or texts to fitted predictor: the library in one call.
 
 FewShotClassifier fits texts and classes as scikit-learn's estimators do, saves and loads.
+Fitted is a fit with all that it needs, whoever made it; Saved is its folder.
 ProblemSpec poses a task for a model and a seed; `fit` draws, encodes and fits.
 `score_test` reads test scores beside what constant predictors score.
 """
@@ -8,16 +9,20 @@ ProblemSpec poses a task for a model and a seed; `fit` draws, encodes and fits.
 from dfolora.fewshot.classifier import FewShotClassifier, NotFittedError
 from dfolora.fewshot.fitting import fit
 from dfolora.fewshot.problem import Problem, ProblemSpec, Source, TaskRows
+from dfolora.fewshot.saved import Fitted, Saved, fitted_of
 from dfolora.fewshot.score import score_paraphrases, score_test
 
 __all__ = [
     "FewShotClassifier",
+    "Fitted",
     "NotFittedError",
     "Problem",
     "ProblemSpec",
+    "Saved",
     "Source",
     "TaskRows",
     "fit",
+    "fitted_of",
     "score_paraphrases",
     "score_test",
 ]

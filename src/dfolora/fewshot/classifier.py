@@ -3,18 +3,16 @@
 import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from dfolora.data import Encode, Encoder, Rows, Task, label_word_ids, shuffled_by_class
+from dfolora.data import Encoder, Prompt, Rows, Task, label_word_ids, shuffled_by_class
 from dfolora.errors import UserError
+from dfolora.fewshot.base import Base, brief
 from dfolora.fewshot.inputs import (
     check_kind,
     read_labels,
@@ -23,19 +21,10 @@ from dfolora.fewshot.inputs import (
     word_style,
     words_of,
 )
-from dfolora.fewshot.saved import (
-    FORMAT,
-    copy_folder,
-    fitted_of,
-    read_record,
-    restore,
-    versions,
-    weights_digest,
-    write_record,
-)
+from dfolora.fewshot.saved import Fitted, Saved, fitted_of
 from dfolora.fewshot.score import count_not_finite
 from dfolora.methods import FewShotData, Fit, Method, Predictor, Progress, method_of
-from dfolora.model import Architecture, Backbone, Checkpoint
+from dfolora.model import Checkpoint
 from dfolora.validation import text, whole
 
 
@@ -159,12 +148,18 @@ class FewShotClassifier:
         backbone = base.load()
         predictor = self._followed(method.begin(backbone, data, seed), method.budget)
         self.classes_, self.predictor_ = classes, predictor
-        self._fitted = _Fitted(
-            describe=lambda: fitted_of(method, encode),
+        self._fitted = Fitted(
+            predictor=predictor,
             backbone=backbone,
+            origin=base.origin,
             task=task,
+            classes=classes.tolist(),
+            plain=plain,
             encode=encode,
-            record=self._record(classes, words),
+            label_ids=label_ids,
+            describe=lambda: fitted_of(method, encode),
+            method=self.method if isinstance(self.method, str) else repr(self.method),
+            seed=seed,
         )
         return self
 
@@ -180,8 +175,7 @@ class FewShotClassifier:
         calibrates them, unless the method fits a readout.
         """
         fitted = self._known()
-        batch = fitted.encode(read_rows(X, fitted.task, "X"))
-        logits = self.predictor_.logits(batch)
+        logits = fitted.predictor.logits(fitted.batch(read_rows(X, fitted.task, "X")))
         count_not_finite(logits, "row")
         return logits.double().softmax(-1).cpu().numpy()
 
@@ -204,69 +198,44 @@ class FewShotClassifier:
         Args:
             folder: New, or of an earlier ``save``, whose files are replaced.
         """
-        fitted, folder = self._known(), Path(folder)
-        described = fitted.describe()
-        self.predictor_.save(folder)
-        weights = weights_digest(fitted.backbone.model)
-        write_record(folder, {**fitted.record, "weights": weights, "fitted": described})
+        self._known().save(Path(folder))
 
     @classmethod
     def load(
         cls, folder: str | Path, *, model: Any = None, tokenizer: Any = None, device: str = "auto"
     ) -> Self:
-        """The classifier that ``save`` wrote.
+        """The classifier that ``save`` wrote, or of what a run fitted.
 
         Args:
-            folder: Written by ``save``.
+            folder: Written by ``save``, or the folder ``adapter`` of a run's artifacts, whose
+                ``classes_`` are in the order of its task.
             model: The model that it was fitted to, as for the constructor; None: by the name or
                 folder that it had then.
             tokenizer: As for the constructor.
             device: As for the constructor.
 
         Raises:
-            UserError: The folder is not whole, or the model is another one.
+            UserError: The folder is not whole, or model, tokenizer or task are others.
         """
-        folder = Path(folder)
-        record = read_record(folder)
-        settings = dict(record["settings"])
-        given = record["model"] if model is None else model
-        if not given:
-            raise UserError(
-                f"{folder} was saved from a loaded model without a name; give model= and tokenizer="
-                f", the same ones."
-            )
-        if isinstance(given, nn.Module):
-            settings["precision"] = "auto"  # it has its own
+        saved = Saved.read(Path(folder), model=model, tokenizer=tokenizer, device=device)
+        fitted = saved.load()
+        origin, prompt = fitted.origin, fitted.plain.prompt
+        by_name = model is None or isinstance(model, str | Path)
         classifier = cls(
-            given,
-            prompt=record["prompt"],
-            words=record["words"],
-            tokenizer=tokenizer or record["tokenizer"],
+            origin["path"] if by_name else model,
+            prompt=prompt.pattern,
+            words=dict(zip(fitted.classes, prompt.label_words, strict=True)),
+            tokenizer=tokenizer or origin["tokenizer"],
+            method=fitted.method,
+            max_length=fitted.plain.max_length,
             device=device,
-            **settings,
+            precision=origin["precision"],
+            revision=origin["revision"],
+            random_state=fitted.seed,
         )
-        base, classes = classifier._base(), np.array(record["classes"])
-        task, plain = classifier._prompted(base, classes, record["words"])
-        backbone = base.load()
-        if weights_digest(backbone.model) != record["weights"]:
-            raise UserError(
-                f"{folder} was fitted to {record['model'] or 'a model without a name'}, and the "
-                f"weights of the model given are others; give model= as it was then, in "
-                f"precision={classifier.precision}."
-            )
-        label_ids = classifier._label_ids(plain)
-        fitted = record["fitted"]
-        encode, logits = restore(folder, fitted, backbone, plain, label_ids)
-        classifier.classes_ = classes
-        write = partial(copy_folder, folder)
-        classifier.predictor_ = Predictor(logits=logits, write=write)
-        classifier._fitted = _Fitted(
-            describe=lambda: fitted,
-            backbone=backbone,
-            task=task,
-            encode=encode,
-            record=record,
-        )
+        classifier.classes_ = np.array(fitted.classes)
+        classifier.predictor_ = fitted.predictor
+        classifier._fitted = fitted
         return classifier
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -288,7 +257,7 @@ class FewShotClassifier:
         parameters = inspect.signature(type(self).__init__).parameters
         defaults = {name: parameter.default for name, parameter in parameters.items()}
         changed = [
-            f"{name}={_shown(value)}"
+            f"{name}={brief(value)}"
             for name, value in self.get_params().items()
             if type(value) is not type(defaults[name]) or value != defaults[name]
         ]
@@ -318,7 +287,7 @@ class FewShotClassifier:
             input_tags=InputTags(two_d_array=False, string=True),
         )
 
-    def _known(self) -> "_Fitted":
+    def _known(self) -> Fitted:
         if "_fitted" not in vars(self):
             raise NotFittedError(
                 f"This {type(self).__name__} is not fitted yet; call fit(X, y), or use "
@@ -326,30 +295,10 @@ class FewShotClassifier:
             )
         return self._fitted
 
-    def _record(self, classes: NDArray[Any], words: Sequence[str]) -> Mapping[str, Any]:
-        """The parameters that a fit was made with, which may be set anew before it is saved."""
-        model = self.model if isinstance(self.model, str | Path) else self.model.name_or_path
-        return {
-            "format": FORMAT,
-            "versions": versions(),
-            "model": str(Path(model).resolve() if Path(model).is_dir() else model),
-            "tokenizer": str(self.tokenizer) if isinstance(self.tokenizer, str | Path) else None,
-            "prompt": self.prompt,
-            "classes": classes.tolist(),
-            "words": list(words),
-            "settings": {
-                "max_length": self.max_length,
-                "precision": self.precision,
-                "revision": self.revision,
-                "method": self.method if isinstance(self.method, str) else repr(self.method),
-                "random_state": self.random_state,
-            },
-        }
-
-    def _base(self) -> "_Base":
+    def _base(self) -> Base:
         model, tokenizer = self.model, self.tokenizer
         if not isinstance(model, str | Path):
-            return _Base.loaded(model, tokenizer, self.device, self.precision)
+            return Base.loaded(model, tokenizer, self.device, self.precision)
         named = isinstance(tokenizer, str | Path)
         checkpoint = Checkpoint(
             path=str(model),
@@ -360,22 +309,20 @@ class FewShotClassifier:
             device=self.device,
             precision=self.precision,
         )
-        own = tokenizer is None or named
-        return _Base(
-            architecture=Architecture.of(checkpoint.config(), quantized=checkpoint.quantized),
-            tokenizer=checkpoint.load_tokenizer() if own else tokenizer,
-            load=checkpoint.load_backbone,
-        )
+        return Base.named(checkpoint, None if named else tokenizer)
 
     def _prompted(
-        self, base: "_Base", classes: NDArray[Any], words: Sequence[str]
+        self, base: Base, classes: NDArray[Any], words: Sequence[str]
     ) -> tuple[Task, Encoder]:
         architecture = base.architecture
-        kind = architecture.family.kind
-        task = task_of(text(self.prompt, "prompt"), kind, classes, words)
+        prompt = Prompt(
+            kind=architecture.family.kind,
+            pattern=text(self.prompt, "prompt"),
+            label_words=tuple(words),
+        )
         limit = min(whole(self.max_length, "max_length", least=1), architecture.max_length)
-        prompt = task.prompt("given", kind)
-        return task, Encoder(prompt=prompt, tokenizer=base.tokenizer, max_length=limit)
+        encoder = Encoder(prompt=prompt, tokenizer=base.tokenizer, max_length=limit)
+        return task_of(prompt, classes), encoder
 
     def _label_ids(self, plain: Encoder) -> torch.Tensor:
         ids = label_word_ids(plain.prompt, plain.tokenizer, word_style(plain.prompt))
@@ -433,48 +380,6 @@ class FewShotClassifier:
         return fit.predictor()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Fitted:
-    """The result of ``fit`` or ``load``."""
-
-    describe: Callable[[], Mapping[str, Any]]
-    backbone: Backbone
-    task: Task
-    encode: Encode
-    record: Mapping[str, Any]
-    """What ``save`` writes beside that."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Base:
-    """The base model: its architecture and tokenizer, and a function that loads its weights."""
-
-    architecture: Architecture
-    tokenizer: Any
-    load: Callable[[], Backbone]
-
-    @classmethod
-    def loaded(cls, model: Any, tokenizer: Any, device: str, precision: str) -> "_Base":
-        """Of a model that the user has loaded."""
-        if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-            raise UserError(
-                f"model={_shown(model)} is no model; give a hub name, a folder, or a transformers "
-                f"model with a vocabulary head."
-            )
-        if tokenizer is None or isinstance(tokenizer, str | Path):
-            raise UserError("A loaded model needs tokenizer=, its loaded tokenizer.")
-        if (device, precision) != ("auto", "auto"):
-            raise UserError(
-                f"device={device} and precision={precision} are for models given by name; load the "
-                f"model as you want it and leave both at auto."
-            )
-        return cls(
-            architecture=Architecture.of(model.config),
-            tokenizer=tokenizer,
-            load=lambda: Backbone(model),
-        )
-
-
 @contextmanager
 def _bar(budget: int, *, shown: bool) -> Iterator[Callable[[Progress], None]]:
     """A progress bar on standard error, or none."""
@@ -494,9 +399,3 @@ def _bar(budget: int, *, shown: bool) -> Iterator[Callable[[Progress], None]]:
             )
 
         yield show
-
-
-def _shown(value: object) -> str:
-    """A parameter's value; a model's or a tokenizer's is pages long."""
-    brief = isinstance(value, str | int | float | Mapping | Sequence) or hasattr(value, "budget")
-    return repr(value) if brief else f"<{type(value).__name__}>"

@@ -7,34 +7,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfolora.data import FILLER, MASK, Dataset, Kind, LabelWordStyle, Prompt, Rows, Task, rows_of
+from dfolora.data import FILLER, MASK, Dataset, LabelWordStyle, Prompt, Rows, Task, rows_of
 from dfolora.errors import UserError
 from dfolora.validation import shown
 
 LABEL = "label of the row"
 """The label's column; no placeholder is called so."""
 
+GIVEN = "given"
+"""The variant that a prompt without a task of its own is."""
+
 KINDS = {"truth values": (bool, np.bool_), "whole numbers": (int, np.integer), "texts": (str,)}
 """What labels can be, by type; a bool is an int too, so it comes first."""
 
 
-def task_of(pattern: str, kind: Kind, classes: Iterable[Any], words: Sequence[str]) -> Task:
-    """A prompt with its classes and words, as a task without rows of its own.
+def task_of(
+    prompt: Prompt,
+    classes: Iterable[Any],
+    *,
+    fields: Sequence[str] | None = None,
+    replace: Mapping[str, str] | None = None,
+    strip: bool = False,
+) -> Task:
+    """A prompt with its classes, as a task without rows of its own.
+
+    Args:
+        prompt: With a label word for each class.
+        classes: In the order of their words.
+        fields: Those of a row; None for those that the pattern shows.
+        replace: As of a task.
+        strip: As of a task.
 
     Raises:
-        UserError: The pattern does not fit the kind of model, or shows nothing of a row.
+        UserError: The pattern shows nothing of a row.
     """
-    prompt = Prompt(kind=kind, pattern=pattern, label_words=tuple(words))
-    fields = (name for name in prompt.placeholders if name not in (MASK, FILLER))
+    named = (name for name in prompt.placeholders if name not in (MASK, FILLER))
     return Task(
         name="few-shot",
         title="few-shot",
-        dataset=Dataset(path="given"),
-        fields=tuple(dict.fromkeys(fields)),
+        dataset=Dataset(path=GIVEN),
+        fields=tuple(dict.fromkeys(named) if fields is None else fields),
         label=LABEL,
         classes=tuple(map(str, classes)),
         metric="accuracy",
-        prompts={"given": {kind: prompt}},
+        prompts={GIVEN: {prompt.kind: prompt}},
+        replace=replace or {},
+        strip=strip,
     )
 
 

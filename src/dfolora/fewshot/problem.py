@@ -315,6 +315,7 @@ class ProblemSpec:
             rows=rows,
             split=split,
             data=data,
+            plain=self._plain(prompt, tokenizer, max_length),
             test=test,
             paraphrases=paraphrased,
             label_words=prompt.label_words,
@@ -337,6 +338,8 @@ class Problem:
     split: FewShotSplit
     data: FewShotData
     """Train and dev."""
+    plain: Encoder
+    """The prompt, from which the method made its own encoder."""
     test: Batch
     paraphrases: Mapping[str, Batch]
     """The test set in other prompts, by their names."""

@@ -1,21 +1,25 @@
-"""A fitted classifier as a folder: what was fitted, and `classifier.json` beside it."""
+"""A fit as a folder: what was fitted, and beside it `classifier.json`, all else that it needs."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shutil import copytree
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dfolora.data import Batch, Encode, Encoder
+from dfolora.data import Batch, Encode, Encoder, Prompt, Rows, Task
 from dfolora.engine import Interventions, classify
 from dfolora.errors import UserError, explained, first_line
+from dfolora.fewshot.base import Base
+from dfolora.fewshot.inputs import GIVEN, task_of
+from dfolora.fewshot.problem import RELEASED_TEST_BATCH
 from dfolora.methods import (
     LABEL_WORDS,
     CalibratedPrompt,
@@ -27,6 +31,7 @@ from dfolora.methods import (
     LayerwiseSearch,
     ManualPrompt,
     Method,
+    Predictor,
     PromptBoosting,
     RandomLora,
     Templates,
@@ -36,17 +41,19 @@ from dfolora.methods import (
     load_readout,
     mapped,
 )
-from dfolora.model import Backbone, load_adapter
+from dfolora.model import Backbone, Checkpoint, load_adapter
 from dfolora.search.subspace import PromptSubspaceSpec, load_soft_prompts
 from dfolora.validation import check_keys, mapping
 
 RECORD = "classifier.json"
-FORMAT = 1
+FORMAT = 2
 KEYS = (
-    *("format", "versions", "model", "tokenizer", "weights"),
-    *("prompt", "classes", "words", "fitted", "settings"),
+    *("format", "versions", "model", "weights", "vocabulary", "task", "task_digest"),
+    *("fitted", "method", "seed"),
 )
 PACKAGES = ("dfolora", "torch", "transformers", "peft")
+PROBE = "It was GREAT, wasn't it?  N/A 10 %"
+"""A text that tokenizers cut each in its way."""
 SAMPLE = 64
 """Numbers of each parameter that tell a model."""
 
@@ -55,6 +62,189 @@ Logits = Callable[[Batch], Tensor]
 
 Restored = tuple[Encode, Logits]
 """The encoder and the logits that a folder restores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A fit, with all that its predictions depend on."""
+
+    predictor: Predictor
+    backbone: Backbone
+    origin: Mapping[str, Any]
+    """See ``Checkpoint.origin``."""
+    task: Task
+    """Of its values those that say how rows are read and cleaned."""
+    classes: Sequence[Any]
+    """Texts, whole numbers or truth values, ``(C,)``."""
+    plain: Encoder
+    """The prompt."""
+    encode: Encode
+    """What the method made of it."""
+    label_ids: Tensor
+    """Token ids of the label words: ``(C,)``."""
+    describe: Callable[[], Mapping[str, Any]]
+    """See ``fitted_of``."""
+    method: str
+    """In words."""
+    seed: int
+    """Of the fit."""
+    versions: Mapping[str, str | None] = field(default_factory=lambda: versions())
+    """Of the packages that it was made with."""
+
+    def batch(self, rows: Rows) -> Batch:
+        """Rows as its predictor takes them, grouped as a test set is."""
+        return self.encode(rows, RELEASED_TEST_BATCH)
+
+    def save(self, folder: Path) -> None:
+        """Write a folder from which ``Saved`` makes it again.
+
+        Raises:
+            UserError: No such fit can be restored; then nothing is written.
+        """
+        described, task = self.describe(), self._task()
+        self.predictor.save(folder)
+        record = {
+            "format": FORMAT,
+            "versions": self.versions,
+            "model": self.origin,
+            "weights": weights_digest(self.backbone.model),
+            "vocabulary": vocabulary_digest(self.plain.tokenizer),
+            "task": task,
+            "task_digest": _digest(task),
+            "fitted": described,
+            "method": self.method,
+            "seed": self.seed,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(record, indent=2, ensure_ascii=False)
+        (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+
+    def _task(self) -> Mapping[str, Any]:
+        plain, prompt = self.plain, self.plain.prompt
+        return {
+            "fields": list(self.task.fields),
+            "replace": dict(self.task.replace),
+            "strip": self.task.strip,
+            "classes": list(self.classes),
+            "pattern": prompt.pattern,
+            "prefix": prompt.prefix,
+            "words": list(prompt.label_words),
+            "label_ids": self.label_ids.tolist(),
+            "max_length": plain.max_length,
+            "readout": plain.readout,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A folder that ``Fitted.save`` wrote, before the weights of its model are loaded."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    base: Base
+    task: Task
+    """How rows are read and cleaned; of its prompts it has the one that was fitted."""
+
+    @classmethod
+    def read(
+        cls,
+        folder: Path,
+        *,
+        model: Any = None,
+        tokenizer: Any = None,
+        device: str = "auto",
+    ) -> Self:
+        """Read a folder.
+
+        Args:
+            folder: The folder.
+            model: The model that it was fitted to, loaded, or its name or folder; None: where it
+                was then.
+            tokenizer: Likewise; a loaded model needs it.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, for a model given by name.
+
+        Raises:
+            UserError: There is no such folder or model, or the tokenizer or the task are others.
+        """
+        record = read_record(folder)
+        base = _base(folder, record["model"], model, tokenizer, device)
+        if vocabulary_digest(base.tokenizer) != record["vocabulary"]:
+            raise UserError(
+                f"{folder} was fitted with the tokenizer of {_named(record['model'])}, and "
+                f"{base.tokenizer.name_or_path or 'the one given'} cuts texts otherwise; give the "
+                f"model as it was then, and tokenizer= if it had one of its own."
+            )
+        task = record["task"]
+        prompt = Prompt(
+            kind=base.architecture.family.kind,
+            pattern=task["pattern"],
+            label_words=tuple(task["words"]),
+            prefix=task["prefix"],
+        )
+        reads = task_of(
+            prompt,
+            task["classes"],
+            fields=task["fields"],
+            replace=task["replace"],
+            strip=task["strip"],
+        )
+        return cls(folder=folder, record=record, base=base, task=reads)
+
+    def load(self) -> Fitted:
+        """The fit, on its model.
+
+        Raises:
+            UserError: The model's weights are others, or a file is missing or broken.
+        """
+        folder, record, task = self.folder, self.record, self.record["task"]
+        plain = Encoder(
+            prompt=self.task.prompt(GIVEN, self.base.architecture.family.kind),
+            tokenizer=self.base.tokenizer,
+            max_length=task["max_length"],
+            readout=task["readout"],
+        )
+        backbone = self.base.load()
+        if weights_digest(backbone.model) != record["weights"]:
+            raise UserError(
+                f"{folder} was fitted to {_named(record['model'])}, and the weights of the model "
+                f"given are others; give model= as it was then, in "
+                f"precision={record['model']['precision']}."
+            )
+        label_ids = torch.tensor(task["label_ids"])
+        encode, logits = restore(folder, record["fitted"], backbone, plain, label_ids)
+        return Fitted(
+            predictor=Predictor(logits=logits, write=partial(copy_folder, folder)),
+            backbone=backbone,
+            origin=self.base.origin,
+            task=self.task,
+            classes=task["classes"],
+            plain=plain,
+            encode=encode,
+            label_ids=label_ids,
+            describe=lambda: record["fitted"],
+            method=record["method"],
+            seed=record["seed"],
+            versions=record["versions"],
+        )
+
+
+def _base(folder: Path, origin: Mapping[str, Any], model: Any, tokenizer: Any, device: str) -> Base:
+    """The model that is given, or else the one of the record."""
+    if model is not None and not isinstance(model, str | Path):
+        return Base.loaded(model, tokenizer, device, "auto")
+    if model is None and not origin["path"] and origin["weights"] == "pretrained":
+        raise UserError(
+            f"{folder} was saved from a loaded model without a name; give model= and tokenizer="
+            f", the same ones."
+        )
+    named = {} if model is None else {"path": str(model), "weights": "pretrained"}
+    if isinstance(tokenizer, str | Path):
+        named["tokenizer"], tokenizer = str(tokenizer), None
+    return Base.named(Checkpoint(**{**origin, **named}, device=device), tokenizer)
+
+
+def _named(origin: Mapping[str, Any]) -> str:
+    return origin["path"] or "a model without a name"
 
 
 def versions() -> Mapping[str, str | None]:
@@ -78,6 +268,15 @@ def weights_digest(model: Any) -> str:
             digest.update(f"{name} {tuple(weight.shape)}\n".encode())
             digest.update(some.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def vocabulary_digest(tokenizer: Any) -> str:
+    """SHA-256 of a tokenizer's tokens with their ids, and of how it cuts a text."""
+    return _digest([sorted(tokenizer.get_vocab().items()), tokenizer(PROBE)["input_ids"]])
+
+
+def _digest(plain: object) -> str:
+    return sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def fitted_of(method: Method, encode: Encode) -> Mapping[str, Any]:
@@ -132,24 +331,26 @@ def read_record(folder: Path) -> Mapping[str, Any]:
     path = folder / RECORD
 
     def unread(error: Exception) -> str:
-        return f"{folder} holds no classifier: {first_line(error)}. Give a folder that save wrote."
+        return (
+            f"{folder} holds no whole fit: {first_line(error)}. Give a folder that save or a run "
+            f"of this version wrote."
+        )
 
     with explained(unread):
         record = mapping(json.loads(path.read_text(encoding="utf-8")), str(path))
-    check_keys(record, str(path), required=KEYS)
-    if record["format"] != FORMAT:
+    written = record.get("format")
+    if written != FORMAT:
         raise UserError(
-            f"{path} has format {record['format']!r}, this version of dfolora reads {FORMAT}; it "
-            f"was written by dfolora {record['versions'].get('dfolora')}: install that."
+            f"{path} has format {written!r}, this version of dfolora reads {FORMAT}: fit again, or "
+            f"load it with the version that wrote it."
+        )
+    check_keys(record, str(path), required=KEYS)
+    if _digest(record["task"]) != record["task_digest"]:
+        raise UserError(
+            f"The task of {path} was changed since it was fitted: its fields, prompt, words or "
+            f"classes; put it back, or fit again."
         )
     return record
-
-
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write it beside what was fitted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=2, ensure_ascii=False)
-    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
 
 
 def copy_folder(folder: Path, target: Path) -> None:

@@ -219,6 +219,20 @@ class Checkpoint:
             tokenizer = folder_digest(Path(tokenizer))
         return {"model": model, "tokenizer": tokenizer, "precision": self._resolved_precision()}
 
+    def origin(self) -> Mapping[str, Any]:
+        """What it is made of, as plain values: with a device they are a checkpoint again.
+
+        Folders are whole paths; ``path`` is empty where the model has no name.
+        """
+        return {
+            "path": self.path if self.path in BUNDLED else _whole_path(self._source),
+            "revision": self.revision,
+            "tokenizer": self.tokenizer and _whole_path(self.tokenizer),
+            "weights": self.weights,
+            "architecture": self.architecture if self._random else None,
+            "precision": self.precision,
+        }
+
     @property
     def _random(self) -> bool:
         return self.weights == "random"
@@ -275,6 +289,11 @@ class Checkpoint:
         if self.precision == "int8":
             check_torchao()
         return self.precision
+
+
+def _whole_path(source: str) -> str:
+    """A folder from the root on; a hub name as it is."""
+    return str(Path(source).resolve()) if source and Path(source).is_dir() else source
 
 
 def _check_folder(source: str, key: str) -> None:

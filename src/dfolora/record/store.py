@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import re
 import sqlite3
 import tempfile
@@ -32,6 +33,8 @@ RUNS_A_PAGE = 1000
 SQLITE = "sqlite:///"
 FILE = re.compile("^file:(//(localhost)?)?")
 """What stands before the path in the address of a file of this machine."""
+ADAPTER = "adapter"
+"""The folder of a run's artifacts that holds what was fitted."""
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 """What pip calls the packages of some databases."""
 
@@ -85,6 +88,22 @@ class Store:
         if not uri.startswith(SQLITE):
             return None
         return Path(uri.removeprefix(SQLITE).partition("?")[0]).absolute()
+
+    @classmethod
+    def existing(cls, uri: str | None = None) -> "Store":
+        """A store that is there already.
+
+        Args:
+            uri: As for the constructor; None for ``MLFLOW_TRACKING_URI``, else
+                ``sqlite:///mlflow.db``.
+
+        Raises:
+            UserError: It is a local file that does not exist.
+        """
+        uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+        if (file := cls.file_of(uri)) and not file.exists():
+            raise UserError(f"There is no tracking store {uri}; give a run's, or a folder.")
+        return cls(uri)
 
     def check_experiment(self, name: str) -> None:
         """Raise UserError if artifacts of an experiment's runs have no place.
@@ -287,10 +306,7 @@ class Store:
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
-        path = local_path(folder)
-        if self._artifacts is not None:  # they may have been moved with the store
-            now = here(folder, self._artifacts)
-            path = now if now is not None and now.exists() else path
+        path = self._local(folder)
         try:
             if path is not None:  # a hundred times faster
                 return (path / name).read_bytes()
@@ -301,6 +317,47 @@ class Store:
                 return Path(found).read_bytes()
         except (MlflowException, OSError):
             return None
+
+    def fitted(self, run_id: str) -> Path:
+        """The folder of what a run fitted.
+
+        Raises:
+            UserError: There is no such run, or none of its artifacts on this machine.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with asking():
+            try:
+                run = self._client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                raise UserError(
+                    f"There is no folder and, in the tracking store {self.uri}, no run {run_id}. A "
+                    f"run prints its id when it ends."
+                ) from error
+        place = self._local(run.info.artifact_uri)
+        if place is None:
+            raise UserError(
+                f"The artifacts of run {run_id} are at {run.info.artifact_uri}; copy them: mlflow "
+                f"artifacts download --run-id {run_id} --artifact-path {ADAPTER}, and give that "
+                f"folder."
+            )
+        if not (place / ADAPTER).is_dir():
+            raise UserError(
+                f"Run {run_id} ({run.info.status.lower()}) left nothing that was fitted in {place}:"
+                f" it has not ended well, its files were deleted, or the weights that it trained "
+                f"were too many to be kept."
+            )
+        return place / ADAPTER
+
+    def _local(self, place: str) -> Path | None:
+        """Where artifacts are on this machine; None if they are elsewhere."""
+        path = local_path(place)
+        if self._artifacts is not None:  # they may have been moved with the store
+            now = here(place, self._artifacts)
+            path = now if now is not None and now.exists() else path
+        return path
 
     def _search(self, wanted: str) -> Iterator[Any]:
         ids, token = self._experiment_ids(), None

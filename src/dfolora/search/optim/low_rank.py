@@ -1,12 +1,15 @@
 """LOZO's law: directions that are matrices of low rank, one side of which lasts for some steps.
 
 Chen et al., arXiv:2410.07698, 2024: a matrix is moved along U V', U being new at each step and V
-only every nu steps, so that within those steps the search stays in the span of V.
+only every nu steps, so that within those steps the search stays in the span of V. So does momentum,
+N V' / r: where V changes, N becomes N V_old' V_new / n (LOZO-M), which is to multiply the momentum
+by V_new V_new' / n.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -14,6 +17,8 @@ from numpy.typing import NDArray
 
 from dfolora.errors import UserError
 from dfolora.validation import whole
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +58,10 @@ class LowRank:
 
     def directions(
         self, rng: np.random.Generator, directions: int, dim: int
-    ) -> Iterator[NDArray[np.float64]]:
+    ) -> Iterator[tuple[Array, Callable[[Array], Array] | None]]:
         """The K directions of each step, ``(K, d)``, which have one V in common.
+
+        Beside them, where V is new, what brings a ``(d,)`` into its span.
 
         Args:
             rng: Where they are drawn.
@@ -64,8 +71,27 @@ class LowRank:
         rows, columns = self.shape
         matrices = math.ceil(dim / (rows * columns))
         for step in count():
-            if step % self.steps == 0:
+            renewed = step % self.steps == 0
+            if renewed:
                 v = rng.standard_normal((matrices, columns, self.rank))
             u = rng.standard_normal((directions, matrices, rows, self.rank))
             matrix = u @ v.transpose(0, 2, 1) / math.sqrt(self.rank)
-            yield matrix.reshape(directions, -1)[:, :dim]
+            drawn = matrix.reshape(directions, -1)[:, :dim]
+            yield drawn, partial(self.projected, v) if renewed else None
+
+    def projected(self, v: Array, momentum: Array) -> Array:
+        """Each matrix M of the momentum as M V V' / n.
+
+        What is missing of the last matrix counts as 0, as the gradient there is.
+
+        Args:
+            v: V, ``(matrices, n, r)``.
+            momentum: ``(d,)``.
+
+        Returns:
+            ``(d,)``.
+        """
+        rows, columns = self.shape
+        filled = np.zeros((len(v), rows, columns))
+        filled.reshape(-1)[: len(momentum)] = momentum
+        return (filled @ v @ v.transpose(0, 2, 1) / columns).reshape(-1)[: len(momentum)]

@@ -13,7 +13,7 @@ until it is a step tells the published methods apart; `conf/optimizer/` has thei
     ZO-AdaMM: Chen et al., arXiv:1910.06513, 2019. R-AdaZO: arXiv:2502.01014, 2025.
     HiZOO: Zhao et al., arXiv:2402.15173, 2024. MEAZO: arXiv:2605.03869, 2026.
     LOREN (the baseline): AAAI 2026. ES: Salimans et al., arXiv:1703.03864, 2017.
-    LOZO: Chen et al., arXiv:2410.07698, 2024; its directions are in `low_rank.py`.
+    LOZO and LOZO-M: Chen et al., arXiv:2410.07698, 2024; their directions are in `low_rank.py`.
 """
 
 import math
@@ -64,7 +64,8 @@ class ZerothOrder(Optimizer):
             unless the caller knows it; or "mean", of the losses of the other directions.
         scale: "std" divides the a_k by the standard deviation of the step's losses, "rms" the step
             by its root mean square; or "none".
-        momentum: beta1: g is averaged as m = beta1 m + (1 - beta1) g.
+        momentum: beta1: g is averaged as m = beta1 m + (1 - beta1) g. With a ``LowRank`` law m is
+            brought into the span of each new V first (LOZO-M).
         second: The step is m / sqrt(v), where v averages the squares of g ("gradient"; "max" takes
             the highest v so far), those of m ("moment") or the mean of g's ("scalar"). Or "none".
         beta2: Of v: v = beta2 v + (1 - beta2) square.
@@ -138,7 +139,9 @@ class ZerothOrder(Optimizer):
         def turns() -> Turns:
             c, h = np.zeros(dim), np.ones(dim)
             moments = _Moments(momentum, beta2, second, bias_correction, damping)
-            for step, z in enumerate(_drawn(law, rng, directions, dim)):
+            for step, (z, onto) in enumerate(_drawn(law, rng, directions, dim)):
+                if onto is not None:
+                    moments.m = onto(np.broadcast_to(moments.m, dim))  # it begins as the number 0
                 u = z / np.sqrt(h)
                 points = c + sigma * (u[:, None] * signs[:, None]).reshape(population, dim)
                 told = yield Turn(
@@ -172,13 +175,13 @@ class ZerothOrder(Optimizer):
 
 def _drawn(
     law: str | LowRank, rng: np.random.Generator, directions: int, dim: int
-) -> Iterator[Population]:
-    """The directions of each step, ``(K, d)``."""
+) -> Iterator[tuple[Population, Callable[[Vector], Vector] | None]]:
+    """The directions of each step, ``(K, d)``, and what the momentum goes through first, if any."""
     if isinstance(law, LowRank):
         yield from law.directions(rng, directions, dim)
     else:
         while True:
-            yield LAWS[law](rng.standard_normal((directions, dim)))
+            yield LAWS[law](rng.standard_normal((directions, dim))), None
 
 
 @dataclass
