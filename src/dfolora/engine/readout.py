@@ -104,7 +104,7 @@ class SolvedReadout:
             words: W.
 
         Returns:
-            Maps whose gradient is at most ``GRADIENT`` in every entry, up to logits of about 100; to
+            Maps whose gradient is at most ``GRADIENT`` in every entry, up to logits of about 100;
             ten times as much at 1,000, where rounding leaves no less; beyond, those reached after
             ``MOST_STEPS``.
         """

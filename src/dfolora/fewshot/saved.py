@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dfolora.data import Batch, Encode, Encoder, Prompt, Rows, Task
-from dfolora.engine import Interventions, classify
+from dfolora.engine import Interventions
 from dfolora.errors import UserError, explained, first_line
 from dfolora.fewshot.base import Base
 from dfolora.fewshot.inputs import GIVEN, task_of
@@ -35,11 +35,11 @@ from dfolora.methods import (
     PromptBoosting,
     RandomLora,
     Templates,
+    class_logits,
     ensemble,
     gradient,
     load_ensemble,
     load_readout,
-    mapped,
 )
 from dfolora.model import Backbone, Checkpoint, load_adapter
 from dfolora.search.subspace import PromptSubspaceSpec, load_soft_prompts
@@ -381,7 +381,7 @@ def restore(
 
     def adapted(encode: Encode, interventions: Interventions) -> Restored:
         def logits(batch: Batch) -> Tensor:
-            return mapped(classify(backbone, label_ids, batch, interventions), readout)
+            return class_logits(backbone, label_ids, batch, interventions, readout)
 
         return encode, logits
 

@@ -22,7 +22,7 @@ from dfolora.methods.prompt_boosting import (
     load_ensemble,
 )
 from dfolora.methods.random_lora import RandomLora
-from dfolora.methods.readouts import load_readout, mapped
+from dfolora.methods.readouts import class_logits, load_readout
 
 __all__ = [
     "LABEL_WORDS",
@@ -49,9 +49,9 @@ __all__ = [
     "Step",
     "Templates",
     "TrainingSpec",
+    "class_logits",
     "ensemble",
     "load_ensemble",
     "load_readout",
-    "mapped",
     "method_of",
 ]

@@ -32,7 +32,7 @@ from dfolora.engine import (
 from dfolora.errors import UserError
 from dfolora.methods.label_words import words_by_margin
 from dfolora.methods.method import FewShotData, Predictor, Progress
-from dfolora.methods.readouts import columns, mapped, save_readout
+from dfolora.methods.readouts import class_logits, save_readout
 from dfolora.model import Architecture, Backbone
 from dfolora.search import (
     INCUMBENTS,
@@ -471,9 +471,7 @@ def adapted(
             save_readout(folder, readout)
 
     def logits(batch: Batch) -> Tensor:
-        words = columns(label_ids, readout)
-        plain = classify(backbone, words, batch, subspace.incumbents(solution))
-        return mapped(plain, readout)
+        return class_logits(backbone, label_ids, batch, subspace.incumbents(solution), readout)
 
     return Predictor(
         logits=logits,

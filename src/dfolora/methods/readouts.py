@@ -12,7 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dfolora.engine import Affine
+from dfolora.data import Batch
+from dfolora.engine import Affine, Interventions, classify
+from dfolora.model import Backbone
 
 READOUT = "readout.json"
 """Beside an adapter, or alone."""
@@ -74,25 +76,35 @@ def divided(logits: Tensor, reference: Tensor) -> Tensor:
     return logits - known.softmax(-1).mean(0).log() if len(known) else logits
 
 
-def mapped(logits: Tensor, readout: Readout | None) -> Tensor:
-    """A predictor's class logits, as its readout maps them: ``(N, C)``, float32.
+def mapped(logits: Tensor, readout: Readout) -> Tensor:
+    """Class logits as a readout maps the model's: ``(N, C)``, float32."""
+    return readout(logits.cpu()).float()
+
+
+def class_logits(
+    backbone: Backbone,
+    label_ids: Tensor,
+    batch: Batch,
+    interventions: Interventions,
+    readout: Readout | None,
+) -> Tensor:
+    """Of one batch, by the model with these interventions, as the readout maps them.
 
     Args:
-        logits: The model's.
-        readout: None for logits as they are.
+        backbone: The frozen model.
+        label_ids: ``(C,)`` or ``(C, W)``, the label words' token ids.
+        batch: N examples.
+        interventions: One candidate's.
+        readout: None for the model's logits, or their mean over the words of a class. One that
+            weighs words is given a column of each.
+
+    Returns:
+        ``(N, C)``, float32.
     """
-    return logits if readout is None else readout(logits.cpu()).float()
-
-
-def columns(label_ids: Tensor, readout: Readout | None) -> Tensor:
-    """The label words' ids as the logits have them that a readout maps.
-
-    Args:
-        label_ids: ``(C,)`` or ``(C, W)``.
-        readout: One that weighs words needs a column of each: ``(C W,)``.
-    """
-    apart = isinstance(readout, Affine) and len(readout.weight) > len(label_ids)
-    return label_ids.flatten() if apart else label_ids
+    if isinstance(readout, Affine) and len(readout.weight) > len(label_ids):
+        label_ids = label_ids.flatten()
+    logits = classify(backbone, label_ids, batch, interventions)
+    return logits if readout is None else mapped(logits, readout)
 
 
 KINDS: Mapping[str, type] = {kind.__name__: kind for kind in (Affine, BatchMean, Neighbours)}

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.data import Batch, Encode, Encoder, Prompt, Rows
-from dfolora.engine import SolvedReadout, check_readout, classify
+from dfolora.engine import SolvedReadout, check_readout
 from dfolora.errors import UserError
 from dfolora.methods.gap3.genome import Genome, Hole, Template, crossed, mutated, size
 from dfolora.methods.gap3.guide import PASSES, Fitness, Guide, Individual, Passes
 from dfolora.methods.method import FewShotData, Predictor, Progress
-from dfolora.methods.readouts import mapped, save_readout
+from dfolora.methods.readouts import class_logits, save_readout
 from dfolora.model import Architecture, Backbone
 from dfolora.search import SELECTIONS, Answer, DevPoint, Memo, forgetful
 from dfolora.seeding import stream
@@ -170,7 +170,7 @@ class GeneticSearch:
 
         def logits(batch: Batch) -> Tensor:
             written = self._template.encode(batch.rows, genome)
-            return mapped(classify(self._backbone, self._label_ids, written), readout)
+            return class_logits(self._backbone, self._label_ids, written, {}, readout)
 
         def write(folder: Path) -> None:
             _save(self._template.prompt(genome), folder)
