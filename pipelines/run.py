@@ -41,6 +41,14 @@ OmegaConf.register_new_resolver("divisible", _divisible)
 OmegaConf.register_new_resolver("patterns", _patterns)
 
 
+def chosen() -> dict[str, str]:
+    """The option that Hydra chose for each group, and in what this job differs from others."""
+    hydra_config = HydraConfig.get()
+    options = hydra_config.runtime.choices
+    choices = {group: option for group, option in options.items() if option is not None}
+    return choices | {SWEPT: " ".join(getattr(hydra_config.job, "swept", ()))}
+
+
 class Sweep:
     """The jobs of one command, which Hydra gives it one by one.
 
@@ -66,15 +74,12 @@ class Sweep:
     def take(self, config: DictConfig) -> None:
         """Run a job, or keep it for the workers."""
         with reported():
-            hydra_config = HydraConfig.get()
-            chosen = hydra_config.runtime.choices
-            choices = {group: option for group, option in chosen.items() if option is not None}
             if type(config.workers) is not int or config.workers < 1:  # True is an int
                 from dfolora.errors import UserError  # late, for its package takes seconds
 
                 raise UserError(f"workers={config.workers} must be a whole number, 1 or more.")
-            choices[SWEPT] = " ".join(getattr(hydra_config.job, "swept", ()))
-            total = getattr(hydra_config.job, "total", 1)
+            choices = chosen()
+            total = getattr(HydraConfig.get().job, "total", 1)
             self._progress.begin(total)
             if total == 1 or config.workers == 1:
                 self._end(work(config, choices, self._id, self._progress.run))

@@ -227,7 +227,7 @@ def test_long_row_is_shown_by_its_ends_and_its_answer(task, root):
     causal = pose(task, root, "causal", max_words=200, k=6).summary().splitlines()
     assert re.search(r"\[\S+\]$", causal[0])
     problem = pose(task, root)
-    many = replace(problem, tokens=tuple(map(str, range(1, 101))))
+    many = replace(problem, tokens=(tuple(map(str, range(1, 101))),))
     place = int(many.data.train.answer[0])
     shown = many.summary().splitlines()[0].removeprefix("first train row: ").split()
     assert shown[:10] == [str(n) for n in range(1, 11)]

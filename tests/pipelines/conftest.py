@@ -12,10 +12,12 @@ from hydra.core.hydra_config import HydraConfig
 import pipelines.pretrain.__main__
 import pipelines.report
 import pipelines.run
+import pipelines.show
 from pipelines.command import run
 
 COMMANDS: dict[str, Callable[[], None]] = {
     "run": pipelines.run.main,
+    "show": partial(run, pipelines.show.main),
     "report": partial(run, pipelines.report.main),
     "pretrain": partial(run, pipelines.pretrain.__main__.main),
 }

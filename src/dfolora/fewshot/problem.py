@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import median_low
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,6 +37,8 @@ from dfolora.validation import choice, file_name, text, text_or_none, texts, who
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+EXAMPLES = 3
+"""Train rows of which the tokens are kept, to be shown."""
 BESIDE = 10
 """Tokens that are shown at either end of a row, and to either side of the answer."""
 RELEASED_TEST_BATCH = 16
@@ -323,7 +326,9 @@ class ProblemSpec:
             repeated=sum(count for count in drawn.values() if count > 1),
             seen_tests=sum(_key(text) in drawn for text in tests.texts),
             empty={part: sum(map(_lacks_text, each.texts)) for part, each in chosen.items()},
-            tokens=tuple(tokenizer.convert_ids_to_tokens(_real(data.train))),
+            tokens=tuple(
+                tuple(tokenizer.convert_ids_to_tokens(ids)) for ids in _first_ids(data.train)
+            ),
             label_tokens=label_word_tokens(prompt, tokenizer, self._style()),
         )
 
@@ -352,8 +357,8 @@ class Problem:
     """Test rows whose text is also a train or dev row's."""
     empty: Mapping[str, int]
     """Rows with an empty text, by part."""
-    tokens: tuple[str, ...]
-    """The first train row as the model reads it."""
+    tokens: tuple[tuple[str, ...], ...]
+    """Those of the first train rows, as the model reads them; of ``EXAMPLES`` at most."""
     label_tokens: tuple[tuple[str, ...], ...]
     """Those of each class's label word, ``(C,)``; the first stands for it."""
 
@@ -364,30 +369,61 @@ class Problem:
 
     def summary(self) -> str:
         """What the model is asked, in four lines."""
-        batches = {"train": self.data.train, "dev": self.data.dev, "test": self.test}
-        place = int(self.data.train.answer[0])
-        words = [
+        tokens, place = self.tokens[0], int(self.data.train.answer[0])
+        return "\n".join(
+            (
+                f"first train row: {_abridged(tokens, place)}",
+                f"answered at token {place + 1} of {len(tokens)} by {self._words()}",
+                *self._counts(),
+            )
+        )
+
+    def details(self) -> str:
+        """The same in full: some train rows, label words, how long rows are, and counts."""
+        train, names = self.data.train, self.task.classes
+        rows = (
+            f"train row {number} ({names[label]}), answered at token {place + 1} of {len(tokens)}: "
+            + " ".join(_marked(tokens, place))
+            for number, (tokens, place, label) in enumerate(
+                zip(self.tokens, train.answer.tolist(), train.labels.tolist(), strict=False), 1
+            )
+        )
+        several = (
+            f"warning: the label word of {name} is {len(tokens)} tokens, {' '.join(tokens)}; the "
+            f"first alone stands for it"
+            for tokens, name in zip(self.label_tokens, names, strict=True)
+            if len(tokens) > 1
+        )
+        lengths = "; ".join(f"{part} {_lengths(batch)}" for part, batch in self._batches().items())
+        words = f"label words: {self._words()}"
+        return "\n".join((*rows, words, *several, f"tokens: {lengths}", *self._counts()))
+
+    def _batches(self) -> Mapping[str, Batch]:
+        return {"train": self.data.train, "dev": self.data.dev, "test": self.test}
+
+    def _words(self) -> str:
+        """The label words with their ids and classes."""
+        return ", ".join(
             f"{tokens[0]} ({number}{_rest(tokens)}) {name}"
             for tokens, number, name in zip(
                 self.label_tokens, self.data.label_ids.tolist(), self.task.classes, strict=True
             )
-        ]
-        sources = self.rows.parts()
+        )
+
+    def _counts(self) -> tuple[str, str]:
+        """Rows by part and class, and those that are left out or cut."""
+        batches, sources = self._batches(), self.rows.parts()
         rows = (
             f"{part} {by_class(batch.labels.tolist(), self.task.classes)}"
             + (f" ({sources[part].source.rpartition('/')[2]})" if part in sources else "")
             for part, batch in batches.items()
         )
         cut = {part: batch.truncated for part, batch in batches.items()}
-        return "\n".join(
-            (
-                f"first train row: {_abridged(self.tokens, place)}",
-                f"answered at token {place + 1} of {len(self.tokens)} by {', '.join(words)}",
-                f"rows: {'; '.join(rows)}",
-                f"without a label: {_listed(self.unlabelled)}; too long for the test: "
-                f"{self.dropped_tests}; cut: {_listed(cut)}; with an empty text: "
-                f"{_listed(self.empty)}",
-            )
+        return (
+            f"rows: {'; '.join(rows)}",
+            f"without a label: {_listed(self.unlabelled)}; too long for the test: "
+            f"{self.dropped_tests}; cut: {_listed(cut)}; with an empty text: "
+            f"{_listed(self.empty)}",
         )
 
 
@@ -409,20 +445,32 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{part} {count}" for part, count in counts.items())
 
 
-def _real(batch: Batch) -> list[int]:
-    """The first row's token ids, without padding."""
-    return batch.input_ids[0, : int(batch.attention_mask[0].sum())].tolist()
+def _lengths(batch: Batch) -> str:
+    """How many tokens its rows have, in words."""
+    tokens = batch.attention_mask.sum(-1).tolist()
+    cut = batch.truncated / len(tokens)
+    return f"{min(tokens)} to {max(tokens)} (median {median_low(tokens)}, {cut:.1%} cut)"
+
+
+def _first_ids(batch: Batch) -> list[list[int]]:
+    """The first rows' token ids, without padding."""
+    rows = zip(batch.input_ids[:EXAMPLES], batch.attention_mask, strict=False)
+    return [ids[: int(mask.sum())].tolist() for ids, mask in rows]
+
+
+def _marked(tokens: Sequence[str], place: int) -> list[str]:
+    """The tokens, that of the answer in brackets."""
+    return [f"[{token}]" if number == place else token for number, token in enumerate(tokens)]
 
 
 def _abridged(tokens: Sequence[str], place: int) -> str:
-    """Tokens in a line, that of the answer in brackets; of many the first, the last, and these."""
+    """Marked tokens in a line; of many the first, the last, and those about the answer."""
     near = range(place - BESIDE, place + BESIDE + 1)
     ends = (*range(BESIDE), *range(len(tokens) - BESIDE, len(tokens)))
     words, before = [], -1
-    for number, token in enumerate(tokens):
+    for number, token in enumerate(_marked(tokens, place)):
         if number in near or number in ends:
-            words += ["..."] * (number > before + 1)
-            words.append(f"[{token}]" if number == place else token)
+            words += ["..."] * (number > before + 1) + [token]
             before = number
     return " ".join(words)
 
