@@ -93,9 +93,9 @@ class Attempt:
 
     @property
     def origin(self) -> Mapping[str, str]:
-        """The digest, and the commit that it was made with."""
+        """The digest, and the commit and the source that it was made with."""
         identity = _read(self._begun)["identity"]
-        return {key: str(identity[key]) for key in ("digest", "commit")}
+        return {key: str(identity[key]) for key in ("digest", "commit", "source")}
 
     @property
     def began(self) -> float:

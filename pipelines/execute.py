@@ -23,7 +23,7 @@ from dfolora.resources import check_folder
 from dfolora.validation import whole
 from pipelines.attempt import OUTPUTS, Attempt
 from pipelines.fit import fit_and_test, log_step
-from pipelines.identity import SEEDS, code, labels_of, name_of, settings_of, used_keys
+from pipelines.identity import SEEDS, code, labels_of, name_of, settings_of, source, used_keys
 from pipelines.progress import RunBar, telling_warnings
 
 
@@ -157,6 +157,7 @@ def execute(
             "digest": job.digest,
             "code": code(),
             "commit": commit(),
+            "source": source(),
             "device": _named(job.checkpoint.resolved_device()),
             **provenance(),
         }

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,16 +34,30 @@ USUAL = {
 """Labels that a name tells where they differ."""
 NAMED = {"task", "model", "method", "row", "optimizer", "rank", "seed", *SEEDS, *USUAL}
 """Keys whose values a run's name tells without a sweep."""
+LIBRARY = Path(dfolora.__file__).parent
 REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 
 
 @cache
 def code() -> str:
     """A digest of the source that runs, committed or not."""
+    return _digest(dict.fromkeys((LIBRARY, Path(__file__).parent), ()))
+
+
+@cache
+def source() -> str:
+    """A digest of the source that results depend on: all that neither records nor reports."""
+    return _digest({LIBRARY: ("record", "report")})
+
+
+def _digest(packages: Mapping[Path, Sequence[str]]) -> str:
+    """Of packages' files, without some of their packages."""
     digest = hashlib.sha256()
-    for package in (Path(dfolora.__file__).parent, Path(__file__).parent):
+    for package, without in packages.items():
         for path in sorted(package.rglob("*.py")):
-            digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+            place = path.relative_to(package)
+            if place.parts[0] not in without:
+                digest.update(str(place).encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -10,7 +10,7 @@ from dfolora.errors import UserError
 from pipelines.attempt import Attempt
 from pipelines.fit import _peaks
 
-IDENTITY = {"digest": "d" * 64, "code": "c", "commit": "abc"}
+IDENTITY = {"digest": "d" * 64, "code": "c", "commit": "abc", "source": "s"}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_what_was_begun_is_gone_on_with_by_whatever_name():
     again.begin({"rank": 4}, {"split.json": "other"})
     assert again.folder == first.folder
     assert (again.key, again.began, again.params) == (first.key, first.began, {"rank": 2})
-    assert again.origin == {"digest": "d" * 64, "commit": "abc"}
+    assert again.origin == {"digest": "d" * 64, "commit": "abc", "source": "s"}
     assert (first.folder / "split.json").read_text() == "{}"
 
 

@@ -61,15 +61,14 @@ def test_every_kind_of_hole_is_shown_with_its_reason(store, tmp_path):
     assert text.startswith(
         "# A table\n"
         "\n"
-        "| Method | #Params | SST-2        | MRPC          | Avg. |\n"
-        "| ------ | ------- | ------------ | ------------- | ---- |\n"
-        "| C-LoRA | 40      | 85.00 (7.07) | — (2 commits) | —    |\n"
-        "| F-LoRA | 40      | — (1/2)      | —             | —    |\n"
+        "| Method | #Params | SST-2        | MRPC          | Avg.   |\n"
+        "| ------ | ------- | ------------ | ------------- | ------ |\n"
+        "| C-LoRA | 40      | 85.00 (7.07) | 65.00 (7.07)† | 75.00† |\n"
+        "| F-LoRA | 40      | — (1/2)      | —             | —      |\n"
     )
     assert text.endswith(
         "## What is missing\n"
         "\n"
-        "- C-LoRA, MRPC: runs of several commits are not averaged: abc (seed 8); def (seed 13)\n"
         f"- F-LoRA, SST-2: seed 13: run {ids['sst2', 'fwa', '13']} failed\n"
         f"- F-LoRA, MRPC: seed 8: run {ids['mrpc', 'fwa', '8']} is not finished; "
         f"seed 13: run {ids['mrpc', 'fwa', '13']} is of another configuration or other data\n"

@@ -36,7 +36,7 @@ def test_markdown_is_as_computed_by_hand():
         "\n"
         "Test score in %.\n"
         "\n"
-        "— where runs are missing (finished/wanted) or of several commits, n/a "
+        "— where runs are missing (finished/wanted), n/a "
         "where there can be no number. #Params counts the numbers searched or trained. "
         "Majority class always gives the test set's most frequent class (of equals the first). "
         "Constant Yes always gives the label word Yes.\n"
@@ -131,23 +131,29 @@ def test_of_two_runs_for_a_cell_the_one_asked_for_last_counts():
         assert "Runs: 7." in " ".join(built.caption)
 
 
-def test_runs_of_several_commits_are_shown_and_never_averaged():
-    built = table(*RUNS, run("sst2", 13, 0.80, item="20260102", commit="def"))
-    assert cells(built, "C-LoRA") == ["— (2 commits)", "62.00 (2.83)", "—"]
-    assert list(built.holes()) == [
-        "C-LoRA, SST-2: runs of several commits are not averaged: abc (seed 8); def (seed 13)",
-    ]
+def of_source(source, *runs):
+    return [each | {"tags.source": source} for each in runs]
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_runs_of_different_code_are_averaged_and_marked(told):
+    """By the source that results depend on, or where runs do not tell it by their commit."""
+    newer = run("sst2", 13, 0.80, item="20260102", commit="def")
+    older = [*RUNS, newer] if not told else [*of_source("x", *RUNS), *of_source("y", newer)]
+    built = table(*older)
+    assert cells(built, "C-LoRA") == ["80.00 (0.00)†", "62.00 (2.83)", "71.00†"]
+    assert cells(built, "F-LoRA")[0] == "— (1/2)"
+    assert "† marks means over runs of different code." in built.caption[1]
     row = built.frame().query("method == 'C-LoRA' and task == 'sst2'").iloc[0]
-    assert (row["scores"], row["commits"]) == ("8:80.0000 13:80.0000", "abc def")
-    assert pd.isna(row["mean"])
+    assert (row["scores"], row["commits"], row["mean"]) == ("8:80.0000 13:80.0000", "abc def", 80.0)
 
 
-def test_seeds_of_a_commit_are_named_in_the_order_of_numbers():
-    other = run("sst2", 42, 0.80, commit="def")
-    built = table(*RUNS, other, spec=replace(SPEC, seeds=[8, 13, 42]))
-    assert (
-        "C-LoRA, SST-2: runs of several commits are not averaged: abc (seed 8, 13); def (seed 42)"
-    ) in built.holes()
+def test_commits_that_change_nothing_of_results_are_not_marked():
+    newer = run("sst2", 13, 0.80, item="20260102", commit="def")
+    built = table(*of_source("x", *RUNS, newer))
+    assert cells(built, "C-LoRA") == ["80.00 (0.00)", "62.00 (2.83)", "71.00"]
+    assert "†" not in " ".join(built.caption)
+    assert "Commit: abc, def" in " ".join(built.caption)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from dfolora.report.cells import HOLE, NOT_APPLICABLE
+from dfolora.report.cells import HOLE, MIXED, NOT_APPLICABLE
 from dfolora.report.significance import BETTER, WORSE, Verdict
 from dfolora.report.spec import TableSpec
 
@@ -33,21 +33,24 @@ CONSTANTS = {
 """What constant predictors do."""
 
 
-def caption(runs: pd.DataFrame, spec: TableSpec, verdicts: Sequence[Verdict]) -> Sequence[str]:
+def caption(
+    runs: pd.DataFrame, spec: TableSpec, verdicts: Sequence[Verdict], *, mixed: bool
+) -> Sequence[str]:
     """Paragraphs: what the numbers are, how to read them, their test, the runs' settings.
 
     Args:
         runs: All that the table counts.
         spec: What it shows.
         verdicts: The results of its tests.
+        mixed: Whether a cell is marked for runs of different code.
     """
     said: dict[str, Any] = {"Profile": spec.profile, "Seeds": ", ".join(map(str, spec.seeds))}
     said |= {name: _values(runs, column) for name, column in FACTS.items()}
     said["Runs"] = len(runs)
     reading = [
-        f"{HOLE} where runs are missing (finished/wanted) or of several commits, "
-        f"{NOT_APPLICABLE} where there can be no number. #Params counts the numbers "
-        f"searched or trained.",
+        f"{HOLE} where runs are missing (finished/wanted), {NOT_APPLICABLE} where there can be no "
+        f"number. #Params counts the numbers searched or trained.",
+        *([f"{MIXED} marks means over runs of different code."] if mixed else []),
         *(f"{label} {CONSTANTS[name]}." for name, label in spec.constants.items()),
     ]
     paragraphs = [spec.caption, " ".join(reading)]

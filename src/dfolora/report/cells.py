@@ -1,7 +1,8 @@
 """Selects the runs of each cell, and says why a cell shows no number.
 
-A cell has a number only when it has one finished run for every seed, all of one configuration, of
-the same data and of the same commit. Any other cell is a hole, with its reasons.
+A cell has a number only when it has one finished run for every seed, all of one configuration and
+of the same data. Any other cell is a hole, with its reasons. Runs of different code are averaged,
+and the cell is marked.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from dfolora.report.spec import Column, Row, TableSpec
 
 HOLE = "—"
 NOT_APPLICABLE = "n/a"
+MIXED = "†"
 UNSEEDED = "any"
 """The seed's tag of a method that depends on none."""
 STATUS = {"FAILED": "failed", "KILLED": "was killed", "RUNNING": "is not finished"}
@@ -29,6 +31,8 @@ class Cell:
     """Seeds without a finished run."""
     commits: Sequence[str] = ()
     """The runs' commits."""
+    mixed: bool = False
+    """Whether its runs are of different code, as far as results depend on it."""
     runs: Mapping[str, str] | None = None
     """Run ids by seed, including unfinished and failed runs."""
     notes: Sequence[str] = ()
@@ -37,14 +41,9 @@ class Cell:
     """Whether the method can have a number here at all."""
 
     @property
-    def mixed(self) -> bool:
-        """Whether its runs are of several commits and so are not averaged."""
-        return len(self.commits) > 1
-
-    @property
     def hole(self) -> bool:
         """Whether it has no number."""
-        return bool(self.missing) or self.mixed or not self.scores
+        return bool(self.missing) or not self.scores
 
     @property
     def mean(self) -> float:
@@ -60,14 +59,10 @@ class Cell:
         if not self.applies:
             return NOT_APPLICABLE
         if self.hole:
-            why = []
-            if self.missing and self.scores:
-                why.append(f"{len(self.scores)}/{len(self.scores) + len(self.missing)}")
-            if self.mixed:
-                why.append(f"{len(self.commits)} commits")
-            return f"{HOLE} ({', '.join(why)})" if why else HOLE
+            wanted = len(self.scores) + len(self.missing)
+            return f"{HOLE} ({len(self.scores)}/{wanted})" if self.scores else HOLE
         spread = "" if pd.isna(self.std) else f" ({self.std:,.{self.digits}f})"
-        return f"{self.mean:,.{self.digits}f}{spread}"
+        return f"{self.mean:,.{self.digits}f}{spread}{MIXED if self.mixed else ''}"
 
 
 @dataclass(frozen=True)
@@ -149,7 +144,6 @@ def _cell(runs: RowRuns, column: Column, wanted: Sequence[str]) -> Cell:
     missing = [seed for seed in wanted if seed not in values]
     ids = dict(zip(rest["tags.seed"], rest["run_id"], strict=True))
     ids |= dict(zip(counted["tags.seed"], counted["run_id"], strict=True))
-    notes = [] if len(commits) < 2 else [_commits(measured)]
     # A method may have no such number at all: nothing chooses the zero-shot prompt.
     applies = bool(values) or not set(wanted) <= set(counted["tags.seed"])
     return Cell(
@@ -157,17 +151,18 @@ def _cell(runs: RowRuns, column: Column, wanted: Sequence[str]) -> Cell:
         digits=measure.digits,
         missing=missing,
         commits=commits,
+        mixed=len(commits) > 1 and _source(measured).nunique() > 1,
         runs={seed: ids[seed] for seed in wanted if seed in ids},
-        notes=[*notes, *_reasons(rest, counted, missing)] if applies else [],
+        notes=[*_reasons(rest, counted, missing)] if applies else [],
         applies=applies,
     )
 
 
-def _commits(runs: pd.DataFrame) -> str:
-    runs = runs.sort_values("tags.seed", key=lambda seeds: seeds.str.zfill(9))  # 8 before 13
-    of_each = runs.groupby("tags.commit")["tags.seed"].agg(", ".join)
-    listed = "; ".join(f"{commit} (seed {seeds})" for commit, seeds in of_each.items())
-    return f"runs of several commits are not averaged: {listed}"
+def _source(runs: pd.DataFrame) -> "pd.Series[str]":
+    """The code that results depend on; of runs that do not tell it their commit."""
+    if "tags.source" not in runs:
+        return runs["tags.commit"]
+    return runs["tags.source"].fillna(runs["tags.commit"])
 
 
 def _reasons(rest: pd.DataFrame, counted: pd.DataFrame, missing: Sequence[str]) -> Iterator[str]:

@@ -18,6 +18,7 @@ LATEX = str.maketrans(
         "—": "---",
         "↑": r"$\uparrow$",
         "↓": r"$\downarrow$",
+        "†": r"$\dagger$",
         **{character: f"\\{character}" for character in "&%$#_{}"},
     }
 )

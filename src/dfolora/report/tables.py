@@ -9,6 +9,7 @@ import pandas as pd
 from dfolora.report.captions import FACTS, caption
 from dfolora.report.cells import (
     HOLE,
+    MIXED,
     NOT_APPLICABLE,
     Cell,
     RowRuns,
@@ -74,7 +75,8 @@ class Table:
             averaged = [cell for column, cell in line.cells.items() if column.measure.averaged]
             return HOLE if all(cell.applies for cell in averaged) else NOT_APPLICABLE
         verdict = self.verdict(line)
-        return f"{line.average:.2f}{verdict.mark if verdict else ''}"
+        mixed = any(cell.mixed for column, cell in line.cells.items() if column.measure.averaged)
+        return f"{line.average:.2f}{verdict.mark if verdict else ''}{MIXED if mixed else ''}"
 
     def grid(self) -> Grid:
         """The table as rows of text."""
@@ -179,7 +181,12 @@ def build_table(runs: pd.DataFrame, spec: TableSpec) -> Table:
         spec=spec,
         lines=lines,
         columns=columns,
-        caption=caption(counted, spec, verdicts),
+        caption=caption(
+            counted,
+            spec,
+            verdicts,
+            mixed=any(c.mixed for line in lines for c in line.cells.values()),
+        ),
         verdicts=verdicts,
         runs=_shown(runs, rows),
     )
