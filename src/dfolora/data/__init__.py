@@ -15,6 +15,7 @@ from dfolora.data.encode import (
     filler_ids,
     fits,
 )
+from dfolora.data.files import stream_lines, stream_rows
 from dfolora.data.labels import check_labels
 from dfolora.data.metric import METRICS, accuracy, constant_score, majority_score
 from dfolora.data.rows import Part, Rows, fingerprint, load_rows, rows_of
@@ -69,4 +70,6 @@ __all__ = [
     "rows_of",
     "sample_few_shot",
     "shuffled_by_class",
+    "stream_lines",
+    "stream_rows",
 ]
