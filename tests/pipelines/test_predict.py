@@ -4,8 +4,9 @@ import io
 import json
 import re
 import shutil
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -383,15 +384,28 @@ def test_wrong_rows_of_standard_input_leave_no_file(
 
 
 def test_standard_input_is_never_gone_on_with(made, answered, tmp_path, monkeypatch):
+    """Stopped, it leaves nothing; killed, its answers are for rows that are gone."""
     monkeypatch.setattr(predict, "CHUNK", 10)
     texts = texts_of(made[2])[:30]
-    for rows in (texts, texts[::-1]):
+
+    def give(rows):
         given = SimpleNamespace(buffer=io.BytesIO(lines_of(rows)))
         monkeypatch.setattr(predict.sys, "stdin", given)
-        with broken_off(2) if rows is texts else nullcontext():
-            answered("-", tmp_path / "out.csv")
-        assert not list(tmp_path.glob("*.partial"))
-    assert len(read(tmp_path / "out.csv")[0]) == 30
+
+    give(texts)
+    with broken_off(2):
+        answered("-", tmp_path / "out.csv")
+    assert not list(tmp_path.iterdir())
+    give(texts)
+    with broken_off(2), monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", lambda *_, **__: None)
+        answered("-", tmp_path / "out.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv.partial"]
+    give(texts[::-1])
+    answered("-", tmp_path / "out.csv")
+    give(texts[::-1])
+    answered("-", tmp_path / "whole.csv")
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
 # What is refused.

@@ -31,6 +31,7 @@ from dfolora.data.task import (
     Task,
     label_word_ids,
     label_word_tokens,
+    tasks,
 )
 from dfolora.data.text import TextEncoder
 
@@ -72,4 +73,5 @@ __all__ = [
     "shuffled_by_class",
     "stream_lines",
     "stream_rows",
+    "tasks",
 ]
