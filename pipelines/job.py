@@ -25,6 +25,8 @@ from tqdm import tqdm
 from pipelines.progress import Ending, RunBar
 
 DEFECT, MISTAKE = 1, 2
+STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM)}
+"""Exit statuses of what was told to stop."""
 THREADS = "OMP_NUM_THREADS"
 GPUS = "CUDA_VISIBLE_DEVICES"
 """Names the GPUs that CUDA shows a process, separated by commas; unset, it shows all."""

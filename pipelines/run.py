@@ -4,7 +4,6 @@ python -m pipelines.run task=sst2 model.path=DIR data.root=DIR
 python -m pipelines.run -m optimizer=cma,fwa rank=2,4
 """
 
-import signal
 import sys
 import uuid
 from datetime import UTC, datetime
@@ -14,10 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from pipelines.command import reported, run
-from pipelines.job import SWEPT, Job, JobResult, exit_on_signals, share_out, work
+from pipelines.job import STOPPED, SWEPT, Job, JobResult, exit_on_signals, share_out, work
 from pipelines.progress import Jobs
-
-STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 def _as_choices(values: ListConfig) -> str:

@@ -31,7 +31,7 @@ print(*again.predict(["the food was good", "the food was bad"]))
 predictor = dfolora.fit(
     transformers.AutoModelForMaskedLM.from_pretrained(BUNDLED["mini-roberta"]),
     transformers.AutoTokenizer.from_pretrained(BUNDLED["mini-roberta"]),
-    dfolora.Task.from_file("mini/sst2"),
+    dfolora.Task.named("mini/sst2"),
     method=dfolora.CLora(dim=8, budget=21),
 )
 predictor.save("adapter")

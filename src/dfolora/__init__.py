@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dfolora.data import Task
+from dfolora.data import Task, tasks
 from dfolora.engine import SolvedReadout
 from dfolora.errors import UserError, installed
 from dfolora.fewshot import (
@@ -59,6 +59,7 @@ __all__ = [
     "UserError",
     "fit",
     "load",
+    "tasks",
 ]
 
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from typing import Any
 
 import datasets
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from dfolora.data import Rows, Task, load_rows
-from dfolora.data.files import find_files, read_files
+from dfolora.data import files as files_module
+from dfolora.data.files import find_files, read_files, stream_rows
 from dfolora.errors import UserError
 from tests.shared import shared
 
@@ -33,9 +35,50 @@ def by_hand(*rows, header=("text", "label")):
 
 
 def read(folder, content, name="train.tsv", names=None):
+    """Read whole; row by row a file with names of its own is the same, or told the same of."""
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_files([path], names)
+    by_row = names is None and path.name.split(".")[1] in ("csv", "tsv")
+    try:
+        found = read_files([path], names)
+    except UserError as error:
+        if by_row:
+            with pytest.raises(UserError, match=re.escape(str(error))):
+                list(stream_rows(path, []))
+        raise
+    if by_row:
+        rows = list(stream_rows(path, [*found]))
+        assert {name: [row[name] for row in rows] for name in found} == found
+    return found
+
+
+def test_json_lines_and_parquet_are_read_row_by_row(tmp_path):
+    frame = pd.DataFrame({"text": TEXTS * 500, "n": range(3000)})
+    frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    frame.to_parquet(tmp_path / "a.parquet", row_group_size=700)
+    for name in ("a.jsonl", "a.parquet"):
+        rows = list(stream_rows(tmp_path / name, ["n", "text"]))
+        assert rows == frame[["n", "text"]].to_dict("records")
+
+
+def test_row_by_row_no_more_of_a_file_is_read_than_was_asked_for(tmp_path):
+    """The error of a later line is not seen before it is come to."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n' * 3 + "nonsense\n")
+    rows = stream_rows(path, ["text"])
+    assert [next(rows) for _ in range(3)] == [{"text": "a"}] * 3
+    with pytest.raises(UserError, match=r"a\.jsonl, line 4 is not JSON"):
+        next(rows)
+
+
+def test_large_tsv_with_marks_is_not_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(files_module, "MOST_MARKED", 40)
+    path = tmp_path / "a.tsv"
+    path.write_text("text\n" + "a long line\n" * 9)
+    assert len(list(stream_rows(path, ["text"]))) == 9
+    path.write_text("text\n" + 'a "long" line\n' * 9)
+    with pytest.raises(UserError, match=r"a\.tsv has quotation marks and more than 40 bytes"):
+        list(stream_rows(path, ["text"]))
 
 
 # ------------------------------------------------------------------------ two kinds of TSV

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerFast
 
 from dfolora.data import load_rows
-from dfolora.data.task import Prompt, Task, label_word_ids
+from dfolora.data.task import Prompt, Task, label_word_ids, tasks
 from dfolora.errors import UserError
 from tests.shared import real_tokenizer
 
@@ -314,3 +314,17 @@ def test_label_words_of_sentencepiece_have_its_mark(style):
     words = Prompt(pattern="{a} is", kind="causal", label_words=("bad", "great"))
     ids = label_word_ids(words, tokenizer, style)
     assert tokenizer.convert_ids_to_tokens(list(ids)) == ["\u2581bad", "\u2581great"]
+
+
+def test_tasks_of_the_package_go_by_their_names():
+    files = (CONF / "task").rglob("*.yaml")
+    assert {CONF / "task" / f"{name}.yaml" for name in tasks()} == {*files}
+    assert tasks()[:2] == ("agnews", "dbpedia")  # the paper's first
+    for name in tasks():
+        assert Task.named(name) == Task.from_file(CONF / "task" / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("name", ["sst3", "../task/sst2", "sst2.yaml", "", None])
+def test_a_name_that_is_none_of_the_packages_is_told(name):
+    with pytest.raises(UserError, match=rf"Unknown task={name}; choose one of agnews, .*mini/y"):
+        Task.named(name)

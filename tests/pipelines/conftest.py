@@ -9,6 +9,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
+import pipelines.predict
 import pipelines.pretrain.__main__
 import pipelines.report
 import pipelines.run
@@ -19,6 +20,7 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "run": pipelines.run.main,
     "show": partial(run, pipelines.show.main),
     "report": partial(run, pipelines.report.main),
+    "predict": partial(run, pipelines.predict.main),
     "pretrain": partial(run, pipelines.pretrain.__main__.main),
 }
 

@@ -1,11 +1,28 @@
 """What a run fitted, in use: as a classifier, and over files of rows."""
 
+import io
+import json
+import re
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+from omegaconf import OmegaConf
 
 import dfolora
 from dfolora.errors import UserError
+from dfolora.fewshot import Fitted
 from dfolora.fewshot.problem import TaskRows
+from dfolora.model import Checkpoint
 from dfolora.record import Store
+from pipelines import answers, predict
 from pipelines.execute import Job, execute
 from tests.commands import composed
 
@@ -95,3 +112,440 @@ def test_artifacts_elsewhere_are_told(made, monkeypatch):
     monkeypatch.setattr(store, "_local", lambda _place: None)
     with pytest.raises(UserError, match=rf"mlflow artifacts download --run-id {run_id}"):
         store.fitted(run_id)
+
+
+# Over files.
+
+
+@pytest.fixture
+def answered(made, tmp_path):
+    """Answers rows by the run that was made, as the command does: the text that it prints."""
+    folder, run_id, _, _ = made
+
+    def answered(source, target, **changes):
+        config, _ = composed(config="predict")
+        given = {"run": run_id, "input": str(source), "output": str(target)} | changes
+        config.tracking.uri = f"sqlite:///{folder}/mlflow.db"
+        for key, value in given.items():
+            OmegaConf.update(config, key, value)
+        return predict.predict(config)
+
+    return answered
+
+
+@pytest.fixture(scope="module")
+def expected(made):
+    """What the classifier says of the test rows: labels and probabilities."""
+    folder, run_id, rows, _ = made
+    loaded = dfolora.load(run_id, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return loaded.predict(texts_of(rows)), loaded.predict_proba(texts_of(rows))
+
+
+def written(path, rows):
+    """A file of rows in the format of its ending, with a column that nobody asks for."""
+    frame = pd.DataFrame([{"number": n, **row} for n, row in enumerate(rows)])
+    name = path.name.removesuffix(".gz")
+    match name.rpartition(".")[2]:
+        case "csv":
+            frame.to_csv(path, index=False)
+        case "tsv":
+            frame.to_csv(path, index=False, sep="\t")
+        case "jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        case "parquet":
+            frame.to_parquet(path, row_group_size=300)
+    return path
+
+
+def read(path):
+    """An output's labels and probabilities."""
+    match path.suffix:
+        case ".csv":
+            frame = pd.read_csv(path)
+        case ".jsonl":
+            frame = pd.read_json(path, lines=True, precise_float=True)
+        case ".parquet":
+            frame = pd.read_parquet(path)
+    assert frame.columns.tolist() == ["label", "probability_negative", "probability_positive"]
+    return frame["label"].to_numpy(), frame.to_numpy()[:, 1:].astype(float)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet", "a.csv.gz"])
+def test_labels_of_the_test_rows_have_the_runs_score(name, made, answered, expected, tmp_path):
+    """In the input's order, whatever its format."""
+    _, _, rows, score = made
+    source, target = written(tmp_path / name, texts_of(rows)), tmp_path / "out.parquet"
+    told = answered(source, target)
+    labels, probabilities = read(target)
+    assert np.mean(labels == names_of(rows)) == score
+    assert labels.tolist() == expected[0].tolist()
+    assert (probabilities == expected[1]).all()
+    counts = {name: int((labels == name).sum()) for name in rows.task.classes}
+    told_counts = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    assert told == f"1,000 rows: {told_counts}; cut: 0; written to {target}"
+    assert {path.name for path in tmp_path.iterdir()} == {name, "out.parquet"}
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_every_output_has_the_same_numbers(ending, made, answered, expected, tmp_path):
+    source = written(tmp_path / "a.jsonl", texts_of(made[2])[:50])
+    answered(source, tmp_path / f"out.{ending}")
+    labels, probabilities = read(tmp_path / f"out.{ending}")
+    assert labels.tolist() == expected[0][:50].tolist()
+    assert np.allclose(probabilities, expected[1][:50], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "characters"), [(1, 10**9), (7, 10**9), (10**9, 200)])
+def test_chunks_do_not_matter(rows, characters, made, answered, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK", rows)
+    monkeypatch.setattr(predict, "CHARACTERS", characters)
+    answered(written(tmp_path / "a.csv", texts_of(made[2])[:60]), tmp_path / "out.csv")
+    labels, probabilities = read(tmp_path / "out.csv")
+    assert labels.tolist() == expected[0][:60].tolist()
+    assert np.allclose(probabilities, expected[1][:60], rtol=0, atol=1e-6)
+
+
+def test_no_more_than_a_chunk_is_read_before_it_is_answered(monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK", 32)
+    monkeypatch.setattr(predict, "CHARACTERS", 1000)
+    taken = 0
+
+    def rows():
+        nonlocal taken
+        for number in range(10**6):
+            taken += 1
+            yield {"text": "x" * (10 if number < 3200 else 400)}
+
+    answered_rows = 0
+    for number, chunk in enumerate(predict.chunked(rows(), together=1)):
+        answered_rows += len(chunk)
+        assert taken == answered_rows
+        assert len(chunk) == (32 if number < 100 else 3)
+        if number == 150:
+            return
+
+
+def test_rows_that_are_padded_together_stay_together(monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK", 20)
+    monkeypatch.setattr(predict, "CHARACTERS", 100)
+    chunks = list(predict.chunked(({"text": "x" * n} for n in range(100)), together=16))
+    assert [len(chunk) for chunk in chunks] == [16, 16, 16, 16, 16, 16, 4]
+
+
+def test_what_was_cut_is_counted_as_in_the_test_set(in_folder):
+    run_id, rows, _ = run(in_folder, "method=manual_prompt", "data.max_length=12")
+    cut = Store.existing().metric(run_id, "test/truncated")
+    source = written(in_folder / "a.jsonl", texts_of(rows))
+    config, _ = composed(config="predict")
+    config.run, config.input, config.output = run_id, str(source), str(in_folder / "out.csv")
+    assert f"; cut: {cut:,.0f}; written" in predict.predict(config)
+    assert 0 < cut < 1000
+
+
+# Broken off.
+
+
+@contextmanager
+def broken_off(after):
+    """Within, the command is stopped as it writes the answers to a chunk, half of which stay."""
+
+    class Stopped(answers.Partial):
+        def add(self, chunk):
+            if self.chunks == after:
+                self._file.write(b'{"probabilities": [[0.5, 0')
+                raise SystemExit(143)
+            self.chunks += 1
+            super().add(chunk)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "Partial", Stopped)
+        with pytest.raises(SystemExit):
+            yield
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How many rows each chunk has that the model is asked about."""
+    sizes = []
+    batch = Fitted.batch
+    monkeypatch.setattr(
+        Fitted, "batch", lambda self, rows: sizes.append(len(rows)) or batch(self, rows)
+    )
+    return sizes
+
+
+def test_what_was_broken_off_goes_on_to_the_same_bits(made, answered, asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK", 20)
+    source = written(tmp_path / "a.csv", texts_of(made[2])[:90])
+    answered(source, tmp_path / "whole.csv")
+    for after in (2, 4):  # stopped twice
+        with broken_off(after):
+            answered(source, tmp_path / "out.csv")
+        assert not (tmp_path / "out.csv").exists()
+    asked.clear()
+    told = answered(source, tmp_path / "out.csv")
+    assert asked == [10]
+    assert told.startswith("90 rows: ")
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not list(tmp_path.glob("*.part*"))
+
+
+@pytest.mark.parametrize("changed", ["input", "folder", "chunks"])
+def test_what_was_begun_otherwise_is_begun_anew(
+    changed, made, answered, asked, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(predict, "CHUNK", 20)
+    texts = texts_of(made[2])[:60]
+    source, target = written(tmp_path / "a.csv", texts), tmp_path / "out.csv"
+    with broken_off(2):
+        answered(source, target)
+    asked.clear()
+    changes = {}
+    match changed:
+        case "input":
+            written(source, texts[::-1])
+        case "folder":
+            folder = shutil.copytree(
+                Store(f"sqlite:///{made[0]}/mlflow.db").fitted(made[1]), tmp_path / "copy"
+            )
+            (folder / "notes.txt").write_text("another fit")
+            changes = {"run": None, "folder": str(folder)}
+        case "chunks":
+            monkeypatch.setattr(predict, "CHUNK", 30)
+    answered(source, target, **changes)
+    assert sum(asked) == 60
+    answered(source, tmp_path / "whole.csv", **changes)
+    assert target.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_an_output_that_cannot_be_written_leaves_the_answers(made, answered, tmp_path, monkeypatch):
+    source, target = written(tmp_path / "a.csv", texts_of(made[2])[:20]), tmp_path / "out.csv"
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(answers.WRITERS, ".csv", full)
+        with pytest.raises(OSError, match="No space"):
+            answered(source, target)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.csv", "out.csv.partial"}
+    monkeypatch.setattr(Fitted, "batch", lambda *_: pytest.fail("asked again"))
+    answered(source, target)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.csv", "out.csv"}
+
+
+def test_two_commands_do_not_write_the_same_output(made, answered, tmp_path):
+    source = written(tmp_path / "a.csv", texts_of(made[2])[:5])
+    with answers.Partial(tmp_path / "out.csv.partial", {"other": 1}) as other:
+        with pytest.raises(UserError, match=r"out\.csv\.partial is being written by another comm"):
+            answered(source, tmp_path / "out.csv")
+        assert other.path.exists()
+    answered(source, tmp_path / "out.csv")
+
+
+# Standard input and output.
+
+
+def lines_of(rows):
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def test_rows_of_standard_input_are_answered_on_standard_output(
+    made, answered, expected, monkeypatch, capsysbinary
+):
+    monkeypatch.setattr(predict, "CHUNK", 16)
+    given = io.BytesIO(lines_of(texts_of(made[2])[:40]))
+    monkeypatch.setattr(predict.sys, "stdin", SimpleNamespace(buffer=given))
+    told = answered("-", "-")
+    rows = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
+    assert [row["label"] for row in rows] == expected[0][:40].tolist()
+    shares = [[row["probability_negative"], row["probability_positive"]] for row in rows]
+    assert np.allclose(shares, expected[1][:40], rtol=0, atol=1e-6)
+    assert told.startswith("40 rows: ")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (b"", r"standard input holds no rows; it needs some, with \['sentence'\]"),
+        (lines_of([{"sentence": "good"}] * 40) + b"nonsense\n", r"standard input, line 41 is not"),
+        (lines_of([{"sentence": "good"}] * 40 + [{}]), r"standard input, line 41 lacks the col"),
+        (lines_of([{"sentence": "good"}] * 40 + [{"sentence": " "}]), r"input, row 41 has no text"),
+    ],
+)
+def test_wrong_rows_of_standard_input_leave_no_file(
+    given, message, answered, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(predict, "CHUNK", 16)
+    monkeypatch.setattr(predict.sys, "stdin", SimpleNamespace(buffer=io.BytesIO(given)))
+    with pytest.raises(UserError, match=message):
+        answered("-", tmp_path / "out.csv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_standard_input_is_never_gone_on_with(made, answered, tmp_path, monkeypatch):
+    """Stopped, it leaves nothing; killed, its answers are for rows that are gone."""
+    monkeypatch.setattr(predict, "CHUNK", 10)
+    texts = texts_of(made[2])[:30]
+
+    def give(rows):
+        given = SimpleNamespace(buffer=io.BytesIO(lines_of(rows)))
+        monkeypatch.setattr(predict.sys, "stdin", given)
+
+    give(texts)
+    with broken_off(2):
+        answered("-", tmp_path / "out.csv")
+    assert not list(tmp_path.iterdir())
+    give(texts)
+    with broken_off(2), monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", lambda *_, **__: None)
+        answered("-", tmp_path / "out.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv.partial"]
+    give(texts[::-1])
+    answered("-", tmp_path / "out.csv")
+    give(texts[::-1])
+    answered("-", tmp_path / "whole.csv")
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+# What is refused.
+
+GOOD = '{"sentence": "the food was good"}\n'
+WRONG: dict[str, tuple[str, Any, str]] = {
+    "no file": ("a.csv", None, r"a\.csv cannot be read as csv: .*No such file"),
+    "an empty file": ("a.csv", b"", r"a\.csv is empty; its first line must name the columns"),
+    "a header alone": ("a.csv", b"sentence\n", r"holds no rows; it needs some, with"),
+    "an empty JSON Lines": ("a.jsonl", b"", r"holds no rows"),
+    "another column": ("a.csv", b"text\ngood\n", r"lacks the columns \['sentence'\]"),
+    "a column that a row lacks": ("a.jsonl", GOOD + '{"text": "x"}', r"line 2 lacks the colum"),
+    "a short row": ("a.csv", b"id,sentence\n1,good\n2\n", r"line 3 has 1 cells, the header"),
+    "an empty text": ("a.csv", b"id,sentence\n1,good\n2,\n", r"row 2 has no text; leave it out"),
+    "a null": ("a.jsonl", GOOD * 1500 + '{"sentence": null}', r"row 1501, 'sentence' is not"),
+    "a number": ("a.jsonl", GOOD + '{"sentence": 5}', r"row 2, 'sentence' is not text: 5"),
+    "bytes of another encoding": ("a.csv", b"sentence\ngood\n\xef\n", r"UTF-8, first in line 3"),
+    "no JSON": ("a.jsonl", GOOD + "nonsense", r"line 2 is not JSON"),
+    "a JSON list": ("a.jsonl", '[{"sentence": "good"}]', r"line 1 must be a JSON object, got \["),
+    "no Parquet": ("a.parquet", b"PAR1", r"a\.parquet cannot be read as parquet"),
+    "an unknown ending": ("a.txt", b"good\n", r"a\.txt has no known ending; write \.jsonl, \.csv"),
+    "no ending": ("gz", b"good\n", r"gz has no known ending"),
+    "two kinds of TSV": ("a.tsv", b'sentence\n"a ""good"" one"\nsaid "no"\n', r"two kinds of"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def without_weights(monkeypatch):
+    monkeypatch.setattr(Checkpoint, "load_backbone", lambda *_: pytest.fail("weights were loaded"))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_told_before_weights_are_loaded(name, answered, tmp_path, without_weights):
+    file, content, message = WRONG[name]
+    if content is not None:
+        (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=message):
+        answered(tmp_path / file, tmp_path / "new" / "out.csv")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no input": ({"input": None}, r"input must be non-empty text, got None"),
+    "no output": ({"output": None}, r"output must be non-empty text, got None"),
+    "an output of another kind": ({"output": "out.txt"}, r"output=out\.txt has no known end"),
+    "an output that exists": ({"output": "{here}/a.csv"}, r"a\.csv exists; set overwrite=true"),
+    "the input": ({"output": "{here}/in.jsonl", "overwrite": True}, r"in\.jsonl is the input"),
+    "a folder as output": ({"output": "{here}/x.csv", "overwrite": True}, r"x\.csv is a folder"),
+    "a file as the folder": ({"output": "{here}/a.csv/out.csv"}, r"output's folder=.* not a"),
+    "no fit": ({"run": None}, r"Got run=None and folder=None; give one of them"),
+    "two fits": ({"folder": "x"}, r"Got run=\w+ and folder=x; give one of them"),
+    "an unknown run": ({"run": "0123"}, r"no folder and, in the tracking store .*, no run 0123"),
+    "a folder without a fit": ({"run": None, "folder": "{here}"}, r"holds no whole fit"),
+    "another store": ({"tracking.uri": "sqlite:///no.db"}, r"no tracking store sqlite:///no\.db"),
+    "another model": ({"model.path": "mini-gpt2"}, r"was fitted with the tokenizer of mini-rob"),
+    "no model": ({"model.path": "/no/such"}, r"model\.path=/no/such is not a folder"),
+    "no device": ({"device": "tpu"}, r"device=tpu; choose auto, cpu"),
+    "words for a flag": ({"overwrite": "yes"}, r"overwrite must be true or false, got 'yes'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_done_is_told_before_weights_are_loaded(
+    name, answered, tmp_path, without_weights
+):
+    changes, message = REFUSED[name]
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    (tmp_path / "a.csv").write_text("precious")
+    (tmp_path / "x.csv").mkdir()
+    given = {
+        key: value.format(here=tmp_path) if isinstance(value, str) else value
+        for key, value in changes.items()
+    }
+    with pytest.raises(UserError, match=message):
+        answered(tmp_path / "in.jsonl", tmp_path / "out.csv", **given)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "a.csv", "x.csv"}
+    assert (tmp_path / "a.csv").read_text() == "precious"
+
+
+def test_output_that_exists_is_replaced_where_that_is_said(answered, tmp_path):
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    (tmp_path / "out.csv").write_text("old")
+    answered(tmp_path / "in.jsonl", tmp_path / "out.csv", overwrite=True)
+    assert len(read(tmp_path / "out.csv")[0]) == 1
+
+
+def test_fit_that_is_of_all_rows_at_once_is_refused(in_folder):
+    run_id, _, _ = run(in_folder, "method=calibrated_prompt", "method.calibration=batch_test")
+    (in_folder / "in.jsonl").write_text(GOOD)
+    config, _ = composed(config="predict")
+    config.run, config.input, config.output = run_id, "in.jsonl", "out.csv"
+    with pytest.raises(UserError, match=r"with calibration=batch_test, .* in parts; use calibra"):
+        predict.predict(config)
+
+
+def test_rows_without_finite_logits_have_no_label(answered, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK", 2)
+    (tmp_path / "in.jsonl").write_text(GOOD * 6)
+    batch = Fitted.batch
+    asked = []
+
+    def poisoned(self, rows):
+        found = batch(self, rows)
+        asked.append(len(rows))
+        logits = self.predictor.logits
+
+        def some(given):
+            made = logits(given).clone()
+            made[: len(asked) - 1] = torch.nan  # none of the first chunk, then one, then two
+            return made
+
+        object.__setattr__(self, "predictor", replace(self.predictor, logits=some))
+        return found
+
+    monkeypatch.setattr(Fitted, "batch", poisoned)
+    told = answered(tmp_path / "in.jsonl", tmp_path / "out.csv")
+    assert told.startswith("6 rows: 0 negative, 3 positive; cut: 0; without a label, for the model")
+    lines = (tmp_path / "out.csv").read_text().splitlines()[1:]
+    assert [line.partition(",")[0] for line in lines] == ["positive"] * 2 + ["", "positive", "", ""]
+    assert lines[2] == ",,"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["input=in.jsonl", "output=out.csv"], 0, r"^1 rows: \d negative, \d positive; cut: 0; wr"),
+        (["input=no.jsonl", "output=out.csv"], 2, r"^error: no\.jsonl cannot be read as jsonl: "),
+        (["input=in.jsonl", "output=out.csv", "foo=1"], 2, r"^error: foo is no key"),
+    ],
+)
+def test_command_tells_in_one_line_and_by_its_status(
+    arguments, status, message, made, tmp_path, ended
+):
+    folder = Store(f"sqlite:///{made[0]}/mlflow.db").fitted(made[1])
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    ends, out, error = ended("predict", f"folder={folder}", *arguments)
+    assert ends == status
+    assert (error == "") == (status == 0)
+    assert re.search(message, out + error)
+    assert len((out + error).splitlines()) == 1
+    left = {"in.jsonl", "out.csv"} if status == 0 else {"in.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == left

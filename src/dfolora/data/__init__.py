@@ -15,6 +15,7 @@ from dfolora.data.encode import (
     filler_ids,
     fits,
 )
+from dfolora.data.files import stream_lines, stream_rows
 from dfolora.data.labels import check_labels
 from dfolora.data.metric import METRICS, accuracy, constant_score, majority_score
 from dfolora.data.rows import Part, Rows, fingerprint, load_rows, rows_of
@@ -30,6 +31,7 @@ from dfolora.data.task import (
     Task,
     label_word_ids,
     label_word_tokens,
+    tasks,
 )
 from dfolora.data.text import TextEncoder
 
@@ -69,4 +71,7 @@ __all__ = [
     "rows_of",
     "sample_few_shot",
     "shuffled_by_class",
+    "stream_lines",
+    "stream_rows",
+    "tasks",
 ]

@@ -1,10 +1,11 @@
-"""Local files of rows: found by name, told apart by content, read into columns."""
+"""Local files of rows: found by name, told apart by content, read into columns or row by row."""
 
 import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -15,6 +16,11 @@ Columns = Mapping[str, Sequence[object]]
 
 MOST_BYTES = 20_000_000
 """The longest line of a JSON Lines file, and the longest cell of a table, in bytes."""
+MOST_MARKED = 100_000_000
+"""The largest TSV file with quotation marks that is read row by row, in bytes: only all of it tells
+whether they wrap cells."""
+AT_ONCE = 1024
+"""Rows of a Parquet file that are read at once."""
 PACKED = (".gz", ".zst")
 """Endings of compressed files, after that of their format."""
 SAVED = "state.json"
@@ -77,6 +83,70 @@ def read_files(files: Sequence[Path], names: Sequence[str] | None = None) -> Col
     return {name: [value for table in tables for value in table[name]] for name in tables[0]}
 
 
+def stream_rows(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, object]]:
+    """Values of a file's columns, row by row, in bounded memory.
+
+    Args:
+        path: JSON Lines, CSV, TSV or Parquet, also compressed.
+        columns: Which ones.
+
+    Raises:
+        UserError: The file cannot be read, or a row lacks a column.
+    """
+    with explained(lambda error: _unreadable(path, error)):
+        match _ending(path):
+            case ".jsonl":
+                with _opened(path) as file:
+                    yield from stream_lines(file, str(path), columns)
+            case ".parquet":
+                yield from _stream_parquet(path, columns)
+            case ending if ending in DELIMITERS:
+                if ending == ".tsv" and path.stat().st_size > MOST_MARKED and _has_marks(path):
+                    raise UserError(
+                        f"{path} has quotation marks and more than {MOST_MARKED:,} bytes, all of "
+                        f"which would be read to tell whether they wrap cells; save the rows as "
+                        f".csv or .jsonl."
+                    )
+                rows = _table(path, DELIMITERS[ending], None)
+                header = next(rows)
+                _check_columns(header, columns, str(path))
+                places = [header.index(name) for name in columns]
+                for row in rows:
+                    yield {name: row[at] for name, at in zip(columns, places, strict=True)}
+            case _:
+                raise UserError(
+                    f"{path} has no known ending; write .jsonl, .csv, .tsv or .parquet (also "
+                    f"{', '.join(PACKED)})."
+                )
+
+
+def stream_lines(
+    file: IO[bytes], source: str, columns: Sequence[str]
+) -> Iterator[Mapping[str, object]]:
+    """Values of columns of JSON Lines, row by row.
+
+    Args:
+        file: Where the lines come from.
+        source: What it is called in messages.
+        columns: Which ones.
+
+    Raises:
+        UserError: A line is no JSON object, or lacks a column.
+    """
+    for number, row in _json_lines(file, source):
+        where = f"{source}, line {number}"
+        if not isinstance(row, dict):
+            raise UserError(f"{where} must be a JSON object, got {shown(row)}; write a row a line.")
+        _check_columns(row, columns, where)
+        yield {name: row[name] for name in columns}
+
+
+def _check_columns(given: Iterable[str], needed: Sequence[str], where: str) -> None:
+    """Raise UserError if a column is missing."""
+    if missing := [name for name in needed if name not in (has := list(given))]:
+        raise UserError(f"{where} lacks the columns {missing}; it has {shown(has)}.")
+
+
 def _candidates(folder: Path, stem: str) -> Iterator[tuple[Path, ...]]:
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     for suffix in (ending + packed for ending in ENDINGS for packed in ("", *PACKED)):
@@ -118,7 +188,7 @@ def _read(path: Path, names: Sequence[str] | None) -> Columns:
 
 def _ending(path: Path) -> str:
     """The format's ending, that of a compression left off."""
-    return path.suffixes[-2] if path.suffix in PACKED else path.suffix
+    return (path.with_suffix("") if path.suffix in PACKED else path).suffix
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -133,6 +203,13 @@ def _opened(path: Path) -> IO[bytes]:
 def _text(path: Path) -> str:
     with _opened(path) as file:
         return file.read().decode("utf-8-sig")
+
+
+@contextmanager
+def _lines(path: Path) -> Iterator[IO[str]]:
+    """A file's lines with their ends as they are."""
+    with _opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as lines:
+        yield lines
 
 
 def _unreadable(path: Path, error: Exception) -> str:
@@ -159,11 +236,16 @@ def _read_json(path: Path) -> Columns:
     if first.decode("utf-8-sig", errors="ignore").lstrip().startswith("["):
         return _by_column(json.loads(_text(path)), path)
     with _opened(path) as file:
-        lines = iter(lambda: file.readline(MOST_BYTES + 1), b"")
-        records = [
-            _record(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()
-        ]
+        records = [record for _, record in _json_lines(file, str(path))]
     return _by_column(records, path)
+
+
+def _json_lines(file: IO[bytes], source: str) -> Iterator[tuple[int, Any]]:
+    """The values of lines that are not empty, each with its line."""
+    lines = iter(lambda: file.readline(MOST_BYTES + 1), b"")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, _record(line, f"{source}, line {number}")
 
 
 def _record(line: bytes, where: str) -> Any:
@@ -190,56 +272,88 @@ def _by_column(records: Sequence[Any], path: Path) -> Columns:
 
 
 def _read_table(path: Path, delimiter: str, names: Sequence[str] | None) -> Columns:
-    """Every cell as text: "NA", "null" and "" are what the row says."""
-    text = _text(path)
-    as_text = delimiter == "\t" and not _is_quoted(text, names, path)
-    rows = _rows(text, delimiter, csv.QUOTE_NONE if as_text else csv.QUOTE_MINIMAL)
-    over = [line for line, row in rows if any("\n" in cell for cell in row)]
-    if (
-        delimiter == ","
-        and over
-        and len({len(row) for _, row in _rows(text, ",", csv.QUOTE_NONE)}) == 1
-    ):
-        raise UserError(
-            f"{path} has a cell in quotation marks that ends in line {over[0]}, over several lines "
-            f"that would each be a row. Double marks that are text, and wrap their cells."
-        )
-    if names is None:
-        if not rows:
-            raise UserError(f"{path} is empty; its first line must name the columns.")
-        header, rows = rows[0][1], rows[1:]
-        if twice := {name for name in header if name and header.count(name) > 1}:
-            raise UserError(f"{path} names the columns {sorted(twice)} twice; rename one of each.")
-        said = f"the header names {len(header)}"
-    else:
-        header = [*names]
-        said = f"data.columns names {len(header)}"
-    for line, row in rows:
-        if len(row) != len(header):
-            raise UserError(
-                f"{path}, line {line} has {len(row)} cells, {said}: {shown(header)}. Mend the line "
-                f"or leave it out; a row has a cell for each name, an empty one where it has no "
-                f"value."
-            )
+    """Columns of a table; those of one name are joined by a space."""
+    header, *rows = _table(path, delimiter, names)
     places = {name: [n for n, each in enumerate(header) if each == name] for name in header}
     return {
-        name: [" ".join(row[place] for place in where) for _, row in rows]
+        name: [" ".join(row[place] for place in where) for row in rows]
         for name, where in places.items()
     }
 
 
-def _rows(text: str, delimiter: str, quoting: Literal[0, 3]) -> list[tuple[int, list[str]]]:
+def _table(path: Path, delimiter: str, names: Sequence[str] | None) -> Iterator[Sequence[str]]:
+    """The names of the columns, then each row.
+
+    Every cell is text: "NA", "null" and "" are what the row says.
+    """
+    as_text = False
+    if delimiter == ",":
+        _check_wrapped(path)
+    elif _has_marks(path):
+        as_text = not _is_quoted(_text(path), names, path)
+    with _lines(path) as lines:
+        rows = _rows(lines, delimiter, csv.QUOTE_NONE if as_text else csv.QUOTE_MINIMAL)
+        if names is None:
+            _, header = next(rows, (0, None))
+            if header is None:
+                raise UserError(f"{path} is empty; its first line must name the columns.")
+            if twice := {name for name in header if name and header.count(name) > 1}:
+                raise UserError(
+                    f"{path} names the columns {sorted(twice)} twice; rename one of each."
+                )
+            said = f"the header names {len(header)}"
+        else:
+            header = [*names]
+            said = f"data.columns names {len(header)}"
+        yield header
+        for line, row in rows:
+            if len(row) != len(header):
+                raise UserError(
+                    f"{path}, line {line} has {len(row)} cells, {said}: {shown(header)}. Mend the "
+                    f"line or leave it out; a row has a cell for each name, an empty one where it "
+                    f"has no value."
+                )
+            yield row
+
+
+def _check_wrapped(path: Path) -> None:
+    """Raise UserError if a CSV file's marks would make one cell of lines that are all rows."""
+    with _lines(path) as lines:
+        rows = _rows(lines, ",", csv.QUOTE_MINIMAL)
+        over = next((line for line, row in rows if any("\n" in cell for cell in row)), None)
+    if over is None:
+        return
+    with _lines(path) as lines:
+        widths = {len(row) for _, row in _rows(lines, ",", csv.QUOTE_NONE)}
+    if len(widths) == 1:
+        raise UserError(
+            f"{path} has a cell in quotation marks that ends in line {over}, over several lines "
+            f"that would each be a row. Double marks that are text, and wrap their cells."
+        )
+
+
+def _rows(
+    lines: Iterable[str], delimiter: str, quoting: Literal[0, 3]
+) -> Iterator[tuple[int, list[str]]]:
     """The rows that are not empty, each with the line it ends in."""
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True
-    )
-    before = csv.field_size_limit(MOST_BYTES)  # from 128 KiB: what is too long is told as a text is
-    try:
-        return [(reader.line_num, row) for row in reader if row]
-    except csv.Error as error:
-        raise csv.Error(f"{error}, in line {reader.line_num}") from error
-    finally:
-        csv.field_size_limit(before)
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    while True:
+        before = csv.field_size_limit(MOST_BYTES)  # from 128 KiB: what is too long is told as texts
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise csv.Error(f"{error}, in line {reader.line_num}") from error
+        finally:
+            csv.field_size_limit(before)
+        if row is None:
+            return
+        if row:
+            yield reader.line_num, row
+
+
+def _has_marks(path: Path) -> bool:
+    with _lines(path) as lines:
+        return any('"' in line for line in lines)
 
 
 def _is_quoted(text: str, names: Sequence[str] | None, path: Path) -> bool:
@@ -248,9 +362,8 @@ def _is_quoted(text: str, names: Sequence[str] | None, path: Path) -> bool:
     Raises:
         UserError: It has both, or it could be either.
     """
-    if '"' not in text:
-        return False
-    rows = [row for _, row in _rows(text, "\t", csv.QUOTE_NONE)]
+    lines = io.StringIO(text, newline="")
+    rows = [row for _, row in _rows(lines, "\t", csv.QUOTE_NONE)]
     width = len(rows[0]) if names is None else len(names)
     if any(len(row) != width for row in rows):
         # Tabs or line ends within marks, or a line that is told as it is read.
@@ -293,6 +406,16 @@ def _read_parquet(path: Path) -> Columns:
 
     frame = pd.read_parquet(path)
     return {name: frame[name].tolist() for name in frame.columns}
+
+
+def _stream_parquet(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, object]]:
+    with installed("pipelines"):
+        import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        _check_columns(file.schema_arrow.names, columns, str(path))
+        for batch in file.iter_batches(batch_size=AT_ONCE, columns=[*columns]):
+            yield from batch.to_pylist()
 
 
 def _read_saved(path: Path) -> Columns:

@@ -104,7 +104,12 @@ def fingerprint(rows: Rows) -> str:
 
 
 def rows_of(
-    task: Task, columns: Columns, source: str, labels: Sequence[object] | None = None
+    task: Task,
+    columns: Columns,
+    source: str,
+    labels: Sequence[object] | None = None,
+    *,
+    before: int = 0,
 ) -> Rows:
     """Rows from raw columns, checked and cleaned as the task says.
 
@@ -113,6 +118,7 @@ def rows_of(
         columns: Values by column name, each ``(N,)``: the task's fields and its label.
         source: Where they are from, for messages.
         labels: What stands for each class in the label column; None for names or positions.
+        before: The number of rows before these, for messages.
 
     Raises:
         UserError: They do not fit the task.
@@ -133,7 +139,9 @@ def rows_of(
     return Rows(
         texts=tuple(
             {
-                name: _clean(columns[name][row], task, f"{source}, row {row + 1}, {name!r}")
+                name: _clean(
+                    columns[name][row], task, f"{source}, row {before + row + 1}, {name!r}"
+                )
                 for name in task.fields
             }
             for row in kept

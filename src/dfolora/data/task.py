@@ -11,7 +11,16 @@ import yaml
 
 from dfolora.data.metric import METRICS
 from dfolora.errors import UserError
-from dfolora.validation import check_keys, file_name, flag, mapping, text, text_or_none, texts
+from dfolora.validation import (
+    check_keys,
+    choice,
+    file_name,
+    flag,
+    mapping,
+    text,
+    text_or_none,
+    texts,
+)
 
 Kind = Literal["masked", "causal"]
 """How a model answers: by filling a mask, or by continuing the prompt."""
@@ -234,6 +243,19 @@ class Task:
         )
 
     @classmethod
+    def named(cls, name: str) -> "Task":
+        """One of this package's own tasks.
+
+        Args:
+            name: One of ``tasks()``.
+
+        Raises:
+            UserError: There is none of that name.
+        """
+        choice(name, "task", tasks())
+        return cls.from_file(name)
+
+    @classmethod
     def from_file(cls, path: str | Path) -> "Task":
         """A task from a YAML file such as ``conf/task/sst2.yaml``.
 
@@ -273,6 +295,12 @@ class Task:
                 f"Task {where}: {len(prompt.label_words)} label words {list(prompt.label_words)} "
                 f"for {len(self.classes)} classes {list(self.classes)}; give one word per class."
             )
+
+
+def tasks() -> tuple[str, ...]:
+    """The names of the tasks that come with this package: ``agnews``, ..., ``mini/sst2``, ..."""
+    names = (file.relative_to(OWN).with_suffix("").as_posix() for file in OWN.rglob("*.yaml"))
+    return tuple(sorted(names, key=lambda name: ("/" in name, name)))
 
 
 def label_word_ids(
@@ -357,10 +385,9 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        files = OWN.rglob("*.yaml")
-        names = ", ".join(sorted(str(file.relative_to(OWN).with_suffix("")) for file in files))
         raise UserError(
-            f"Task file {path} cannot be read: {error.strerror}; give a file, or one of {names}."
+            f"Task file {path} cannot be read: {error.strerror}; give a file, or one of "
+            f"{', '.join(tasks())}."
         ) from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"Task file {path} is not UTF-8 YAML: {error}") from error

@@ -62,7 +62,14 @@ def word_style(prompt: Prompt) -> LabelWordStyle:
     return "natural" if after_space else "released"
 
 
-def read_rows(X: Any, task: Task, where: str, labels: Sequence[int] | None = None) -> Rows:  # noqa: N803
+def read_rows(
+    X: Any,  # noqa: N803
+    task: Task,
+    where: str,
+    labels: Sequence[int] | None = None,
+    *,
+    before: int = 0,
+) -> Rows:
     """Rows of texts, or of mappings with the prompt's fields.
 
     Args:
@@ -70,6 +77,7 @@ def read_rows(X: Any, task: Task, where: str, labels: Sequence[int] | None = Non
         task: Whose fields.
         where: What ``X`` is called.
         labels: ``(N,)``; None where they do not matter.
+        before: The number of rows before these, for messages.
 
     Raises:
         UserError: ``X`` is something else, or lacks text somewhere.
@@ -83,7 +91,7 @@ def read_rows(X: Any, task: Task, where: str, labels: Sequence[int] | None = Non
     if len(are_texts) > 1:
         raise UserError(f"{where} mixes texts and mappings; give rows of one kind.")
     if are_texts == {False}:
-        for number, row in enumerate(rows, 1):
+        for number, row in enumerate(rows, before + 1):
             if isinstance(row, Mapping) and (missing := sorted({*task.fields} - {*row})):
                 raise UserError(
                     f"{where}, row {number} lacks the fields {missing} of the prompt; it has "
@@ -99,8 +107,8 @@ def read_rows(X: Any, task: Task, where: str, labels: Sequence[int] | None = Non
         for field in task.fields
     }
     numbered = columns | {LABEL: labels or [0] * len(rows)}
-    given = rows_of(task, numbered, where, range(len(task.classes)))
-    for number, texts in enumerate(given.texts, 1):
+    given = rows_of(task, numbered, where, range(len(task.classes)), before=before)
+    for number, texts in enumerate(given.texts, before + 1):
         if not any(text.strip() for text in texts.values()):
             raise UserError(f"{where}, row {number} has no text; leave it out.")
     return given

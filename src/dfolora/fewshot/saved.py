@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -22,6 +23,7 @@ from dfolora.fewshot.inputs import GIVEN, task_of
 from dfolora.fewshot.problem import RELEASED_TEST_BATCH
 from dfolora.methods import (
     LABEL_WORDS,
+    BatchMean,
     CalibratedPrompt,
     Demonstrated,
     Gap3,
@@ -34,6 +36,7 @@ from dfolora.methods import (
     Predictor,
     PromptBoosting,
     RandomLora,
+    Readout,
     Templates,
     class_logits,
     ensemble,
@@ -189,6 +192,18 @@ class Saved:
             strip=task["strip"],
         )
         return cls(folder=folder, record=record, base=base, task=reads)
+
+    @property
+    def transductive(self) -> bool:
+        """Whether what is said of a row depends on the rows that are asked about with it."""
+        with _whole(self.folder):
+            return isinstance(_readout(self.folder, self.record["fitted"]), BatchMean)
+
+    @property
+    def together(self) -> int:
+        """Rows that have to be asked about together, or a multiple of them; mostly 1."""
+        released = self.record["task"]["readout"] == "released"
+        return RELEASED_TEST_BATCH if released else 1
 
     def load(self) -> Fitted:
         """The fit, on its model.
@@ -385,11 +400,8 @@ def restore(
 
         return encode, logits
 
-    def broken(error: Exception) -> str:
-        return f"{folder} holds no whole classifier ({first_line(error)}); copy it again."
-
-    with explained(broken):
-        readout = load_readout(folder) if fitted.get("readout") else None
+    with _whole(folder):
+        readout = _readout(folder, fitted)
         if fitted.get("words", 1) > 1:
             label_ids = torch.tensor(json.loads((folder / LABEL_WORDS).read_text(encoding="utf-8")))
         match fitted["kind"]:
@@ -416,6 +428,17 @@ def restore(
                 return trained.encoder(plain), _trained(folder, trained, backbone, label_ids)
             case kind:
                 raise ValueError(f"{kind!r} was fitted, which nothing here fits")
+
+
+def _whole(folder: Path) -> AbstractContextManager[None]:
+    """Within, a file that cannot be read is told."""
+    return explained(
+        lambda error: f"{folder} holds no whole classifier ({first_line(error)}); copy it again."
+    )
+
+
+def _readout(folder: Path, fitted: Mapping[str, Any]) -> Readout | None:
+    return load_readout(folder) if fitted.get("readout") else None
 
 
 def _trained(

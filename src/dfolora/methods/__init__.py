@@ -22,11 +22,12 @@ from dfolora.methods.prompt_boosting import (
     load_ensemble,
 )
 from dfolora.methods.random_lora import RandomLora
-from dfolora.methods.readouts import class_logits, load_readout
+from dfolora.methods.readouts import BatchMean, Readout, class_logits, load_readout
 
 __all__ = [
     "LABEL_WORDS",
     "METHODS",
+    "BatchMean",
     "Bbt",
     "Bbtv2",
     "CLora",
@@ -46,6 +47,7 @@ __all__ = [
     "Progress",
     "PromptBoosting",
     "RandomLora",
+    "Readout",
     "Step",
     "Templates",
     "TrainingSpec",
