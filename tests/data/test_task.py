@@ -1,6 +1,7 @@
 import copy
 import json
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerFast
 
 from dfolora.data import load_rows
-from dfolora.data.task import Prompt, Task, label_word_ids, tasks
+from dfolora.data.task import Prompt, Task, label_word_ids, more_word_ids, tasks
 from dfolora.errors import UserError
 from tests.shared import real_tokenizer
 
@@ -113,6 +114,9 @@ def test_mini_world_has_rows_of_every_class(path):
         ({"dataset.name": 1}, r"toy\.dataset\.name must be non-empty text, got 1"),
         ({"prompts.released.seq2seq": {}}, r"released has unknown keys \['seq2seq'\].*causal"),
         ({"prompts.released.masked.label_words": ["N"]}, r"1 label words \['N'\] for 2 classes"),
+        ({"prompts.released.masked.more_words": "N"}, r"more_words must be a list of words for"),
+        ({"prompts.released.masked.more_words": ["N", "Y"]}, r"more_words\[0\] must be a list of"),
+        ({"prompts.released.masked.more_words": [["n"]]}, r"more_words has 1 lists for the 2"),
         ({"prompts.released.masked.pattern": "{a} {c} {mask}"}, r"\['c'\] that are not fields"),
         ({"prompts.released.masked.pattern": "It was {mask}"}, r"shows nothing of the row"),
         ({"prompts.released.masked.pattern": "{a}"}, r"has 0 \{mask\}; write it exactly once"),
@@ -239,6 +243,26 @@ def test_label_words_of_the_paper_are_their_first_tokens():
 def test_label_words_that_cannot_answer(words, cut, message):
     with pytest.raises(UserError, match=message):
         label_word_ids(prompt_with(*words), Letters(), cut=cut)
+
+
+def test_more_words_are_a_tuple_a_class():
+    prompt = replace(prompt_with("n", "y"), more_words=(("a", "b"), ("c",)))
+    assert more_word_ids(prompt, Letters(), (110, 121)) == ((ord("a"), ord("b")), (ord("c"),))
+    assert more_word_ids(prompt_with("n", "y"), Letters(), (110, 121)) == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((("a",), ("n",)), r"more_words \['n'\] are tokens of label words already for letters"),
+        ((("a",), ("a",)), r"\['a', 'a'\] start with the same token"),
+        ((("a",), ("no",)), r"\['no'\] are several tokens"),
+        ((("a",), ("N",)), r"'N' is not in the vocabulary"),
+    ],
+)
+def test_more_words_that_cannot_answer(more, message):
+    with pytest.raises(UserError, match=message):
+        more_word_ids(replace(prompt_with("n", "y"), more_words=more), Letters(), (110, 121))
 
 
 def test_unknown_style_of_label_words():

@@ -1,6 +1,7 @@
 """Several label words a class: how they are found, what they cost, what they predict."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_a_class_has_the_mean_of_its_words_logits(family, batch, normalised):
     assert torch.equal(single, plain)
 
 
-def posed(*overrides):
+def posed(*overrides, more_words=()):
     config = composed(
         "optimizer=fwa", "profile=mini", "budget=37", "dim=40", "data.k=8", *overrides
     )
@@ -86,10 +87,52 @@ def posed(*overrides):
     backbone, method = checkpoint.load_backbone(), instantiate(config.method)
     architecture = backbone.architecture
     problem = instantiate(config.data).pose(
-        rows(), checkpoint.load_tokenizer(), method,
+        with_words(rows(), more_words), checkpoint.load_tokenizer(), method,
         kind=architecture.family.kind, max_length=architecture.max_length, seed=13,
     )  # fmt: skip
     return backbone, method, problem
+
+
+def with_words(given, more_words):
+    """The same rows, of a task whose prompt has these words beside."""
+    prompts = given.task.prompts
+    prompt = replace(prompts["released"]["masked"], more_words=more_words)
+    task = replace(given.task, prompts={**prompts, "released": {"masked": prompt}})
+    return replace(given, task=task)
+
+
+MORE = (("awful", "dull"), ("lovely", "fine"))
+
+
+@pytest.mark.parametrize("readout", ["plain", "words"])
+def test_words_of_the_task_cost_no_call(readout):
+    backbone, method, problem = posed("words=2", f"readout={readout}", more_words=MORE)
+    fit = method.begin(backbone, problem.data, 13)
+    steps = [progress.step for progress in fit]
+    assert steps[0].calls == 1
+    assert sum(len(step.losses) for step in steps) == 37
+    tokenizer = problem.data.encode.tokenizer
+    named = [[tokenizer.convert_tokens_to_ids(word) for word in words] for words in (
+        ("bad", "awful"), ("great", "lovely"),
+    )]  # fmt: skip
+    assert fit._label_ids.tolist() == named
+    assert "bad (" in problem.summary()
+    assert "negative (also awful, dull)" in problem.summary()
+
+
+def test_words_of_the_task_are_for_those_who_ask():
+    logits = []
+    for more_words in ((), MORE):
+        backbone, method, problem = posed(more_words=more_words)
+        fit = method.begin(backbone, problem.data, 13)
+        list(fit)
+        logits.append(fit.predictor().logits(problem.test))
+    assert torch.equal(*logits)
+
+
+def test_fewer_words_than_asked_for_are_told_before_any_weight_is_loaded():
+    with pytest.raises(UserError, match=r"words=4 needs 3 words of each class .* has 2 of some"):
+        posed("words=4", more_words=MORE)
 
 
 def test_finding_them_is_one_of_the_calls():

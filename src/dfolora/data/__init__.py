@@ -31,6 +31,7 @@ from dfolora.data.task import (
     Task,
     label_word_ids,
     label_word_tokens,
+    more_word_ids,
     tasks,
 )
 from dfolora.data.text import TextEncoder
@@ -66,6 +67,7 @@ __all__ = [
     "label_word_tokens",
     "load_rows",
     "majority_score",
+    "more_word_ids",
     "part",
     "pieces",
     "rows_of",

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal, Protocol, get_args
@@ -83,6 +84,8 @@ class Prompt:
     for the 50 filler words of the released code."""
     label_words: tuple[str, ...]
     """One word per class, in the order of the task's classes."""
+    more_words: tuple[tuple[str, ...], ...] = ()
+    """Other words of each class, the best first, for searches with several a class."""
     prefix: str = "{filler} . "
     """Text put before the pattern by methods that need filler words."""
     slots: tuple[str, ...] | None = None
@@ -295,6 +298,11 @@ class Task:
                 f"Task {where}: {len(prompt.label_words)} label words {list(prompt.label_words)} "
                 f"for {len(self.classes)} classes {list(self.classes)}; give one word per class."
             )
+        if prompt.more_words and len(prompt.more_words) != len(self.classes):
+            raise UserError(
+                f"Task {where}: more_words has {len(prompt.more_words)} lists for the "
+                f"{len(self.classes)} classes {list(self.classes)}; give a list of words per class."
+            )
 
 
 def tasks() -> tuple[str, ...]:
@@ -352,6 +360,37 @@ def label_word_ids(
             f"{spaced}give the task other words in its prompts (conf/task/)."
         )
     return tuple(first)
+
+
+def more_word_ids(
+    prompt: Prompt,
+    tokenizer: Tokenizer,
+    given: Sequence[int],
+    style: LabelWordStyle = "released",
+) -> tuple[tuple[int, ...], ...]:
+    """The vocabulary ids of the prompt's ``more_words``, a tuple per class; empty if it has none.
+
+    Args:
+        prompt: Whose words.
+        tokenizer: The model's.
+        given: The ids of its label words.
+        style: As of `label_word_ids`.
+
+    Raises:
+        UserError: As of `label_word_ids`, or a word is a label word already.
+    """
+    if not prompt.more_words:
+        return ()
+    flat = [word for words in prompt.more_words for word in words]
+    ids = iter(label_word_ids(replace(prompt, label_words=tuple(flat)), tokenizer, style))
+    found = tuple(tuple(next(ids) for _ in words) for words in prompt.more_words)
+    taken = [word for word, token in zip(flat, chain(*found), strict=True) if token in given]
+    if taken:
+        raise UserError(
+            f"more_words {taken} are tokens of label words already for {tokenizer.name_or_path}; "
+            f"give others."
+        )
+    return found
 
 
 def label_word_tokens(
@@ -442,11 +481,16 @@ def _prompts(value: object, where: str) -> dict[str, Prompt]:
 
 def _prompt(value: object, kind: Kind, where: str) -> Prompt:
     data = mapping(value, where)
-    check_keys(data, where, required=("pattern", "label_words"), optional=("prefix", "slots"))
+    optional = ("more_words", "prefix", "slots")
+    check_keys(data, where, required=("pattern", "label_words"), optional=optional)
+    more = data.get("more_words", ())
+    if not isinstance(more, Sequence) or isinstance(more, str):
+        raise UserError(f"{where}.more_words must be a list of words for each class, got {more!r}.")
     return Prompt(
         kind=kind,
         pattern=text(data["pattern"], f"{where}.pattern"),
         label_words=texts(data["label_words"], f"{where}.label_words"),
+        more_words=tuple(texts(each, f"{where}.more_words[{n}]") for n, each in enumerate(more)),
         prefix=text(data.get("prefix", Prompt.prefix), f"{where}.prefix"),
         slots=texts(data["slots"], f"{where}.slots") if "slots" in data else None,
     )

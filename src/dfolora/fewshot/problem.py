@@ -28,6 +28,7 @@ from dfolora.data import (
     label_word_ids,
     label_word_tokens,
     load_rows,
+    more_word_ids,
     sample_few_shot,
 )
 from dfolora.errors import UserError
@@ -269,6 +270,7 @@ class ProblemSpec:
             train=encode(shots),
             dev=encode((train if dev is None else dev).select(split.dev)),
             label_ids=torch.tensor(label_ids),
+            more_ids=more_word_ids(prompt, tokenizer, label_ids, self._style()),
             metric=task.metric,
             encode=encode,
         )
@@ -402,9 +404,11 @@ class Problem:
         return {"train": self.data.train, "dev": self.data.dev, "test": self.test}
 
     def _words(self) -> str:
-        """The label words with their ids and classes."""
+        """The label words with their ids and classes, and other words of these."""
+        others = self.plain.prompt.more_words or [()] * len(self.label_tokens)
+        beside = (f" (also {', '.join(words)})" if words else "" for words in others)
         return ", ".join(
-            f"{tokens[0]} ({number}{_rest(tokens)}) {name}"
+            f"{tokens[0]} ({number}{_rest(tokens)}) {name}{next(beside)}"
             for tokens, number, name in zip(
                 self.label_tokens, self.data.label_ids.tolist(), self.task.classes, strict=True
             )

@@ -95,7 +95,8 @@ class LayerwiseSearch:
     layers_per_block: int | Literal["all"] = 1
     """How many layers' vectors, one after another, are searched as one block."""
     words: int = 1
-    """Label words a class, the task's own included; the others are found by one of the calls."""
+    """Label words a class, the task's own included; others than the task names are found by one of
+    the calls."""
     selection: str = "incumbent"
     """A name in ``SELECTIONS``."""
     dev_interval: int = 100
@@ -148,6 +149,13 @@ class LayerwiseSearch:
                 f"batch_size={self.batch_size} is more than the {len(train)} train rows; choose at "
                 f"most as many, or null for all."
             )
+        named = min(map(len, plain.prompt.more_words), default=self.words)
+        if named < self.words - 1:
+            raise UserError(
+                f"words={self.words} needs {self.words - 1} words of each class beside its label "
+                f"word, and the prompt's more_words has {named} of some; give it more, or none, so "
+                f"that they are found."
+            )
         self.readout.check_classes(train.labels, len(plain.prompt.label_words))
         return self.subspace.encoder(plain)
 
@@ -158,10 +166,9 @@ class LayerwiseSearch:
         self.check(backbone.architecture)
         return Search(self, backbone, data, seed, memo)
 
-    @property
-    def spent(self) -> int:
-        """Calls before the search."""
-        return int(self.words > 1 and self.budget > 0)
+    def spent(self, more_ids: Sequence[Sequence[int]] = ()) -> int:
+        """Calls before the search: the one that finds words, unless the task has them."""
+        return int(self.words > 1 and self.budget > 0 and not more_ids)
 
     def blocks(self, architecture: Architecture) -> int:
         """The number of blocks, L."""
@@ -258,7 +265,7 @@ class LayerwiseSearch:
         turns = self.schedule.least(blocks)
         what = "one generation" if turns == 1 else "one round of all layers"
         of_incumbents = {"improving": 1, "mean": 2}.get(self.incumbent, 0)
-        needed = self.spent + turns * population + of_incumbents
+        needed = self.spent() + turns * population + of_incumbents
         if 0 < self.budget < needed:
             raise UserError(
                 f"budget={self.budget} is smaller than {what}, which needs {needed} calls with a "
@@ -282,8 +289,13 @@ class Search:
         self._backbone = backbone
         self._data = data
         self._label_ids = data.label_ids
-        if method.spent:
+        self._spent = method.spent(data.more_ids)
+        if self._spent:
             self._label_ids = self._more_words(data.train, memo)
+        elif method.words > 1 and method.budget:
+            more = [each[: method.words - 1] for each in data.more_ids]
+            others = torch.tensor(more, device=data.label_ids.device)
+            self._label_ids = torch.cat([data.label_ids[:, None], others], dim=1)
         # What the engine reads: a column a class, or one of each word.
         self._columns = self._label_ids.flatten() if method.readout.apart else self._label_ids
         self._seed = seed
@@ -323,7 +335,7 @@ class Search:
             incumbent=method.incumbent,
             order=order,
             price=self._price,
-            spent=method.spent,
+            spent=self._spent,
         )
         start: Sequence[DevPoint] = ()
         if method.budget and method.incumbent not in MEASURED and method.selection != "released":

@@ -24,6 +24,8 @@ class FewShotData:
     label_ids: Tensor
     """Token ids of the label words: ``(C,)``."""
     metric: str
+    more_ids: Sequence[Sequence[int]] = ()
+    """Token ids of the task's other words of each class, the best first; none of no class."""
     encode: Encode | None = None
     """The method's ``encoder``; None if batches were built from tokens."""
 
