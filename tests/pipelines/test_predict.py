@@ -4,6 +4,10 @@ import io
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +30,7 @@ from dfolora.model import Checkpoint
 from dfolora.record import Store
 from pipelines import answers, predict
 from pipelines.execute import Job, execute
-from tests.commands import composed
+from tests.commands import composed, environment
 
 SMALL = ("budget=45", "dim=8", "data.k=4", "dev_interval=20")
 SETTINGS = {
@@ -401,6 +405,32 @@ def test_two_commands_do_not_write_the_same_output(made, answered, tmp_path):
             answered(source, tmp_path / "out.csv")
         assert other.path.exists()
     answered(source, tmp_path / "out.csv")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_process_that_is_stopped_goes_on(number, status, made, answered, tmp_path):
+    folder, run_id, rows, _ = made
+    written(tmp_path / "a.jsonl", texts_of(rows) * 30)
+    arguments = [f"run={run_id}", "input=a.jsonl", "output=out.csv"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.predict", *arguments], cwd=tmp_path,
+        env=environment(folder), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    partial = tmp_path / "out.csv.partial"
+    while not partial.exists() or partial.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == status
+    told = "stopped: out.csv.partial keeps what was done; call again to go on\n"
+    assert said == (told if status == 143 else "")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "out.csv.partial"}
+    answered(tmp_path / "a.jsonl", tmp_path / "out.csv")
+    answered(tmp_path / "a.jsonl", tmp_path / "whole.csv")
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not partial.exists()
 
 
 # Standard input and output.
