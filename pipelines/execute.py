@@ -12,9 +12,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dfolora.data import Task
+from dfolora.data import Task, tasks
 from dfolora.errors import UserError
-from dfolora.fewshot import Fitted, Problem, ProblemSpec, Source, TaskRows, fitted_of
+from dfolora.fewshot import About, Fitted, Problem, ProblemSpec, Source, TaskRows, fitted_of
 from dfolora.methods import Method, Predictor
 from dfolora.model import Architecture, Backbone, Checkpoint, Limits
 from dfolora.record import Store
@@ -202,8 +202,10 @@ def execute(
     return Outcome(run_id=log.run_id, new=True, line=f"{job.name}: {told}, run {log.run_id}")
 
 
-def saver(job: Job, backbone: Backbone, problem: Problem) -> Callable[[Predictor, Path], None]:
-    """Writes what was fitted to a folder, with all that it needs to be used.
+def saver(
+    job: Job, backbone: Backbone, problem: Problem
+) -> Callable[[Predictor, float, Path], None]:
+    """Writes what was fitted to a folder, with its test score and all that it needs to be used.
 
     Raises:
         UserError: No fit of this method could be used again.
@@ -212,19 +214,34 @@ def saver(job: Job, backbone: Backbone, problem: Problem) -> Callable[[Predictor
     assert encode is not None
     described = fitted_of(job.method, encode)  # here, for a fit may take a day
 
-    def save(predictor: Predictor, folder: Path) -> None:
+    task, published = problem.task, job.spec.root is None  # no rows of the user's own
+    of_hub = published and task.dataset.path.partition(":")[0] != "mini"
+
+    def save(predictor: Predictor, score: float, folder: Path) -> None:
         Fitted(
             predictor=predictor,
             backbone=backbone,
             origin=job.checkpoint.origin(),
-            task=problem.task,
-            classes=problem.task.classes,
+            task=task,
+            classes=task.classes,
             plain=problem.plain,
             encode=encode,
             label_ids=problem.data.label_ids,
             describe=lambda: described,
             method=repr(job.method),
             seed=job.search_seed,
+            about=About(
+                title=task.title,
+                train=len(problem.data.train.labels),
+                dev=len(problem.data.dev.labels),
+                split_seed=job.split_seed,
+                metric=task.metric,
+                dev_score=None if predictor.dev is None else predictor.dev.score,
+                test_score=score,
+                test=len(problem.test.labels),
+                dataset=task.dataset.path if of_hub else None,
+                language="en" if published and task.name in tasks() else None,
+            ),
         ).save(folder)
 
     return save

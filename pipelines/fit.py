@@ -29,7 +29,7 @@ def fit_and_test(
     attempt: Attempt,
     log: RunLog,
     bar: RunBar,
-    save: Callable[[Predictor, Path], None],
+    save: Callable[[Predictor, float, Path], None],
 ) -> None:
     """Fit a method and test it.
 
@@ -44,7 +44,7 @@ def fit_and_test(
         attempt: Begun; what its journal holds is not done again.
         log: Of the run.
         bar: Of the run.
-        save: Writes what was fitted to a folder.
+        save: Writes what was fitted, with its test score, to a folder.
 
     Raises:
         UserError: The fit shows that something given is wrong.
@@ -71,7 +71,7 @@ def fit_and_test(
         save_fitness_curve(attempt.folder / "fitness.png", curve, bar.name)
     if predictor.stored <= MOST_STORED:
         try:
-            save(predictor, attempt.folder / ADAPTER)
+            save(predictor, scores["score"], attempt.folder / ADAPTER)
         except SafetensorError as error:  # what a full disk is to that library
             raise ResourceError(f"{attempt.folder / ADAPTER}: {error}") from error
     told = _told(scores["score"], predictor, fitted + tested)

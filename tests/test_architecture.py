@@ -60,7 +60,7 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
         "data", "fewshot", "model.attention", "model.backbone", "model.checkpoint",
         "model.preflight", "model.quantize",
     },
-    "yaml": {"data.task"},
+    "yaml": {"data.task", "fewshot.card"},
 }  # fmt: skip
 LAZY = {
     "datasets", "jinja2", "matplotlib", "mlflow", "nevergrad", "peft", "pynvml", "scipy",

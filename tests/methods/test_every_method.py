@@ -13,6 +13,7 @@ from dfolora.data.task import Task
 from dfolora.engine import classify
 from dfolora.errors import UserError
 from dfolora.fewshot import Saved
+from dfolora.fewshot.card import TUNED
 from dfolora.fewshot.inputs import read_rows
 from dfolora.fewshot.problem import Problem, TaskRows
 from dfolora.fewshot.score import score_test
@@ -211,12 +212,13 @@ def test_what_a_run_writes_predicts_what_its_fit_did(name, tmp_path):
     problem, _, predictor, logits, _ = fitted(name)
     config = config_of(name)
     job: Any = SimpleNamespace(
-        method=configured(name), search_seed=13,
+        method=configured(name), search_seed=13, split_seed=13, spec=instantiate(config.data),
         checkpoint=instantiate(config.model, _convert_="all"),
     )  # fmt: skip
     folder = tmp_path / "adapter"
-    saver(job, job.checkpoint.load_backbone(), problem)(predictor, folder)
+    saver(job, job.checkpoint.load_backbone(), problem)(predictor, 0.5, folder)
     restored = Saved.read(folder).load()
+    assert TUNED[restored.describe()["kind"]] in (folder / "README.md").read_text()
     assert restored.classes == [*problem.task.classes]
     texts = [dict(text) for text in rows().test.texts]
     read = read_rows(texts, restored.task, "X")

@@ -4,6 +4,10 @@ import io
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,23 +18,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from omegaconf import OmegaConf
 
 import dfolora
 from dfolora.errors import UserError
 from dfolora.fewshot import Fitted
+from dfolora.fewshot.card import card
 from dfolora.fewshot.problem import TaskRows
 from dfolora.model import Checkpoint
 from dfolora.record import Store
 from pipelines import answers, predict
 from pipelines.execute import Job, execute
-from tests.commands import composed
+from tests.commands import composed, environment
 
 SMALL = ("budget=45", "dim=8", "data.k=4", "dev_interval=20")
 SETTINGS = {
     "a search": ("task=mini/sst2",),
     "two fields, another metric": ("task=mini/mrpc",),
-    "replacements in the text": ("task=mini/snli",),
+    "texts that are cleaned": ("++task.replace.food=meal", "task.strip=true"),
     "words after a space": ("data.prompt=natural",),
     "a causal model": ("model=mini_gpt2",),
     "an answer in the padding": ("model=mini_gpt2", "data.readout=released"),
@@ -57,7 +63,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return folder, *run(folder)
+        return folder, *run(folder, "search_seed=7")
 
 
 def texts_of(rows: TaskRows):
@@ -78,6 +84,8 @@ def test_score_of_what_is_loaded_is_the_runs_own(name, in_folder):
     loaded = dfolora.load(run_id)
     assert loaded.classes_.tolist() == [*rows.task.classes]
     assert loaded.score(texts_of(rows), names_of(rows)) == score
+    cleaned = loaded._fitted.task
+    assert (cleaned.replace, cleaned.strip) == (rows.task.replace, rows.task.strip)
     assert score > 0.4 or name in ("random weights", "short rows")
 
 
@@ -101,7 +109,7 @@ def test_run_that_left_nothing_and_one_of_before_are_told(in_folder):
     (folder / "classifier.json").unlink()
     with pytest.raises(UserError, match=r"holds no whole fit: .* a run of this version wrote"):
         dfolora.load(run_id)
-    folder.rmdir()
+    shutil.rmtree(folder)
     with pytest.raises(UserError, match=rf"Run {run_id} \(finished\) left nothing that was fitted"):
         dfolora.load(run_id)
 
@@ -112,6 +120,62 @@ def test_artifacts_elsewhere_are_told(made, monkeypatch):
     monkeypatch.setattr(store, "_local", lambda _place: None)
     with pytest.raises(UserError, match=rf"mlflow artifacts download --run-id {run_id}"):
         store.fitted(run_id)
+
+
+def test_card_is_what_the_hub_reads_and_tells_what_was_done(made, monkeypatch):
+    folder, run_id, rows, score = made
+    fitted = Store(f"sqlite:///{folder}/mlflow.db").fitted(run_id)
+    told_by = ModelCard.load(fitted / "README.md")
+    assert told_by.data.to_dict() == {
+        "library_name": "peft", "pipeline_tag": "text-classification",
+        "tags": ["dfolora", "few-shot"], "language": "en", "metrics": ["accuracy"],
+    }  # fmt: skip
+    prompt = rows.task.prompt("released", "masked")
+    words = zip(rows.task.classes, prompt.label_words, strict=True)
+    metric = Store(f"sqlite:///{folder}/mlflow.db").metric
+    for told in (
+        f"# {rows.task.title}, few-shot, on mini-roberta",
+        "LoRA factors of the attention maps (a PEFT adapter).",
+        f"```\n{prompt.pattern}\n```",
+        "\n".join(f"| {name} | `{word}` |" for name, word in words),
+        "Fitted to 8 rows, chosen by 8; seeds 42 (of the split) and\n  7 (of the fit).",
+        f"dev accuracy {metric(run_id, 'dev/selected_score'):.3f} (8 rows); "
+        f"test accuracy {score:.3f} (1000 rows).",
+        f"It was tested on 1000 rows of {rows.task.title} alone.",
+    ):
+        assert told in told_by.text
+    assert str(folder) not in told_by.content
+    (example,) = re.findall("```python\n(.*?)```", told_by.text, re.DOTALL)
+    monkeypatch.chdir(fitted.parent)
+    exec(example.replace("FOLDER", "adapter"), {})
+
+
+HUB: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "a model of the hub": (
+        {"path": "roberta-large"}, {"dataset": "nyu-mll/glue"},
+        {"base_model": "roberta-large", "datasets": ["nyu-mll/glue"]},
+    ),
+    "a folder": ({"path": "/home/me/roberta"}, {}, {"base_model": None, "datasets": None}),
+    "a model without a name": ({"path": ""}, {}, {"base_model": None}),
+    "random weights": ({"path": "a/b", "weights": "random"}, {}, {"base_model": None}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_card_names_what_the_hub_has_and_nothing_else(name, made):
+    folder, run_id, _, _ = made
+    fitted = Store(f"sqlite:///{folder}/mlflow.db").fitted(run_id)
+    record = json.loads((fitted / "classifier.json").read_text())
+    model, about, told = HUB[name]
+    record |= {"model": record["model"] | model, "about": record["about"] | about}
+    data = ModelCard(card(record, in_peft=False)).data.to_dict()
+    assert {key: data.get(key) for key in told} == told
+    assert data["library_name"] == "dfolora"
+    assert "/home/me" not in card(record, in_peft=False)
+    record["about"] |= {"test_score": None, "dev_score": None}
+    untested = card(record, in_peft=False)
+    assert "Scores: none was measured." in untested
+    assert "tested on no rows but those that chose it" in untested
 
 
 # Over files.
@@ -341,6 +405,32 @@ def test_two_commands_do_not_write_the_same_output(made, answered, tmp_path):
             answered(source, tmp_path / "out.csv")
         assert other.path.exists()
     answered(source, tmp_path / "out.csv")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_process_that_is_stopped_goes_on(number, status, made, answered, tmp_path):
+    folder, run_id, rows, _ = made
+    written(tmp_path / "a.jsonl", texts_of(rows) * 30)
+    arguments = [f"run={run_id}", "input=a.jsonl", "output=out.csv"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.predict", *arguments], cwd=tmp_path,
+        env=environment(folder), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    partial = tmp_path / "out.csv.partial"
+    while not partial.exists() or partial.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == status
+    told = "stopped: out.csv.partial keeps what was done; call again to go on\n"
+    assert said == (told if status == 143 else "")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "out.csv.partial"}
+    answered(tmp_path / "a.jsonl", tmp_path / "out.csv")
+    answered(tmp_path / "a.jsonl", tmp_path / "whole.csv")
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not partial.exists()
 
 
 # Standard input and output.

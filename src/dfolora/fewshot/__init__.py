@@ -6,6 +6,7 @@ ProblemSpec poses a task for a model and a seed; `fit` draws, encodes and fits.
 `score_test` reads test scores beside what constant predictors score.
 """
 
+from dfolora.fewshot.card import About
 from dfolora.fewshot.classifier import FewShotClassifier, NotFittedError
 from dfolora.fewshot.fitting import fit
 from dfolora.fewshot.problem import Problem, ProblemSpec, Source, TaskRows
@@ -13,6 +14,7 @@ from dfolora.fewshot.saved import Fitted, Saved, fitted_of
 from dfolora.fewshot.score import score_paraphrases, score_test
 
 __all__ = [
+    "About",
     "FewShotClassifier",
     "Fitted",
     "NotFittedError",

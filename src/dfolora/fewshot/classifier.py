@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dfolora.data import Encoder, Prompt, Rows, Task, label_word_ids, shuffled_by_class
 from dfolora.errors import UserError
 from dfolora.fewshot.base import Base, brief
+from dfolora.fewshot.card import About
 from dfolora.fewshot.inputs import (
     check_kind,
     read_labels,
@@ -160,6 +161,13 @@ class FewShotClassifier:
             describe=lambda: fitted_of(method, encode),
             method=self.method if isinstance(self.method, str) else repr(self.method),
             seed=seed,
+            about=About(
+                title="A classifier",
+                train=len(train),
+                dev=len(chosen_by),
+                split_seed=seed,
+                dev_score=None if predictor.dev is None else predictor.dev.score,
+            ),
         )
         return self
 

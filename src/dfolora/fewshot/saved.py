@@ -19,6 +19,7 @@ from dfolora.data import Batch, Encode, Encoder, Prompt, Rows, Task
 from dfolora.engine import Interventions
 from dfolora.errors import UserError, explained, first_line
 from dfolora.fewshot.base import Base
+from dfolora.fewshot.card import About, card
 from dfolora.fewshot.inputs import GIVEN, task_of
 from dfolora.fewshot.problem import RELEASED_TEST_BATCH
 from dfolora.methods import (
@@ -49,10 +50,11 @@ from dfolora.search.subspace import PromptSubspaceSpec, load_soft_prompts
 from dfolora.validation import check_keys, mapping
 
 RECORD = "classifier.json"
+CARD = "README.md"
 FORMAT = 2
 KEYS = (
     *("format", "versions", "model", "weights", "vocabulary", "task", "task_digest"),
-    *("fitted", "method", "seed"),
+    *("fitted", "method", "seed", "about"),
 )
 PACKAGES = ("dfolora", "torch", "transformers", "peft")
 PROBE = "It was GREAT, wasn't it?  N/A 10 %"
@@ -91,6 +93,8 @@ class Fitted:
     """In words."""
     seed: int
     """Of the fit."""
+    about: About
+    """For its card."""
     versions: Mapping[str, str | None] = field(default_factory=lambda: versions())
     """Of the packages that it was made with."""
 
@@ -117,10 +121,13 @@ class Fitted:
             "fitted": described,
             "method": self.method,
             "seed": self.seed,
+            "about": asdict(self.about),
         }
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, indent=2, ensure_ascii=False)
         (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+        in_peft = (folder / "adapter_config.json").exists()
+        (folder / CARD).write_text(card(record, in_peft=in_peft), encoding="utf-8")
 
     def _task(self) -> Mapping[str, Any]:
         plain, prompt = self.plain, self.plain.prompt
@@ -239,6 +246,7 @@ class Saved:
             describe=lambda: record["fitted"],
             method=record["method"],
             seed=record["seed"],
+            about=About(**record["about"]),
             versions=record["versions"],
         )
 

@@ -1,0 +1,135 @@
+"""The model card of a fit: a `README.md` as the hub reads it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dfolora.mini import BUNDLED
+
+TUNED = {
+    "manual_prompt": "Nothing: the model answers the prompt as it is.",
+    "in_context": "Nothing: labelled rows stand before each text (they are in `classifier.json`).",
+    "prompt": "The prompt: the search began with the one below and found that of `prompt.json`.",
+    "ensemble": "Prompts that vote, with words of their own (`ensemble.json`), not the one below.",
+    "soft_prompts": "Soft prompt vectors, by forward passes alone.",
+    "lora": "LoRA factors of the attention maps (a PEFT adapter).",
+    "trained": "Parameters trained with gradients",
+}
+"""By the kind of a fit."""
+LOADED = """```python
+import dfolora
+
+classifier = dfolora.load("FOLDER")  # of this file
+classifier.predict(TEXTS)  # also predict_proba
+```
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a card tells of a fit beside all that its predictions depend on."""
+
+    title: str
+    """The task's."""
+    train: int
+    """Rows that it was fitted to."""
+    dev: int
+    """Rows that it was chosen by."""
+    split_seed: int
+    metric: str = "accuracy"
+    dev_score: float | None = None
+    """By the metric, in [0, 1]; None if nothing was chosen."""
+    test_score: float | None = None
+    """Likewise; None if nothing was tested."""
+    test: int = 0
+    """Rows that were tested."""
+    dataset: str | None = None
+    """The repository of its rows on the hub."""
+    language: str | None = None
+    """Its code."""
+
+
+def card(record: Mapping[str, Any], *, in_peft: bool) -> str:
+    """The text of a card.
+
+    Args:
+        record: See ``Fitted.save``.
+        in_peft: Whether the folder is a PEFT adapter too.
+    """
+    about, task, model = About(**record["about"]), record["task"], record["model"]
+    folder = Path(model["path"]).is_absolute() or not model["path"] or model["weights"] == "random"
+    on_hub = not folder and model["path"] not in BUNDLED
+    base = Path(model["path"]).name if folder else model["path"]
+    front = {
+        "base_model": model["path"] if on_hub else None,
+        "library_name": "peft" if in_peft else "dfolora",
+        "pipeline_tag": "text-classification",
+        "tags": ["dfolora", "few-shot"],
+        "language": about.language,
+        "datasets": [about.dataset] if about.dataset else None,
+        "metrics": [about.metric],
+    }
+    known = {key: value for key, value in front.items() if value is not None}
+    fitted = record["fitted"]
+    tuned = TUNED[fitted["kind"]]
+    if fitted["kind"] == "trained":
+        tuned += f" ({fitted['trained']})."
+    if fitted.get("readout"):
+        tuned += " Its class logits are mapped by `readout.json`."
+    if fitted.get("words", 1) > 1:
+        tuned += f" Each class has {fitted['words']} label words (`label_words.json`)."
+    words = "\n".join(
+        f"| {name} | `{word}` |" for name, word in zip(task["classes"], task["words"], strict=True)
+    )
+    scores = [
+        f"{part} {about.metric} {score:.3f} ({rows} rows)"
+        for part, score, rows in (
+            ("dev", about.dev_score, about.dev),
+            ("test", about.test_score, about.test),
+        )
+        if score is not None
+    ]
+    first = task["fields"][0]
+    texts = [f"a {first}"] if len(task["fields"]) == 1 else [dict.fromkeys(task["fields"], "text")]
+    return f"""---
+{yaml.safe_dump(known, sort_keys=False)}---
+
+# {about.title}, few-shot, on {base or "a model without a name"}
+
+{tuned}
+
+The prompt, in which a row's texts stand for the names in braces:
+
+```
+{task["pattern"]}
+```
+
+| class | label word |
+|---|---|
+{words}
+
+- Method: `{record["method"]}`
+- Fitted to {about.train} rows, chosen by {about.dev}; seeds {about.split_seed} (of the split) and
+  {record["seed"]} (of the fit).
+- Scores: {"; ".join(scores) or "none was measured"}.
+- Base model: {base or "without a name"}, weights {record["weights"][:12]}, tokenizer
+  {record["vocabulary"][:12]} (digests of dfolora's); another one is refused.
+
+## How to load it
+
+{LOADED.replace("TEXTS", repr(texts))}
+## What it was not tested for
+
+{_untested(about)} It was not tested on texts of another kind or in another language, on texts
+meant to mislead it, or for how it treats groups of people; its probabilities were not compared with
+how often it is right. Texts of more than {task["max_length"]} tokens, the prompt included, are cut.
+"""
+
+
+def _untested(about: About) -> str:
+    if about.test_score is None:
+        return "It was tested on no rows but those that chose it, on which scores are too high."
+    return f"It was tested on {about.test} rows of {about.title} alone."
