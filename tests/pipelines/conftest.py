@@ -9,6 +9,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
+import pipelines.log_model
 import pipelines.predict
 import pipelines.pretrain.__main__
 import pipelines.report
@@ -20,6 +21,7 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "run": pipelines.run.main,
     "show": partial(run, pipelines.show.main),
     "report": partial(run, pipelines.report.main),
+    "log_model": partial(run, pipelines.log_model.main),
     "predict": partial(run, pipelines.predict.main),
     "pretrain": partial(run, pipelines.pretrain.__main__.main),
 }
