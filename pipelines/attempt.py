@@ -95,7 +95,8 @@ class Attempt:
     def origin(self) -> Mapping[str, str]:
         """The digest, and the commit and the source that it was made with."""
         identity = _read(self._begun)["identity"]
-        return {key: str(identity[key]) for key in ("digest", "commit", "source")}
+        kept = ("digest", "commit", "source")  # an attempt of before may lack the last
+        return {key: str(identity[key]) for key in kept if key in identity}
 
     @property
     def began(self) -> float:

@@ -25,15 +25,19 @@ BUILT = ("model", "data", "method", "engine")
 """Parts that are constructors with their arguments, and may hold others, such as an optimizer."""
 VALUES = (
     "layers_per_block", "calibration", "objective", "words", "incumbent", "selection", "budget_in",
+    "batch_size",
 )  # fmt: skip
 """Of a method, that are labels too."""
 USUAL = {
     "subspace": "paper", "schedule": "round_robin", "readout": "plain", "calibration": None,
     "objective": "ce", "words": "1", "budget_in": "calls", "selection": "incumbent",
+    "batch_size": "None",
 }  # fmt: skip
 """Labels that a name tells where they differ."""
 NAMED = {"task", "model", "method", "row", "optimizer", "rank", "seed", *SEEDS, *USUAL}
 """Keys whose values a run's name tells without a sweep."""
+ALWAYS = (("budget_in", "calls"), ("batch_size", None))
+"""Values of a method that are left out of its settings, so that runs of before have the same."""
 LIBRARY = Path(dfolora.__file__).parent
 REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 
@@ -46,7 +50,10 @@ def code() -> str:
 
 @cache
 def source() -> str:
-    """A digest of the source that results depend on: all that neither records nor reports."""
+    """A digest of the source that results depend on: of the library all but its record and report.
+
+    What the pipelines do is in a run's settings, or changes no result.
+    """
     return _digest({LIBRARY: ("record", "report")})
 
 
@@ -73,8 +80,13 @@ def settings_of(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[s
     return {
         "data": {key: value for key, value in plain["data"].items() if key not in ignored},
         "model": checkpoint.identity(),
-        "method": _with_contents(plain["method"], method),
+        "method": _with_contents(_said(plain["method"]), method),
     }
+
+
+def _said(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The method's values, but for those that say what was so before they could be said."""
+    return {key: value for key, value in plain.items() if (key, value) not in ALWAYS}
 
 
 def _with_contents(plain: Mapping[str, Any], method: Method) -> Mapping[str, Any]:
@@ -173,7 +185,8 @@ def name_of(plain: Any, choices: Mapping[str, str], labels: Mapping[str, str]) -
         optimizer = plain["optimizer"].get("name", labels["optimizer"])  # one of nevergrad's
         parts.append(optimizer)
     differing = [key for key, usual in USUAL.items() if labels.get(key, usual) != usual]
-    parts += [f"{labels[key]}words" if key == "words" else labels[key] for key in differing]
+    counted = {"words": "words", "batch_size": "rows"}
+    parts += [f"{labels[key]}{counted.get(key, '')}" for key in differing]
     if "rank" in labels:
         parts.append(f"r{labels['rank']}")
     if labels["seed"] != "any":

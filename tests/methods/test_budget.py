@@ -92,10 +92,11 @@ def test_late_layers_are_searched_longer_at_equal_flops():
     assert counts["flops"] > 240
 
 
-def test_first_layers_are_searched_no_longer():
+def test_layers_in_turn_are_searched_a_little_longer():
     steps = fitted("row=c_lora", "schedule=last_k", "schedule.k=3", "budget=60", "budget_in=flops")
     in_calls = fitted("row=c_lora", "schedule=last_k", "schedule.k=3", "budget=60")
     assert [step.block for step in steps][:4] == [0, 0, 1, 2]
+    # Of three layers in turn, a candidate of the first is a call, of the second half of one.
     assert len(in_calls) < len(steps) < 3 * len(in_calls)
 
 
@@ -108,9 +109,14 @@ def test_first_layers_are_searched_no_longer():
         (["row=mezo", "batch_size=4", "readout=bias"], "readout=bias is solved on rows of every"),
         (["row=mezo", "batch_size=4", "budget_in=flops"], "one or the other"),
         (["row=mezo", "batch_size=4", "selection=released"], "selection=released looks"),
+        (["row=c_lora", "batch_size=4", "incumbent=center", "optimizer=fwa"], "compares losses of"),
+        (["row=c_lora", "batch_size=4", "incumbent=center", "optimizer=random"], "compares losses"),
+        (["row=mezo_gv", "batch_size=4"], "The optimizer compares losses of different turns"),
+        (["row=c_lora", "budget_in=flops", "budget=5"], "needs .* calls with a population of 20"),
+        (["row=mezo", "batch_size=8", "budget=0.5"], "budget=0.5"),
         (["row=c_lora", "budget_in=flops", "selection=released"], "selection=released looks"),
         (["row=c_lora", "budget_in=hours"], "budget_in"),
-        (["method=gap3", "selection=mean_last"], "selection"),
+        (["method=gap3", "selection=mean_last"], "selection=mean_last is for searches of vectors"),
     ],
 )
 def test_what_cannot_be_had_is_refused(overrides, told):

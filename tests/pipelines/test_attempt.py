@@ -44,6 +44,13 @@ def test_name_leads_out_of_no_folder():
     assert begun(name="../../x" + 300 * "y").folder.resolve().parent == Path("outputs").resolve()
 
 
+def test_attempt_of_before_has_no_source():
+    identity = {key: value for key, value in IDENTITY.items() if key != "source"}
+    old = Attempt("old", identity, resumable=True)
+    old.begin({}, {})
+    assert old.origin == {"digest": "d" * 64, "commit": "abc"}
+
+
 def test_code_must_be_the_same_and_the_commit_need_not():
     begun()
     attempt(commit="def").check()

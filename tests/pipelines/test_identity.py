@@ -31,5 +31,9 @@ def test_all_else_is(name, digest_after):
     assert digest_after(name) != digest_after()
 
 
-def test_it_is_a_part_of_the_code():
-    assert identity.source() != identity.code()
+def test_values_that_were_always_so_are_no_part_of_the_settings():
+    plain = {"budget": 9, "budget_in": "calls", "batch_size": None, "words": None}
+    assert identity._said(plain) == {"budget": 9, "words": None}
+    assert identity._said(plain | {"budget_in": "flops", "batch_size": 4}) == plain | {
+        "budget_in": "flops", "batch_size": 4,
+    }  # fmt: skip

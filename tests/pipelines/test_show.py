@@ -76,6 +76,14 @@ def test_rows_are_shown_token_by_token_as_the_prompt_makes_them(ended, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+def test_released_readout_is_shown_where_it_answers_in_the_padding(ended):
+    status, out, _ = ended("show", "model=mini_gpt2", "data.readout=released", "row=bbtv2")
+    assert status == 0
+    for _, _, place, length, tokens in rows_of(out.splitlines()):
+        assert int(place) <= int(length)
+        assert tokens.count("[") == 1
+
+
 def test_what_a_run_prints_as_it_begins_is_part_of_it(ended):
     """Of a row what is left where it is abridged; label words and counts to the letter."""
     _, out, _ = ended("show", "data.k=5")

@@ -148,6 +148,19 @@ def test_runs_of_different_code_are_averaged_and_marked(told):
     assert (row["scores"], row["commits"], row["mean"]) == ("8:80.0000 13:80.0000", "abc def", 80.0)
 
 
+def test_average_of_cells_of_different_code_is_marked():
+    of = {"sst2": "x", "mrpc": "y"}
+    built = table(*(each | {"tags.source": of[each["tags.task"]]} for each in RUNS))
+    assert cells(built, "C-LoRA") == ["85.00 (7.07)", "62.00 (2.83)", "73.50†"]
+    assert "†" in built.caption[1]
+
+
+def test_runs_of_one_dirty_commit_may_be_of_different_code():
+    newer = run("sst2", 13, 0.80, item="20260102") | {"tags.source": "y"}
+    built = table(*of_source("x", *RUNS), newer)
+    assert cells(built, "C-LoRA")[0] == "80.00 (0.00)†"
+
+
 def test_commits_that_change_nothing_of_results_are_not_marked():
     newer = run("sst2", 13, 0.80, item="20260102", commit="def")
     built = table(*of_source("x", *RUNS, newer))

@@ -1,5 +1,6 @@
 """What candidates cost: fractions of a call, exact, and the arithmetic that the engine does."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -10,11 +11,15 @@ from dfolora.search.loop import tune
 from dfolora.search.optim import RandomSearch
 from dfolora.search.price import PerFlop, PerRow
 from dfolora.search.schedule import LastK
+from dfolora.search.subspace import PromptSubspaceSpec
 from tests.pipelines.test_flops import LABELS, LENGTHS, batch, counted, shape, shared_backbone
 from tests.search.test_loop import DIM, Quadratic
 from tests.searching import limited, some_solution, subspace_of
 
 LAYERS = 4
+
+
+TOY = 96  # d of ``some_solution``
 
 
 def prices(family="roberta"):
@@ -50,13 +55,20 @@ def test_one_candidate_of_the_first_layer_alone_is_a_call():
     assert prices().pay(0, 1) == 1
 
 
+@pytest.mark.parametrize("prompts", [False, True])
 @pytest.mark.parametrize("family", ["roberta", "gpt2", "gpt_neox", "phi3"])
-def test_turns_cost_what_torch_counts_of_them(family, monkeypatch):
+def test_turns_cost_what_torch_counts_of_them(family, prompts, monkeypatch):
     """As layers take turns, stay, go back, and jump: with what is carried, and from anew."""
     monkeypatch.setitem(COARSE, "cpu", False)  # the formulae know no padding within attention
-    backbone, price = shared_backbone(family), prices(family)
+    backbone = shared_backbone(family)
+    sizes = replace(shape(family), rank=0 if prompts else 2)
+    price = PerFlop(sizes, LENGTHS, range(LAYERS), entering=prompts)
     engine = Engine(limited(backbone, tokens=10_000), batch(), LABELS)
-    subspace = subspace_of(backbone, batch())
+    if prompts:
+        spec = PromptSubspaceSpec(dim=TOY, positions=3)
+        subspace = spec.build(backbone, batch().input_ids, batch().attention_mask, 0)
+    else:
+        subspace = subspace_of(backbone, batch())
     solution, _ = some_solution(layers=LAYERS)
 
     def got(block, population, engine=engine):

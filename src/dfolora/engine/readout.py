@@ -79,14 +79,14 @@ class SolvedReadout:
         if needed and self.ridge != inf:
             positive(self.ridge, "readout.ridge")
 
-    def check_classes(self, labels: Sequence[int], classes: int) -> None:
-        """Raise UserError if the train set lacks a class, and nothing bounds that class's bias."""
+    def check_classes(self, labels: Sequence[int], classes: int, *, rows: str = "train") -> None:
+        """Raise UserError if rows lack a class, and nothing bounds that class's bias."""
         present = len({*labels})
         if self.form == "bias" and self.ridge == 0 and present < classes:
             raise UserError(
-                f"The train rows have {present} of {classes} classes, so that a bias of one number "
-                f"a class has no best value; set readout.ridge=0.01, or readout=plain, or for "
-                f"method=calibrated_prompt another calibration."
+                f"The {rows} rows have {present} of {classes} classes, so that a bias of one "
+                f"number a class has no best value; set readout.ridge=0.01, or readout=plain, or "
+                f"for method=calibrated_prompt another calibration."
             )
 
     @property

@@ -75,7 +75,9 @@ class Work:
         return self.once + population * self.each
 
 
-def work_of(shape: Shape, layer: int, lengths: Sequence[int], *, advanced: int) -> Work:
+def work_of(
+    shape: Shape, layer: int, lengths: Sequence[int], *, advanced: int, entering: bool = False
+) -> Work:
     """FLOPs of candidates that change this layer, and maybe later ones.
 
     Args:
@@ -84,6 +86,8 @@ def work_of(shape: Shape, layer: int, lengths: Sequence[int], *, advanced: int) 
         lengths: Tokens of each example that go through the model.
         advanced: Layers below that have to be passed first: 1 as layers take turns, 0 if the
             engine has been at this layer before.
+        entering: Whether candidates change what enters the layer, as soft prompts do, so that they
+            share none of its products.
     """
     examples, tokens = len(lengths), sum(lengths)
     attention = shape.attention * sum(length**2 for length in lengths)
@@ -105,12 +109,11 @@ def work_of(shape: Shape, layer: int, lengths: Sequence[int], *, advanced: int) 
     # A parallel FFN of the searched layer reads what is the same for all.
     common = shape.feed_forward if shape.architecture.parallel else 0
     if layer == shape.architecture.layers - 1:
-        return Work(
-            once=once + last_inward + examples * common, each=answers - examples * common + head
-        )
-    searched = tokens * (sum(added.values()) + rest - common) + attention
-    between = (shape.architecture.layers - 2 - layer) * whole
-    return Work(
-        once=once + tokens * (inward + common),
-        each=searched + between + answers + last_inward + head,
-    )
+        shared, own = last_inward + examples * common, answers - examples * common + head
+    else:
+        shared = tokens * (inward + common)
+        own = tokens * (sum(added.values()) + rest - common) + attention
+        own += (shape.architecture.layers - 2 - layer) * whole + answers + last_inward + head
+    if entering:
+        return Work(once=once, each=own + shared)
+    return Work(once=once + shared, each=own)

@@ -457,9 +457,10 @@ def _lengths(batch: Batch) -> str:
 
 
 def _first_ids(batch: Batch) -> list[list[int]]:
-    """The first rows' token ids, without padding."""
-    rows = zip(batch.input_ids[:EXAMPLES], batch.attention_mask, strict=False)
-    return [ids[: int(mask.sum())].tolist() for ids, mask in rows]
+    """The first rows' token ids, without the padding after the answer."""
+    lengths = torch.maximum(batch.attention_mask.sum(-1), batch.answer + 1)
+    rows = zip(batch.input_ids[:EXAMPLES], lengths.tolist(), strict=False)
+    return [ids[:length].tolist() for ids, length in rows]
 
 
 def _marked(tokens: Sequence[str], place: int) -> list[str]:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import ceil
 from operator import mul
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -64,8 +65,6 @@ LABEL_WORDS = "label_words.json"
 """Beside an adapter: the tokens of each class, if they are not the task's label words alone."""
 UNITS = ("calls", "flops")
 """What a budget may be counted in."""
-POPULATION = 20
-"""Candidates of a turn when its price is foreseen: CMA-ES's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +132,12 @@ class LayerwiseSearch:
         self.subspace.check(architecture)
         self._check_blocks(architecture)
         optimizer = self.block_optimizer(0, architecture, 0)
+        if self.batch_size is not None and not optimizer.forgetful:
+            raise UserError(
+                f"The optimizer compares losses of different turns, and with "
+                f"batch_size={self.batch_size} each turn's are of other rows; choose one that does "
+                f"not (optimizer=cma, zo, mezo, ...), or batch_size=null."
+            )
         if optimizer.symmetric and self.subspace.even:
             raise UserError(
                 "The optimizer learns from pairs c + u, c - u alone, and the search starts from "
@@ -205,10 +210,15 @@ class LayerwiseSearch:
     def candidates(self, architecture: Architecture, price: Price | None = None) -> list[float]:
         """How many of each block the budget may be expected to pay for; None: a call each."""
         weights = self.schedule.weights(self.blocks(architecture))
-        price = price or PerRow()
-        usual = [float(price.usual(block, POPULATION)) for block in range(len(weights))]
-        round_calls = sum(map(mul, weights, usual))
+        prices = [1.0] * len(weights) if price is None else self.prices(architecture, price)
+        round_calls = sum(map(mul, weights, prices))
         return [self.budget * weight // round_calls for weight in weights]
+
+    def prices(self, architecture: Architecture, price: Price) -> list[float]:
+        """What a candidate of each block costs, in a turn of the optimizer's."""
+        population = self.block_optimizer(0, architecture, 0).population
+        blocks = range(self.blocks(architecture))
+        return [float(price.usual(block, population)) for block in blocks]
 
     def _together(self, architecture: Architecture) -> int:
         layers = self.subspace.blocks(architecture)
@@ -261,11 +271,24 @@ class LayerwiseSearch:
 
     def _check_budget(self, blocks: int, population: int) -> None:
         if self.budget_in == "flops" or self.batch_size is not None:
-            return  # what a round costs shows only with the rows
+            return  # what a round costs shows only with the rows: ``check_price``
         turns = self.schedule.least(blocks)
+        self._check_round(turns * population, turns, population)
+
+    def check_price(self, architecture: Architecture, price: Price) -> None:
+        """Raise UserError if the budget does not pay for the least turns; it may be 0."""
+        turns = self.schedule.least(self.blocks(architecture))
+        weights = self.schedule.weights(self.blocks(architecture))
+        prices = self.prices(architecture, price)
+        searched = (each for each, weight in zip(prices, weights, strict=True) if weight)
+        dearest = sorted(searched, reverse=True)[:turns]
+        population = self.block_optimizer(0, architecture, 0).population
+        self._check_round(ceil(sum(dearest) * population), turns, population)
+
+    def _check_round(self, calls: int, turns: int, population: int) -> None:
         what = "one generation" if turns == 1 else "one round of all layers"
         of_incumbents = {"improving": 1, "mean": 2}.get(self.incumbent, 0)
-        needed = self.spent() + turns * population + of_incumbents
+        needed = self.spent() + calls + of_incumbents
         if 0 < self.budget < needed:
             raise UserError(
                 f"budget={self.budget} is smaller than {what}, which needs {needed} calls with a "
@@ -304,10 +327,14 @@ class Search:
         self._memo = memo
         engine = self._engine(data.train)
         self._price = self._priced(engine)
+        if method.budget_in == "flops" or method.batch_size is not None:
+            method.check_price(backbone.architecture, self._price)
         self._optimizers = method.optimizers(backbone.architecture, seed, self._price)
         self._train = Remembered(self._evaluator(data.train, engine=engine), memo, "train")
         back = None
         if SELECTIONS[method.selection].crossed:
+            classes = len(data.label_ids)
+            method.readout.check_classes(data.dev.labels.tolist(), classes, rows="dev")
             crossed = self._evaluator(data.train, solved_on=data.dev)
             back = Remembered(crossed, memo, "back")
         self._selection = DevSelection(
@@ -412,11 +439,12 @@ class Search:
             return PerRow()
         zero = np.zeros((1, self._dim))
         made = [self._subspace.interventions(block, zero) for block in range(self._subspace.blocks)]
-        # What the candidates themselves add, a hundredth of a layer or less, is left out.
+        # Left out is what candidates' low-rank terms add, some hundredths of a layer.
         shape = Shape(
             architecture=self._backbone.architecture, rank=0, classes=len(self._label_ids)
         )
-        return PerFlop(shape, engine.lengths, [*map(min, made)])
+        entering = not all(each[min(each)].factors for each in made)
+        return PerFlop(shape, engine.lengths, [*map(min, made)], entering=entering)
 
     def _on_minibatches(self, size: int) -> Evaluator:
         """The train set's evaluator, on other rows each time."""

@@ -24,7 +24,7 @@ class Readout(Protocol):
     """A fitted map of class logits."""
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Map ``(N, C)`` to ``(N, C)``, float64."""
+        """Map ``(N, C)``, or a column of each label word, to ``(N, C)``, float64."""
         ...
 
 

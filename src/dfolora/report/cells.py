@@ -31,14 +31,19 @@ class Cell:
     """Seeds without a finished run."""
     commits: Sequence[str] = ()
     """The runs' commits."""
-    mixed: bool = False
-    """Whether its runs are of different code, as far as results depend on it."""
+    sources: frozenset[str] = frozenset()
+    """The code that its runs are of, as far as results depend on it."""
     runs: Mapping[str, str] | None = None
     """Run ids by seed, including unfinished and failed runs."""
     notes: Sequence[str] = ()
     """Why there is no number."""
     applies: bool = True
     """Whether the method can have a number here at all."""
+
+    @property
+    def mixed(self) -> bool:
+        """Whether its runs are of different code."""
+        return len(self.sources) > 1
 
     @property
     def hole(self) -> bool:
@@ -151,7 +156,7 @@ def _cell(runs: RowRuns, column: Column, wanted: Sequence[str]) -> Cell:
         digits=measure.digits,
         missing=missing,
         commits=commits,
-        mixed=len(commits) > 1 and _source(measured).nunique() > 1,
+        sources=frozenset(_source(measured)) if len(measured) else frozenset(),
         runs={seed: ids[seed] for seed in wanted if seed in ids},
         notes=[*_reasons(rest, counted, missing)] if applies else [],
         applies=applies,

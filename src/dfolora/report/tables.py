@@ -44,6 +44,12 @@ class Line:
         means = [cell.mean for column, cell in self.cells.items() if column.measure.averaged]
         return float(pd.Series(means, dtype=float).mean(skipna=False))
 
+    @property
+    def mixed(self) -> bool:
+        """Whether its average is over runs of different code."""
+        averaged = (cell.sources for column, cell in self.cells.items() if column.measure.averaged)
+        return len(frozenset[str]().union(*averaged)) > 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -75,8 +81,7 @@ class Table:
             averaged = [cell for column, cell in line.cells.items() if column.measure.averaged]
             return HOLE if all(cell.applies for cell in averaged) else NOT_APPLICABLE
         verdict = self.verdict(line)
-        mixed = any(cell.mixed for column, cell in line.cells.items() if column.measure.averaged)
-        return f"{line.average:.2f}{verdict.mark if verdict else ''}{MIXED if mixed else ''}"
+        return f"{line.average:.2f}{verdict.mark if verdict else ''}{MIXED if line.mixed else ''}"
 
     def grid(self) -> Grid:
         """The table as rows of text."""
@@ -185,7 +190,7 @@ def build_table(runs: pd.DataFrame, spec: TableSpec) -> Table:
             counted,
             spec,
             verdicts,
-            mixed=any(c.mixed for line in lines for c in line.cells.values()),
+            mixed=any(line.mixed or any(c.mixed for c in line.cells.values()) for line in lines),
         ),
         verdicts=verdicts,
         runs=_shown(runs, rows),

@@ -134,7 +134,7 @@ class Remembered:
     Args:
         evaluate: Asked what the memo does not hold.
         memo: Of the fit.
-        name: Of the rows, ``train`` or ``dev``.
+        name: Of the rows, ``train`` or ``dev``; or ``back``, of train judged by dev's readout.
     """
 
     def __init__(self, evaluate: Evaluator, memo: Memo, name: str) -> None:

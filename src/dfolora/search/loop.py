@@ -43,7 +43,7 @@ def tune(
     The search starts from z = 0, the unadapted model or a given adapter. Its loss is the first call
     and the first generation; rules that are not ``MEASURED`` do not need it and do not spend it.
     What is left at the end pays for the first candidates of one more generation, so the budget is
-    met exactly.
+    met exactly where each costs a call.
 
     Args:
         evaluate: Losses of candidates for one block of a solution, on the train set.

@@ -1,13 +1,14 @@
 """What candidates cost a search, in calls.
 
 A call is a pass of one candidate through the whole model, over all rows of the train set. What does
-less of this costs a fraction, kept exact, so that a budget is met however it is divided.
+less of this costs a fraction, kept exact, so that a search ends where no candidate is left to pay.
 
 Letters: P candidates, L blocks.
 """
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Protocol
 
 from dfolora.engine import Shape, Work, work_of
@@ -60,14 +61,21 @@ class PerFlop:
         shape: Of the model.
         lengths: Tokens of each example that go through the model.
         first_layers: The first layer that each block's candidates change: ``(L,)``.
+        entering: Whether they change what enters it.
     """
 
-    def __init__(self, shape: Shape, lengths: Sequence[int], first_layers: Sequence[int]) -> None:
-        self._shape = shape
-        self._lengths = lengths
+    def __init__(
+        self,
+        shape: Shape,
+        lengths: Sequence[int],
+        first_layers: Sequence[int],
+        *,
+        entering: bool = False,
+    ) -> None:
         self._first = first_layers
         self._reached = 0
-        self._whole = work_of(shape, 0, lengths, advanced=0).of(1)
+        self._work_of = partial(work_of, shape, lengths=lengths, entering=entering)
+        self._whole = self._work_of(0, advanced=0).of(1)
 
     def affords(self, calls: Fraction, block: int) -> int:
         work = self._next(block)
@@ -79,10 +87,10 @@ class PerFlop:
         return Fraction(work.of(candidates), self._whole)
 
     def usual(self, block: int, population: int) -> Fraction:
-        work = work_of(self._shape, self._first[block], self._lengths, advanced=0)
+        work = self._work_of(self._first[block], advanced=0)
         return Fraction(work.of(population), self._whole * population)
 
     def _next(self, block: int) -> Work:
         layer = self._first[block]
         passed = layer - self._reached if layer >= self._reached else layer
-        return work_of(self._shape, layer, self._lengths, advanced=passed)
+        return self._work_of(layer, advanced=passed)

@@ -43,7 +43,8 @@ class DevSelection:
         rule: A name in ``SELECTIONS``: which solutions are looked at, and which is the best.
         interval: Calls between two looks.
         patience: The search counts as stalled once so many calls brought no higher dev score, or by
-            the rule ``loss`` no lower loss; None never (Jin, Liu, Tan 2024, Table 3: 1,500).
+            the rules ``loss`` and ``crossed`` no lower loss; None never (Jin, Liu, Tan 2024, Table
+            3: 1,500).
     """
 
     def __init__(

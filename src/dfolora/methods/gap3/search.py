@@ -74,8 +74,13 @@ class Gap3:
         share(self.mutation, "method.mutation")
         share(self.crossover, "method.crossover")
         choice(self.comparison, "method.comparison", COMPARISONS)
-        simple = [name for name, rule in SELECTIONS.items() if rule.simple]
-        choice(self.selection, "selection", simple)  # prompts have no mean
+        choice(self.selection, "selection", SELECTIONS)
+        if not SELECTIONS[self.selection].simple:
+            simple = [name for name, rule in SELECTIONS.items() if rule.simple]
+            raise UserError(
+                f"selection={self.selection} is for searches of vectors; for prompts choose "
+                f"{' or '.join(simple)}."
+            )
         if self.budget < PASSES * self.population:
             raise UserError(
                 f"budget={self.budget} is smaller than the first population, which needs "

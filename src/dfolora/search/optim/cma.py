@@ -68,6 +68,8 @@ class Cma(Optimizer):
             of its range.
     """
 
+    forgetful = True
+
     def __init__(
         self,
         dim: int,

@@ -83,6 +83,9 @@ class Optimizer:
     symmetric: bool = False
     """Whether it learns from pairs c + u, c - u alone, which an even objective makes equal at 0."""
 
+    forgetful: bool = False
+    """Whether it compares losses of one ask alone, and its asks are its turns."""
+
     def __init__(
         self, turns: Turns, *, population: int, asks: int = 1, learner: Executor | None = None
     ) -> None:

@@ -78,6 +78,8 @@ class ZerothOrder(Optimizer):
         UserError: A value out of its range, or values that do not go together.
     """
 
+    forgetful = True
+
     def __init__(
         self,
         dim: int,
