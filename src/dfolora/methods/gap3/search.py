@@ -74,13 +74,13 @@ class Gap3:
         share(self.mutation, "method.mutation")
         share(self.crossover, "method.crossover")
         choice(self.comparison, "method.comparison", COMPARISONS)
-        choice(self.selection, "selection", SELECTIONS)
-        if not SELECTIONS[self.selection].simple:
-            simple = [name for name, rule in SELECTIONS.items() if rule.simple]
+        simple = [name for name, rule in SELECTIONS.items() if rule.simple]
+        if self.selection in {*SELECTIONS} - {*simple}:
             raise UserError(
                 f"selection={self.selection} is for searches of vectors; for prompts choose "
                 f"{' or '.join(simple)}."
             )
+        choice(self.selection, "selection", simple)
         if self.budget < PASSES * self.population:
             raise UserError(
                 f"budget={self.budget} is smaller than the first population, which needs "
