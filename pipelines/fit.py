@@ -108,7 +108,10 @@ def _points(progress: Progress) -> list[tuple[int, Mapping[str, float]]]:
         values["train/mean"] = float(np.mean(losses))
         values["train/spread"] = float(np.std(losses))
     points = [(step.calls, values)]
-    points += [(at.calls, {"dev/score": at.score, "dev/loss": at.loss}) for at in progress.looks]
+    points += [
+        (at.calls, {"dev/score": at.score, "dev/loss": at.loss, "dev/back_loss": at.back})
+        for at in progress.looks
+    ]
     return [
         (calls, {name: value for name, value in values.items() if np.isfinite(value)})
         for calls, values in points
