@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -23,12 +24,13 @@ from omegaconf import OmegaConf
 
 import dfolora
 from dfolora.errors import UserError
-from dfolora.fewshot import Fitted
+from dfolora.fewshot import Fitted, Saved
 from dfolora.fewshot.card import card
 from dfolora.fewshot.problem import TaskRows
 from dfolora.model import Checkpoint
 from dfolora.record import Store
 from pipelines import answers, predict
+from pipelines.command import CommandError, reported
 from pipelines.execute import Job, execute
 from tests.commands import composed, environment
 
@@ -318,7 +320,6 @@ def broken_off(after):
             if self.chunks == after:
                 self._file.write(b'{"probabilities": [[0.5, 0')
                 raise SystemExit(143)
-            self.chunks += 1
             super().add(chunk)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -407,6 +408,65 @@ def test_two_commands_do_not_write_the_same_output(made, answered, tmp_path):
     answered(source, tmp_path / "out.csv")
 
 
+def test_the_lock_is_held_until_the_output_is_written(made, answered, tmp_path, monkeypatch):
+    """Whoever comes in between is refused, and the first one's answers are all there."""
+    source, target = written(tmp_path / "a.csv", texts_of(made[2])[:20]), tmp_path / "out.csv"
+    write = answers.WRITERS[".csv"]
+
+    def writes(*given):
+        with pytest.raises(UserError, match="is being written by another command; let it end"):
+            answers.Partial(tmp_path / "out.csv.partial", {"other": 1})
+        write(*given)
+
+    monkeypatch.setitem(answers.WRITERS, ".csv", writes)
+    answered(source, target)
+    assert len(read(target)[0]) == 20
+    assert {path.name for path in tmp_path.iterdir()} == {"a.csv", "out.csv"}
+
+
+def test_a_file_that_was_removed_as_it_was_locked_is_opened_again(tmp_path, monkeypatch):
+    path, lock, removed = tmp_path / "out.csv.partial", answers.flock, []
+
+    def late(file, how):
+        lock(file, how)
+        if not removed:  # as the command that had it does when it ends
+            removed.append(path.unlink())
+
+    monkeypatch.setattr(answers, "flock", late)
+    with answers.Partial(path, {"a": 1}) as partial:
+        partial.add(answers.Answers(probabilities=[[0.5, 0.5]], cut=0))
+        assert removed
+        assert [each.probabilities for each in partial] == [[[0.5, 0.5]]]
+
+
+def test_output_that_another_command_wrote_meanwhile_is_kept(answered, tmp_path, monkeypatch):
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    load = Saved.load
+    monkeypatch.setattr(
+        Saved, "load", lambda self: (tmp_path / "out.csv").write_text("theirs") and load(self)
+    )
+    with pytest.raises(UserError, match=r"out\.csv exists; set overwrite=true"):
+        answered(tmp_path / "in.jsonl", tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "theirs"
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.csv"}
+
+
+@pytest.mark.parametrize("content", ["mine", None])
+def test_file_of_the_users_own_beside_the_output_is_kept(
+    content, answered, tmp_path, without_weights
+):
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    own = tmp_path / "out.csv.partial"
+    own.mkdir() if content is None else own.write_text(content)
+    with pytest.raises(UserError, match=r"out\.csv\.partial is where .*; move it, or give another"):
+        answered(tmp_path / "in.jsonl", tmp_path / "out.csv")
+    assert own.is_dir() if content is None else own.read_text() == "mine"
+    if content is not None:
+        with pytest.raises(UserError, match="move it"):
+            answers.Partial(own, {"a": 1})
+        assert own.read_text() == "mine"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_process_that_is_stopped_goes_on(number, status, made, answered, tmp_path):
@@ -452,6 +512,18 @@ def test_rows_of_standard_input_are_answered_on_standard_output(
     shares = [[row["probability_negative"], row["probability_positive"]] for row in rows]
     assert np.allclose(shares, expected[1][:40], rtol=0, atol=1e-6)
     assert told.startswith("40 rows: ")
+
+
+def test_reader_that_has_had_enough_ends_it_quietly(answered, tmp_path, monkeypatch):
+    """As ``| head`` does: no message, and none as Python writes what is left."""
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(predict.sys, "stdout", output)
+        with pytest.raises(CommandError) as ended, reported():
+            answered(tmp_path / "in.jsonl", "-")
+    assert ended.value.code == 141
 
 
 @pytest.mark.parametrize(
@@ -544,6 +616,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an output of another kind": ({"output": "out.txt"}, r"output=out\.txt has no known end"),
     "an output that exists": ({"output": "{here}/a.csv"}, r"a\.csv exists; set overwrite=true"),
     "the input": ({"output": "{here}/in.jsonl", "overwrite": True}, r"in\.jsonl is the input"),
+    "the input by a way round": (
+        {"output": "{here}/x.csv/../in.jsonl", "overwrite": True}, r"in\.jsonl is the input"
+    ),
+    "the input by a link": ({"output": "{here}/l.jsonl", "overwrite": True}, r"is the input"),
     "a folder as output": ({"output": "{here}/x.csv", "overwrite": True}, r"x\.csv is a folder"),
     "a file as the folder": ({"output": "{here}/a.csv/out.csv"}, r"output's folder=.* not a"),
     "no fit": ({"run": None}, r"Got run=None and folder=None; give one of them"),
@@ -566,14 +642,16 @@ def test_what_cannot_be_done_is_told_before_weights_are_loaded(
     (tmp_path / "in.jsonl").write_text(GOOD)
     (tmp_path / "a.csv").write_text("precious")
     (tmp_path / "x.csv").mkdir()
+    (tmp_path / "l.jsonl").symlink_to("in.jsonl")
     given = {
         key: value.format(here=tmp_path) if isinstance(value, str) else value
         for key, value in changes.items()
     }
     with pytest.raises(UserError, match=message):
         answered(tmp_path / "in.jsonl", tmp_path / "out.csv", **given)
-    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "a.csv", "x.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "a.csv", "x.csv", "l.jsonl"}
     assert (tmp_path / "a.csv").read_text() == "precious"
+    assert (tmp_path / "in.jsonl").read_text() == GOOD
 
 
 def test_output_that_exists_is_replaced_where_that_is_said(answered, tmp_path):
@@ -617,6 +695,50 @@ def test_rows_without_finite_logits_have_no_label(answered, tmp_path, monkeypatc
     lines = (tmp_path / "out.csv").read_text().splitlines()[1:]
     assert [line.partition(",")[0] for line in lines] == ["positive"] * 2 + ["", "positive", "", ""]
     assert lines[2] == ",,"
+
+
+@pytest.fixture
+def nothing_finite(monkeypatch):
+    """A function after which fits give NaN for every row."""
+    load = Saved.load
+
+    def loaded(self):
+        fitted = load(self)
+        logits = fitted.predictor.logits
+        nothing = replace(fitted.predictor, logits=lambda given: logits(given) * torch.nan)
+        return replace(fitted, predictor=nothing)
+
+    return lambda: monkeypatch.setattr(Saved, "load", loaded)
+
+
+def test_first_rows_without_finite_logits_end_it_and_leave_nothing(
+    answered, tmp_path, nothing_finite
+):
+    (tmp_path / "in.jsonl").write_text(GOOD * 3)
+    nothing_finite()
+    with pytest.raises(UserError, match="NaN or infinite for every row"):
+        answered(tmp_path / "in.jsonl", tmp_path / "out.csv")
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl"}
+
+
+def test_rows_without_finite_logits_do_not_end_what_goes_on(
+    answered, tmp_path, monkeypatch, nothing_finite
+):
+    """As they do not end what goes through."""
+    monkeypatch.setattr(predict, "CHUNK", 2)
+    (tmp_path / "in.jsonl").write_text(GOOD * 6)
+    with broken_off(2):
+        answered(tmp_path / "in.jsonl", tmp_path / "out.csv")
+    nothing_finite()
+    told = answered(tmp_path / "in.jsonl", tmp_path / "out.csv")
+    assert told.startswith("6 rows: 0 negative, 4 positive; cut: 0; without a label, for the model")
+
+
+@pytest.mark.parametrize("command", ["predict", "log_model"])
+def test_sweep_of_one_leaves_no_folder_of_hydras(command, tmp_path, ended):
+    status, _, error = ended(command, "-m", "run=0123,4567")
+    assert (status, len(error.splitlines())) == (2, 1)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
