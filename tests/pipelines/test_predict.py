@@ -531,6 +531,10 @@ def test_reader_that_has_had_enough_ends_it_quietly(answered, tmp_path, monkeypa
     [
         (b"", r"standard input holds no rows; it needs some, with \['sentence'\]"),
         (lines_of([{"sentence": "good"}] * 40) + b"nonsense\n", r"standard input, line 41 is not"),
+        (
+            lines_of([{"sentence": "good"}] * 40) + b'{"sentence": "\xe9"}',
+            r"UTF-8, first in line 41",
+        ),
         (lines_of([{"sentence": "good"}] * 40 + [{}]), r"standard input, line 41 lacks the col"),
         (lines_of([{"sentence": "good"}] * 40 + [{"sentence": " "}]), r"input, row 41 has no text"),
     ],
