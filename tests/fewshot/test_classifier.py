@@ -472,7 +472,10 @@ def test_another_base_model_is_refused(tmp_path):
             parameter.mul_(1.01)
     other.save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError, match=r"to mini-roberta, and the weights of .* are others"):
+    told = (
+        r"to mini-roberta, and the weights of .* are others; give .* \(model=, on .* model\.path=\)"
+    )
+    with pytest.raises(UserError, match=told):
         FewShotClassifier.load(folder, model=tmp_path / "other")
 
 

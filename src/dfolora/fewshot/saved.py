@@ -56,6 +56,9 @@ KEYS = (
     *("format", "versions", "model", "weights", "vocabulary", "task", "task_digest"),
     *("fitted", "method", "seed", "about"),
 )
+MODEL = "model=, on the command line model.path="
+TOKENIZER = "tokenizer=, on the command line model.tokenizer="
+"""How what a folder does not hold is given."""
 PACKAGES = ("dfolora", "torch", "transformers", "peft")
 PROBE = "It was GREAT, wasn't it?  N/A 10 %"
 """A text that tokenizers cut each in its way."""
@@ -182,7 +185,8 @@ class Saved:
             raise UserError(
                 f"{folder} was fitted with the tokenizer of {_named(record['model'])}, and "
                 f"{base.tokenizer.name_or_path or 'the one given'} cuts texts otherwise; give the "
-                f"model as it was then, and tokenizer= if it had one of its own."
+                f"model as it was then ({MODEL}), and its tokenizer if it had one of its own "
+                f"({TOKENIZER})."
             )
         task = record["task"]
         prompt = Prompt(
@@ -229,7 +233,7 @@ class Saved:
         if weights_digest(backbone.model) != record["weights"]:
             raise UserError(
                 f"{folder} was fitted to {_named(record['model'])}, and the weights of the model "
-                f"given are others; give model= as it was then, in "
+                f"given are others; give the model as it was then ({MODEL}), in "
                 f"precision={record['model']['precision']}."
             )
         label_ids = torch.tensor(task["label_ids"])
@@ -257,8 +261,8 @@ def _base(folder: Path, origin: Mapping[str, Any], model: Any, tokenizer: Any, d
         return Base.loaded(model, tokenizer, device, "auto")
     if model is None and not origin["path"] and origin["weights"] == "pretrained":
         raise UserError(
-            f"{folder} was saved from a loaded model without a name; give model= and tokenizer="
-            f", the same ones."
+            f"{folder} was saved from a loaded model without a name; give the same one ({MODEL}) "
+            f"and its tokenizer ({TOKENIZER})."
         )
     named = {} if model is None else {"path": str(model), "weights": "pretrained"}
     if isinstance(tokenizer, str | Path):
