@@ -140,14 +140,14 @@ def test_card_is_what_the_hub_reads_and_tells_what_was_done(made, monkeypatch):
     words = zip(rows.task.classes, prompt.label_words, strict=True)
     metric = Store(f"sqlite:///{folder}/mlflow.db").metric
     for told in (
-        f"# {rows.task.title}, few-shot, on mini-roberta",
+        f"# {rows.task.title} (synthetic, of mini world 0), few-shot, on mini-roberta",
         "LoRA factors of the attention maps (a PEFT adapter).",
         f"```\n{prompt.pattern}\n```",
         "\n".join(f"| {name} | `{word}` |" for name, word in words),
-        "Fitted to 8 rows, chosen by 8; seeds 42 (of the split) and\n  7 (of the fit).",
+        "Fitted to 8 rows, chosen by 8; seeds 42 (of the split) and 7 (of the fit).",
         f"dev accuracy {metric(run_id, 'dev/selected_score'):.3f} (8 rows); "
         f"test accuracy {score:.3f} (1000 rows).",
-        f"It was tested on 1000 rows of {rows.task.title} alone.",
+        f"It was tested on 1000 rows of {rows.task.title} (synthetic, of mini world 0) alone.",
     ):
         assert told in told_by.text
     assert str(folder) not in told_by.content
@@ -178,10 +178,30 @@ def test_card_names_what_the_hub_has_and_nothing_else(name, made):
     assert {key: data.get(key) for key in told} == told
     assert data["library_name"] == "dfolora"
     assert "/home/me" not in card(record, in_peft=False)
-    record["about"] |= {"test_score": None, "dev_score": None}
+    record["about"] |= {"test_score": None}
+    assert "tested on no rows but those that chose it" in card(record, in_peft=False)
+    record["about"] |= {"dev_score": None}
     untested = card(record, in_peft=False)
     assert "Scores: none was measured." in untested
-    assert "tested on no rows but those that chose it" in untested
+    assert "- Seeds: 42 (of the split) and 7 (of the fit)." in untested
+    assert "It was tested on no rows." in untested
+    assert "chosen" not in untested
+
+
+def test_card_names_rows_of_ones_own_and_not_their_folder(made, in_folder):
+    _, _, rows, _ = made
+    own = in_folder / "own" / "sst2"
+    own.mkdir(parents=True)
+    for part, of in (("train", rows.train), ("test", rows.test.select(range(20)))):
+        labels = ({rows.task.label: label} for label in of.labels)
+        lines = ({**text, **label} for text, label in zip(of.texts, labels, strict=True))
+        (own / f"{part}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_id, _, _ = run(in_folder, "method=manual_prompt", f"data.root={own.parent}")
+    text = (Store.existing().fitted(run_id) / "README.md").read_text()
+    assert f"# {rows.task.title} (rows from test.jsonl), few-shot, on mini-roberta" in text
+    assert f"tested on 20 rows of {rows.task.title} (rows from test.jsonl) alone." in text
+    assert str(in_folder) not in text
+    assert "Fitted to" not in text
 
 
 # Over files.
