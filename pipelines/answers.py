@@ -2,15 +2,19 @@
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from dfolora.errors import UserError
+
+MARK = b'{"answers of": "pipelines.predict", '
+"""What a file of answers so far begins with; any other file is somebody's own."""
 
 Values = Sequence[Any]
 """A row of the output: its label and the probability of each class; None if there are none."""
@@ -56,12 +60,14 @@ class Tally:
 class Partial:
     """The answers so far, in a file: a line for each chunk. A context, which closes it.
 
+    Until then no other command is at the file, nor at the output, if this is written within.
+
     Args:
         path: The file. One of the same identity is gone on with, any other is begun anew.
         identity: What the answers depend on.
 
     Raises:
-        UserError: Another command is at it.
+        UserError: Another command is at it, or no command wrote it.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -69,13 +75,8 @@ class Partial:
         self.chunks = 0
         self.rows = 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
-        try:
-            flock(self._file, LOCK_EX | LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise UserError(f"{path} is being written by another command; let it end.") from error
-        head = json.dumps(identity).encode() + b"\n"
+        self._file = _locked(path)
+        head = MARK + json.dumps(identity).encode()[1:] + b"\n"
         self._file.seek(0)
         whole = len(head) if self._file.readline() == head else 0
         for line in self._file if whole else ():
@@ -105,6 +106,7 @@ class Partial:
         """Write the next chunk's."""
         self._file.write(json.dumps(asdict(answers)).encode() + b"\n")
         self._file.flush()
+        self.chunks += 1
 
     def __iter__(self) -> Iterator[Answers]:
         """All of them, from the file."""
@@ -112,6 +114,41 @@ class Partial:
             file.readline()
             for line in file:
                 yield Answers(**json.loads(line))
+
+
+def check_ours(path: Path) -> None:
+    """Raise UserError if there is a file that no command wrote its answers so far to."""
+    if path.is_dir() or (path.exists() and not _is_ours(path)):
+        raise UserError(
+            f"{path} is where this command keeps its answers so far, and it is a file or folder of "
+            f"another kind; move it, or give another output."
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file begins as ours do, or is the beginning of such a one."""
+    with path.open("rb") as file:
+        return MARK.startswith(file.read(len(MARK)))
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """A file of ours, made where there is none, that no other command has until it is closed."""
+    while True:
+        file = path.open("a+b")
+        try:
+            flock(file, LOCK_EX | LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                check_ours(path)
+                return file
+        except FileNotFoundError:
+            pass
+        except BlockingIOError as error:
+            file.close()
+            raise UserError(f"{path} is being written by another command; let it end.") from error
+        except UserError:
+            file.close()
+            raise
+        file.close()  # who had it removed it in between
 
 
 def columns_of(classes: Sequence[Any]) -> list[str]:

@@ -215,7 +215,14 @@ def saver(
     described = fitted_of(job.method, encode)  # here, for a fit may take a day
 
     task, published = problem.task, job.spec.root is None  # no rows of the user's own
-    of_hub = published and task.dataset.path.partition(":")[0] != "mini"
+    source, _, world = task.dataset.path.partition(":")
+    of_hub = published and source != "mini"
+    if of_hub:
+        given = None
+    elif published:
+        given = f"synthetic, of mini world {world or 0}"
+    else:
+        given = f"rows from {Path(problem.rows.test.source).name}"  # a card tells nobody's folders
 
     def save(predictor: Predictor, score: float, folder: Path) -> None:
         Fitted(
@@ -241,6 +248,7 @@ def saver(
                 test=len(problem.test.labels),
                 dataset=task.dataset.path if of_hub else None,
                 language="en" if published and task.name in tasks() else None,
+                rows=given,
             ),
         ).save(folder)
 

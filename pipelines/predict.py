@@ -5,6 +5,8 @@ python -m pipelines.predict folder=DIR input=- output=- < reviews.jsonl
 """
 
 import hashlib
+import os
+import signal
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +19,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from pipelines.command import reported, run
+from pipelines.command import CommandError, reported, run
 from pipelines.job import STOPPED, exit_on_signals
 from pipelines.progress import telling_warnings
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:  # their import takes seconds
     from pipelines.answers import Answers
 
 STANDARD = "-"
+LEFT = 128 + signal.SIGPIPE
+"""The exit status where who read standard output has gone, as that of other tools."""
 CHUNK = 1024
 """Rows that are read and answered at once."""
 CHARACTERS = 2_000_000
@@ -121,8 +125,9 @@ def predict(config: DictConfig) -> str:
     plain = mapping(OmegaConf.to_container(config, resolve=True), "the configuration")
     source = Input(name=text(plain.get("input"), "input"))
     target = text(plain.get("output"), "output")
+    overwrite = flag(plain.get("overwrite"), "overwrite")
     if target != STANDARD:
-        _check_output(Path(target), source, overwrite=flag(plain.get("overwrite"), "overwrite"))
+        _check_output(Path(target), source, overwrite=overwrite)
     model = mapping(plain.get("model"), "model")
     folder = _folder(plain)
     saved = Saved.read(
@@ -138,10 +143,12 @@ def predict(config: DictConfig) -> str:
             f"use calibration=batch, or dfolora.load({str(folder)!r}).predict for all at once."
         )
     total = source.count(saved.task)
-    return _answer(saved, source, target, total)
+    return _answer(saved, source, target, total, overwrite=overwrite)
 
 
-def _answer(saved: "Saved", source: Input, target: str, total: int | None) -> str:
+def _answer(
+    saved: "Saved", source: Input, target: str, total: int | None, *, overwrite: bool
+) -> str:
     from pipelines.answers import Partial, Tally, columns_of, json_line, write
 
     fitted = saved.load()
@@ -152,36 +159,58 @@ def _answer(saved: "Saved", source: Input, target: str, total: int | None) -> st
         columns = columns_of(fitted.classes)
         with bar:
             for answers in _answers(fitted, chunks, bar):
-                lines = "".join(json_line(columns, row) for row in tally.rows(answers))
-                sys.stdout.buffer.write(lines.encode())
-                sys.stdout.buffer.flush()
+                _tell("".join(json_line(columns, row) for row in tally.rows(answers)))
         return str(tally)
     output = Path(target)
-    path = output.with_name(f"{output.name}.partial")
-    partial, kept = Partial(path, _identity(saved, fitted, source)), False
-    try:
-        with partial, bar:
-            bar.update(partial.rows)
-            for answers in _answers(fitted, islice(chunks, partial.chunks, None), bar):
-                partial.add(answers)
-        write(output, tally, partial)
-    except BaseException as error:
-        kept = source.path is not None
-        if kept and isinstance(error, SystemExit) and error.code in STOPPED:
-            print(f"stopped: {path} keeps what was done; call again to go on", file=sys.stderr)
-        raise
-    finally:
-        if not kept:
-            path.unlink(missing_ok=True)
+    path, kept = _partial(output), False
+    with Partial(path, _identity(saved, fitted, source)) as partial:  # no other command writes it
+        try:
+            _check_new(output, overwrite=overwrite)  # another may have written it meanwhile
+            with bar:
+                bar.update(partial.rows)
+                for answers in _answers(fitted, chunks, bar, done=partial.chunks):
+                    partial.add(answers)
+            write(output, tally, partial)
+        except BaseException as error:
+            kept = source.path is not None and partial.chunks > 0
+            if kept and isinstance(error, SystemExit) and error.code in STOPPED:
+                print(f"stopped: {path} keeps what was done; call again to go on", file=sys.stderr)
+            raise
+        finally:
+            if not kept:
+                path.unlink(missing_ok=True)
     return f"{tally}; written to {output}"
 
 
-def _answers(fitted: "Fitted", chunks: "Iterable[Rows]", bar: tqdm) -> "Iterator[Answers]":
-    """Those of a fit, a chunk at a time."""
+def _tell(lines: str) -> None:
+    """Write to standard output; where its reader has had enough, as ``head`` does, end quietly."""
+    try:
+        sys.stdout.buffer.write(lines.encode())
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        # Python writes what is left as it exits, and would tell of the pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise CommandError(LEFT) from None
+
+
+def _answers(
+    fitted: "Fitted", chunks: "Iterable[Rows]", bar: tqdm, *, done: int = 0
+) -> "Iterator[Answers]":
+    """Those of a fit, a chunk at a time.
+
+    Args:
+        fitted: The fit.
+        chunks: All of them.
+        bar: Moves on with each.
+        done: So many of the first are answered already.
+
+    Raises:
+        UserError: The model gives nothing that is finite in the very first chunk.
+    """
     from dfolora.fewshot.score import count_not_finite
     from pipelines.answers import Answers
 
-    for number, rows in enumerate(chunks):
+    for number, rows in islice(enumerate(chunks), done, None):
         batch = fitted.batch(rows)
         logits = fitted.predictor.logits(batch).cpu()
         if not number:  # told at once; of later chunks the last line counts them
@@ -218,20 +247,34 @@ def _check_output(output: Path, source: Input, *, overwrite: bool) -> None:
     """Raise UserError if an output cannot be written."""
     from dfolora.errors import UserError
     from dfolora.resources import check_folder
-    from pipelines.answers import WRITERS
+    from pipelines.answers import WRITERS, check_ours
 
     if output.suffix not in WRITERS:
         raise UserError(
             f"output={output} has no known ending; write {', '.join(WRITERS)}, or {STANDARD} for "
             f"JSON Lines to standard output."
         )
-    if source.path is not None and source.path.absolute() == output.absolute():
+    there = output.exists() and source.path is not None and source.path.exists()
+    if there and output.samefile(source.name):  # by whatever name, links followed
         raise UserError(f"output={output} is the input; give another file.")
     if output.is_dir():
         raise UserError(f"output={output} is a folder; give a file.")
+    _check_new(output, overwrite=overwrite)
+    check_folder(output.parent, "output's folder")
+    check_ours(_partial(output))
+
+
+def _check_new(output: Path, *, overwrite: bool) -> None:
+    """Raise UserError if an output is there that is to be kept."""
+    from dfolora.errors import UserError
+
     if output.exists() and not overwrite:
         raise UserError(f"output={output} exists; set overwrite=true to replace it.")
-    check_folder(output.parent, "output's folder")
+
+
+def _partial(output: Path) -> Path:
+    """Where the answers so far are kept."""
+    return output.with_name(f"{output.name}.partial")
 
 
 def _identity(saved: "Saved", fitted: "Fitted", source: Input) -> Mapping[str, Any]:

@@ -93,5 +93,6 @@ def load(
         with installed("pipelines"):
             from dfolora.record import Store
 
-            place = Store.existing(tracking_uri).fitted(str(place))
+            before = f"There is no folder {place}. "
+            place = Store.existing(tracking_uri).fitted(str(place), before=before)
     return FewShotClassifier.load(place, model=model, tokenizer=tokenizer, device=device)

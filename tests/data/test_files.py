@@ -14,7 +14,7 @@ import pytest
 
 from dfolora.data import Rows, Task, load_rows
 from dfolora.data import files as files_module
-from dfolora.data.files import find_files, read_files, stream_rows
+from dfolora.data.files import find_files, read_files, stream_lines, stream_rows
 from dfolora.errors import UserError
 from tests.shared import shared
 
@@ -69,6 +69,26 @@ def test_row_by_row_no_more_of_a_file_is_read_than_was_asked_for(tmp_path):
     assert [next(rows) for _ in range(3)] == [{"text": "a"}] * 3
     with pytest.raises(UserError, match=r"a\.jsonl, line 4 is not JSON"):
         next(rows)
+
+
+def test_what_is_not_json_is_told_with_what_is_read_there(tmp_path):
+    """A list of rows is read whole, and not row by row."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\nnonsense\n')
+    with pytest.raises(UserError, match=r"line 2 is not JSON: .*\. Write a row a line\.$"):
+        list(stream_rows(path, ["text"]))
+    with pytest.raises(UserError, match=r"JSON: .*\. Write a row a line, or one list of rows\.$"):
+        read_files([path])
+
+
+def test_bytes_of_another_encoding_are_told_with_their_line_wherever_lines_come_from(tmp_path):
+    path, lines = tmp_path / "a.jsonl", b'{"text": "a"}\n\n{"text": "caf\xe9"}\n'
+    path.write_bytes(lines)
+    told = r" is not UTF-8, first in line 3: invalid continuation byte; save the file as UTF-8\.$"
+    with pytest.raises(UserError, match="standard input" + told):
+        list(stream_lines(io.BytesIO(lines), "standard input", ["text"]))
+    with pytest.raises(UserError, match=re.escape(str(path)) + told):
+        list(stream_rows(path, ["text"]))
 
 
 def test_large_tsv_with_marks_is_not_read_whole(tmp_path, monkeypatch):
@@ -303,6 +323,20 @@ def test_compressed_files_are_read(tmp_path, packed, ending):
     (tmp_path / f"train.{ending}").unlink()
     assert read(tmp_path, PACK[packed](plain), name) == expected
     assert find_files(tmp_path, ["train"], "train") == (tmp_path / name,)
+
+
+@pytest.mark.parametrize("packed", PACK)
+def test_parquet_is_not_compressed_once_more(tmp_path, packed):
+    """Nor is that offered."""
+    path = tmp_path / f"train.parquet.{packed}"
+    path.write_bytes(PACK[packed](b"PAR1"))
+    told = rf"{path.name} is compressed, which Parquet is within already; unpack the file\.$"
+    with pytest.raises(UserError, match=told):
+        read_files([path])
+    with pytest.raises(UserError, match=told):
+        list(stream_rows(path, ["text"]))
+    with pytest.raises(UserError, match=r"write \.jsonl, \.csv, \.tsv \(also .*\) or \.parquet\."):
+        list(stream_rows(tmp_path / "a.txt", ["text"]))
 
 
 @pytest.mark.parametrize("packed", PACK)

@@ -27,6 +27,7 @@ from sklearn.utils.validation import check_is_fitted
 import dfolora
 from dfolora import CLora, FewShotClassifier, NotFittedError, UserError
 from dfolora.data import sample_few_shot
+from dfolora.fewshot.saved import WRITTEN
 from dfolora.methods import (
     METHODS,
     Gap3,
@@ -406,6 +407,7 @@ def test_what_is_saved_predicts_the_same_when_loaded(name, model, tmp_path):
     method = shrunk(name, model)
     saved = classifier(model=model, prompt=prompt, method=method).fit(texts, labels)
     saved.save(tmp_path / "folder")
+    assert {path.name for path in (tmp_path / "folder").iterdir()} <= {*WRITTEN}
     loaded = FewShotClassifier.load(tmp_path / "folder")
     new, truth = rows("test", 30)
     # LoRA that was trained with gradients goes on in the engine, with other roundings.
@@ -451,14 +453,33 @@ def test_a_loaded_one_is_saved_again(tmp_path):
     assert np.allclose(again.predict_proba(texts), fitted.predict_proba(texts), atol=1e-5)
 
 
-@pytest.mark.parametrize("names", [("feature_mlp", "p_tuning_v2"), ("prompt_tuning", "bitfit")])
-def test_what_is_saved_over_another_fit_is_what_is_loaded(names, tmp_path):
+@pytest.mark.parametrize(
+    ("names", "library"),
+    [
+        (("feature_mlp", "p_tuning_v2"), "peft"),
+        (("prompt_tuning", "bitfit"), "dfolora"),
+        (("c_lora", "manual_prompt"), "dfolora"),
+        (("manual_prompt", "c_lora"), "peft"),
+    ],
+)
+def test_what_is_saved_over_another_fit_is_what_is_loaded(names, library, tmp_path):
+    """And alone, but for what the user has put beside it."""
     texts, labels = rows(count=16)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "notes.json").write_text("mine")
     for name in names:
         made = classifier(method=shrunk(name, "mini-roberta")).fit(texts, labels)
-        made.save(tmp_path)
-    loaded = FewShotClassifier.load(tmp_path)
+        made.save(folder)
+    loaded = FewShotClassifier.load(folder)
     assert np.allclose(loaded.predict_proba(texts), made.predict_proba(texts), atol=1e-5)
+    made.save(tmp_path / "alone")
+    alone = {path.name for path in (tmp_path / "alone").iterdir()}
+    assert {path.name for path in folder.iterdir()} == alone | {"notes.json"}
+    assert f"\nlibrary_name: {library}\n" in (folder / "README.md").read_text()
+    FewShotClassifier.load(tmp_path / "alone").save(folder)
+    assert {path.name for path in folder.iterdir()} == alone | {"notes.json"}
+    assert (folder / "notes.json").read_text() == "mine"
 
 
 def test_another_base_model_is_refused(tmp_path):
@@ -472,7 +493,10 @@ def test_another_base_model_is_refused(tmp_path):
             parameter.mul_(1.01)
     other.save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError, match=r"to mini-roberta, and the weights of .* are others"):
+    told = (
+        r"to mini-roberta, and the weights of .* are others; give .* \(model=, on .* model\.path=\)"
+    )
+    with pytest.raises(UserError, match=told):
         FewShotClassifier.load(folder, model=tmp_path / "other")
 
 
@@ -517,8 +541,32 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no whole classifier"):
         FewShotClassifier.load(folder)
     record = folder / "classifier.json"
-    record.write_text(record.read_text().replace('"format": 2', '"format": 1'))
-    with pytest.raises(UserError, match=r"has format 1, this version of dfolora reads 2: fit"):
+    record.write_text(record.read_text().replace('"format": 3', '"format": 2'))
+    with pytest.raises(UserError, match=r"has format 2, this version of dfolora reads 3: fit"):
+        FewShotClassifier.load(folder)
+
+
+DAMAGED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "no model": ("model", {}, r"model lacks \['path', .*\]; it needs"),
+    "a key too many": ("model", {"device": "cpu"}, r"model has unknown keys \['device'\]"),
+    "a number for a model": ("model", {"path": 5}, r"model\.path must be text, got 5"),
+    "a flag for a tokenizer": ("model", {"tokenizer": True}, r"model\.tokenizer must be non-em"),
+    "nothing about it": ("about", {}, r"about lacks \['title', .*\]; it needs"),
+    "an unknown key": ("about", {"author": "me"}, r"about has unknown keys \['author'\]"),
+    "words for rows": ("about", {"train": "all"}, r"about\.train=all must be a whole number"),
+    "words for a score": ("about", {"dev_score": "good"}, r"about\.dev_score=good must be a prob"),
+    "a list of versions": ("versions", {}, r"versions must be a mapping with text keys, got \[\]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_was_damaged_by_hand_is_told(name, tmp_path):
+    _, folder = saved(tmp_path, method="manual_prompt")
+    record = json.loads((folder / "classifier.json").read_text())
+    key, changes, message = DAMAGED[name]
+    record[key] = record[key] | changes if changes else [] if key == "versions" else {}
+    (folder / "classifier.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=rf"classifier\.json, {message}"):
         FewShotClassifier.load(folder)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -23,12 +24,13 @@ from omegaconf import OmegaConf
 
 import dfolora
 from dfolora.errors import UserError
-from dfolora.fewshot import Fitted
+from dfolora.fewshot import Fitted, Saved
 from dfolora.fewshot.card import card
 from dfolora.fewshot.problem import TaskRows
 from dfolora.model import Checkpoint
 from dfolora.record import Store
 from pipelines import answers, predict
+from pipelines.command import CommandError, reported
 from pipelines.execute import Job, execute
 from tests.commands import composed, environment
 
@@ -99,8 +101,12 @@ def test_run_is_found_in_its_store_and_nowhere_else(made, in_folder, monkeypatch
     assert not list(in_folder.iterdir())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     dfolora.load(run_id)
-    with pytest.raises(UserError, match=r"no folder and, in the tracking store .*, no run 0123\."):
-        dfolora.load("0123")
+    for no_run in ("0123", "a/b", "../folder", "x" * 200):  # MLflow takes but the first for an id
+        told = (
+            rf"^There is no folder {no_run}\. The tracking store {uri} has no run {no_run}; a run"
+        )
+        with pytest.raises(UserError, match=told):
+            dfolora.load(no_run)
 
 
 def test_run_that_left_nothing_and_one_of_before_are_told(in_folder):
@@ -134,14 +140,14 @@ def test_card_is_what_the_hub_reads_and_tells_what_was_done(made, monkeypatch):
     words = zip(rows.task.classes, prompt.label_words, strict=True)
     metric = Store(f"sqlite:///{folder}/mlflow.db").metric
     for told in (
-        f"# {rows.task.title}, few-shot, on mini-roberta",
+        f"# {rows.task.title} (synthetic, of mini world 0), few-shot, on mini-roberta",
         "LoRA factors of the attention maps (a PEFT adapter).",
         f"```\n{prompt.pattern}\n```",
         "\n".join(f"| {name} | `{word}` |" for name, word in words),
-        "Fitted to 8 rows, chosen by 8; seeds 42 (of the split) and\n  7 (of the fit).",
+        "Fitted to 8 rows, chosen by 8; seeds 42 (of the split) and 7 (of the fit).",
         f"dev accuracy {metric(run_id, 'dev/selected_score'):.3f} (8 rows); "
         f"test accuracy {score:.3f} (1000 rows).",
-        f"It was tested on 1000 rows of {rows.task.title} alone.",
+        f"It was tested on 1000 rows of {rows.task.title} (synthetic, of mini world 0) alone.",
     ):
         assert told in told_by.text
     assert str(folder) not in told_by.content
@@ -172,10 +178,30 @@ def test_card_names_what_the_hub_has_and_nothing_else(name, made):
     assert {key: data.get(key) for key in told} == told
     assert data["library_name"] == "dfolora"
     assert "/home/me" not in card(record, in_peft=False)
-    record["about"] |= {"test_score": None, "dev_score": None}
+    record["about"] |= {"test_score": None}
+    assert "tested on no rows but those that chose it" in card(record, in_peft=False)
+    record["about"] |= {"dev_score": None}
     untested = card(record, in_peft=False)
     assert "Scores: none was measured." in untested
-    assert "tested on no rows but those that chose it" in untested
+    assert "- Seeds: 42 (of the split) and 7 (of the fit)." in untested
+    assert "It was tested on no rows." in untested
+    assert "chosen" not in untested
+
+
+def test_card_names_rows_of_ones_own_and_not_their_folder(made, in_folder):
+    _, _, rows, _ = made
+    own = in_folder / "own" / "sst2"
+    own.mkdir(parents=True)
+    for part, of in (("train", rows.train), ("test", rows.test.select(range(20)))):
+        labels = ({rows.task.label: label} for label in of.labels)
+        lines = ({**text, **label} for text, label in zip(of.texts, labels, strict=True))
+        (own / f"{part}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_id, _, _ = run(in_folder, "method=manual_prompt", f"data.root={own.parent}")
+    text = (Store.existing().fitted(run_id) / "README.md").read_text()
+    assert f"# {rows.task.title} (rows from test.jsonl), few-shot, on mini-roberta" in text
+    assert f"tested on 20 rows of {rows.task.title} (rows from test.jsonl) alone." in text
+    assert str(in_folder) not in text
+    assert "Fitted to" not in text
 
 
 # Over files.
@@ -318,7 +344,6 @@ def broken_off(after):
             if self.chunks == after:
                 self._file.write(b'{"probabilities": [[0.5, 0')
                 raise SystemExit(143)
-            self.chunks += 1
             super().add(chunk)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -407,6 +432,65 @@ def test_two_commands_do_not_write_the_same_output(made, answered, tmp_path):
     answered(source, tmp_path / "out.csv")
 
 
+def test_the_lock_is_held_until_the_output_is_written(made, answered, tmp_path, monkeypatch):
+    """Whoever comes in between is refused, and the first one's answers are all there."""
+    source, target = written(tmp_path / "a.csv", texts_of(made[2])[:20]), tmp_path / "out.csv"
+    write = answers.WRITERS[".csv"]
+
+    def writes(*given):
+        with pytest.raises(UserError, match="is being written by another command; let it end"):
+            answers.Partial(tmp_path / "out.csv.partial", {"other": 1})
+        write(*given)
+
+    monkeypatch.setitem(answers.WRITERS, ".csv", writes)
+    answered(source, target)
+    assert len(read(target)[0]) == 20
+    assert {path.name for path in tmp_path.iterdir()} == {"a.csv", "out.csv"}
+
+
+def test_a_file_that_was_removed_as_it_was_locked_is_opened_again(tmp_path, monkeypatch):
+    path, lock, removed = tmp_path / "out.csv.partial", answers.flock, []
+
+    def late(file, how):
+        lock(file, how)
+        if not removed:  # as the command that had it does when it ends
+            removed.append(path.unlink())
+
+    monkeypatch.setattr(answers, "flock", late)
+    with answers.Partial(path, {"a": 1}) as partial:
+        partial.add(answers.Answers(probabilities=[[0.5, 0.5]], cut=0))
+        assert removed
+        assert [each.probabilities for each in partial] == [[[0.5, 0.5]]]
+
+
+def test_output_that_another_command_wrote_meanwhile_is_kept(answered, tmp_path, monkeypatch):
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    load = Saved.load
+    monkeypatch.setattr(
+        Saved, "load", lambda self: (tmp_path / "out.csv").write_text("theirs") and load(self)
+    )
+    with pytest.raises(UserError, match=r"out\.csv exists; set overwrite=true"):
+        answered(tmp_path / "in.jsonl", tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "theirs"
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.csv"}
+
+
+@pytest.mark.parametrize("content", ["mine", None])
+def test_file_of_the_users_own_beside_the_output_is_kept(
+    content, answered, tmp_path, without_weights
+):
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    own = tmp_path / "out.csv.partial"
+    own.mkdir() if content is None else own.write_text(content)
+    with pytest.raises(UserError, match=r"out\.csv\.partial is where .*; move it, or give another"):
+        answered(tmp_path / "in.jsonl", tmp_path / "out.csv")
+    assert own.is_dir() if content is None else own.read_text() == "mine"
+    if content is not None:
+        with pytest.raises(UserError, match="move it"):
+            answers.Partial(own, {"a": 1})
+        assert own.read_text() == "mine"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_process_that_is_stopped_goes_on(number, status, made, answered, tmp_path):
@@ -454,11 +538,27 @@ def test_rows_of_standard_input_are_answered_on_standard_output(
     assert told.startswith("40 rows: ")
 
 
+def test_reader_that_has_had_enough_ends_it_quietly(answered, tmp_path, monkeypatch):
+    """As ``| head`` does: no message, and none as Python writes what is left."""
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(predict.sys, "stdout", output)
+        with pytest.raises(CommandError) as ended, reported():
+            answered(tmp_path / "in.jsonl", "-")
+    assert ended.value.code == 141
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (b"", r"standard input holds no rows; it needs some, with \['sentence'\]"),
         (lines_of([{"sentence": "good"}] * 40) + b"nonsense\n", r"standard input, line 41 is not"),
+        (
+            lines_of([{"sentence": "good"}] * 40) + b'{"sentence": "\xe9"}',
+            r"UTF-8, first in line 41",
+        ),
         (lines_of([{"sentence": "good"}] * 40 + [{}]), r"standard input, line 41 lacks the col"),
         (lines_of([{"sentence": "good"}] * 40 + [{"sentence": " "}]), r"input, row 41 has no text"),
     ],
@@ -544,14 +644,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an output of another kind": ({"output": "out.txt"}, r"output=out\.txt has no known end"),
     "an output that exists": ({"output": "{here}/a.csv"}, r"a\.csv exists; set overwrite=true"),
     "the input": ({"output": "{here}/in.jsonl", "overwrite": True}, r"in\.jsonl is the input"),
+    "the input by a way round": (
+        {"output": "{here}/x.csv/../in.jsonl", "overwrite": True}, r"in\.jsonl is the input"
+    ),
+    "the input by a link": ({"output": "{here}/l.jsonl", "overwrite": True}, r"is the input"),
     "a folder as output": ({"output": "{here}/x.csv", "overwrite": True}, r"x\.csv is a folder"),
     "a file as the folder": ({"output": "{here}/a.csv/out.csv"}, r"output's folder=.* not a"),
     "no fit": ({"run": None}, r"Got run=None and folder=None; give one of them"),
     "two fits": ({"folder": "x"}, r"Got run=\w+ and folder=x; give one of them"),
-    "an unknown run": ({"run": "0123"}, r"no folder and, in the tracking store .*, no run 0123"),
+    "an unknown run": ({"run": "0123"}, r"^The tracking store .* has no run 0123; a run"),
+    "an id that no run can have": ({"run": "a/b"}, r"^The tracking store .* has no run a/b;"),
     "a folder without a fit": ({"run": None, "folder": "{here}"}, r"holds no whole fit"),
     "another store": ({"tracking.uri": "sqlite:///no.db"}, r"no tracking store sqlite:///no\.db"),
-    "another model": ({"model.path": "mini-gpt2"}, r"was fitted with the tokenizer of mini-rob"),
+    "another model": ({"model.path": "mini-gpt2"}, r"model=, on the command line model\.path="),
     "no model": ({"model.path": "/no/such"}, r"model\.path=/no/such is not a folder"),
     "no device": ({"device": "tpu"}, r"device=tpu; choose auto, cpu"),
     "words for a flag": ({"overwrite": "yes"}, r"overwrite must be true or false, got 'yes'"),
@@ -566,14 +671,16 @@ def test_what_cannot_be_done_is_told_before_weights_are_loaded(
     (tmp_path / "in.jsonl").write_text(GOOD)
     (tmp_path / "a.csv").write_text("precious")
     (tmp_path / "x.csv").mkdir()
+    (tmp_path / "l.jsonl").symlink_to("in.jsonl")
     given = {
         key: value.format(here=tmp_path) if isinstance(value, str) else value
         for key, value in changes.items()
     }
     with pytest.raises(UserError, match=message):
         answered(tmp_path / "in.jsonl", tmp_path / "out.csv", **given)
-    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "a.csv", "x.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "a.csv", "x.csv", "l.jsonl"}
     assert (tmp_path / "a.csv").read_text() == "precious"
+    assert (tmp_path / "in.jsonl").read_text() == GOOD
 
 
 def test_output_that_exists_is_replaced_where_that_is_said(answered, tmp_path):
@@ -617,6 +724,50 @@ def test_rows_without_finite_logits_have_no_label(answered, tmp_path, monkeypatc
     lines = (tmp_path / "out.csv").read_text().splitlines()[1:]
     assert [line.partition(",")[0] for line in lines] == ["positive"] * 2 + ["", "positive", "", ""]
     assert lines[2] == ",,"
+
+
+@pytest.fixture
+def nothing_finite(monkeypatch):
+    """A function after which fits give NaN for every row."""
+    load = Saved.load
+
+    def loaded(self):
+        fitted = load(self)
+        logits = fitted.predictor.logits
+        nothing = replace(fitted.predictor, logits=lambda given: logits(given) * torch.nan)
+        return replace(fitted, predictor=nothing)
+
+    return lambda: monkeypatch.setattr(Saved, "load", loaded)
+
+
+def test_first_rows_without_finite_logits_end_it_and_leave_nothing(
+    answered, tmp_path, nothing_finite
+):
+    (tmp_path / "in.jsonl").write_text(GOOD * 3)
+    nothing_finite()
+    with pytest.raises(UserError, match="NaN or infinite for every row"):
+        answered(tmp_path / "in.jsonl", tmp_path / "out.csv")
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl"}
+
+
+def test_rows_without_finite_logits_do_not_end_what_goes_on(
+    answered, tmp_path, monkeypatch, nothing_finite
+):
+    """As they do not end what goes through."""
+    monkeypatch.setattr(predict, "CHUNK", 2)
+    (tmp_path / "in.jsonl").write_text(GOOD * 6)
+    with broken_off(2):
+        answered(tmp_path / "in.jsonl", tmp_path / "out.csv")
+    nothing_finite()
+    told = answered(tmp_path / "in.jsonl", tmp_path / "out.csv")
+    assert told.startswith("6 rows: 0 negative, 4 positive; cut: 0; without a label, for the model")
+
+
+@pytest.mark.parametrize("command", ["predict", "log_model"])
+def test_sweep_of_one_leaves_no_folder_of_hydras(command, tmp_path, ended):
+    status, _, error = ended(command, "-m", "run=0123,4567")
+    assert (status, len(error.splitlines())) == (2, 1)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ whether they wrap cells."""
 AT_ONCE = 1024
 """Rows of a Parquet file that are read at once."""
 PACKED = (".gz", ".zst")
-"""Endings of compressed files, after that of their format."""
+"""Endings of compressed files, after that of their format; Parquet is compressed within."""
 SAVED = "state.json"
 """What a folder holds that ``datasets`` saved to disk."""
 WRAPPED = re.compile(r'(?:\A|(?<=[\t\r\n]))"[^"]*+(?:""[^"]*+)*+"(?=[\t\r\n]|\Z)')
@@ -61,7 +61,8 @@ def no_files(folder: Path, stems: Sequence[str], what: str) -> UserError:
     )
     return UserError(
         f"No file for {what}: looked in {folder} for {' or '.join(stems)} with "
-        f"{', '.join(ENDINGS)} (also {', '.join(PACKED)}, shards, and folders of save_to_disk); "
+        f"{', '.join(ENDINGS)} (but for Parquet also {', '.join(PACKED)}; shards, and folders of "
+        f"save_to_disk); "
         f"there: {there or 'nothing'}."
     )
 
@@ -87,7 +88,7 @@ def stream_rows(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, obj
     """Values of a file's columns, row by row, in bounded memory.
 
     Args:
-        path: JSON Lines, CSV, TSV or Parquet, also compressed.
+        path: JSON Lines, CSV or TSV, also compressed, or Parquet.
         columns: Which ones.
 
     Raises:
@@ -115,8 +116,8 @@ def stream_rows(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, obj
                     yield {name: row[at] for name, at in zip(columns, places, strict=True)}
             case _:
                 raise UserError(
-                    f"{path} has no known ending; write .jsonl, .csv, .tsv or .parquet (also "
-                    f"{', '.join(PACKED)})."
+                    f"{path} has no known ending; write .jsonl, .csv, .tsv (also "
+                    f"{', '.join(PACKED)}) or .parquet."
                 )
 
 
@@ -131,9 +132,9 @@ def stream_lines(
         columns: Which ones.
 
     Raises:
-        UserError: A line is no JSON object, or lacks a column.
+        UserError: A line is not UTF-8, no JSON object, or lacks a column.
     """
-    for number, row in _json_lines(file, source):
+    for number, row in _json_lines(file, source, "Write a row a line."):
         where = f"{source}, line {number}"
         if not isinstance(row, dict):
             raise UserError(f"{where} must be a JSON object, got {shown(row)}; write a row a line.")
@@ -214,11 +215,12 @@ def _lines(path: Path) -> Iterator[IO[str]]:
 
 def _unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
-        return (
-            f"{path} is not UTF-8, first in line {_first_undecodable(path)}: {error.reason}; save "
-            f"the file as UTF-8."
-        )
+        return _not_utf8(str(path), _first_undecodable(path), error)
     return f"{path} cannot be read as {_ending(path)[1:] or 'a saved dataset'}: {error}"
+
+
+def _not_utf8(source: str, line: int, error: UnicodeDecodeError) -> str:
+    return f"{source} is not UTF-8, first in line {line}: {error.reason}; save the file as UTF-8."
 
 
 def _first_undecodable(path: Path) -> int:
@@ -236,30 +238,37 @@ def _read_json(path: Path) -> Columns:
     if first.decode("utf-8-sig", errors="ignore").lstrip().startswith("["):
         return _by_column(json.loads(_text(path)), path)
     with _opened(path) as file:
-        records = [record for _, record in _json_lines(file, str(path))]
+        advice = "Write a row a line, or one list of rows."
+        records = [record for _, record in _json_lines(file, str(path), advice)]
     return _by_column(records, path)
 
 
-def _json_lines(file: IO[bytes], source: str) -> Iterator[tuple[int, Any]]:
-    """The values of lines that are not empty, each with its line."""
+def _json_lines(file: IO[bytes], source: str, advice: str) -> Iterator[tuple[int, Any]]:
+    """The values of lines that are not empty, each with its line.
+
+    Args:
+        file: Where the lines come from.
+        source: What it is called in messages.
+        advice: What to write in place of what is not JSON.
+    """
     lines = iter(lambda: file.readline(MOST_BYTES + 1), b"")
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield number, _record(line, f"{source}, line {number}")
+            yield number, _record(line, source, number, advice)
 
 
-def _record(line: bytes, where: str) -> Any:
+def _record(line: bytes, source: str, number: int, advice: str) -> Any:
+    where = f"{source}, line {number}"
     if len(line) > MOST_BYTES:
         raise UserError(
             f"{where} is longer than {MOST_BYTES:,} bytes; shorten the row or leave it out."
         )
-    text = line.decode("utf-8-sig")
     try:
-        return json.loads(text)
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:  # a ValueError too
+        raise UserError(_not_utf8(source, number, error)) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{where} is not JSON: {error}. Write a row a line, or one list of rows."
-        ) from error
+        raise UserError(f"{where} is not JSON: {error}. {advice}") from error
 
 
 def _by_column(records: Sequence[Any], path: Path) -> Columns:
@@ -401,6 +410,7 @@ def _line(text: str, place: int) -> int:
 
 
 def _read_parquet(path: Path) -> Columns:
+    _check_unpacked(path)
     with installed("pipelines"):
         import pandas as pd
 
@@ -408,7 +418,13 @@ def _read_parquet(path: Path) -> Columns:
     return {name: frame[name].tolist() for name in frame.columns}
 
 
+def _check_unpacked(path: Path) -> None:
+    if path.suffix in PACKED:
+        raise UserError(f"{path} is compressed, which Parquet is within already; unpack the file.")
+
+
 def _stream_parquet(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, object]]:
+    _check_unpacked(path)
     with installed("pipelines"):
         import pyarrow.parquet as pq
 

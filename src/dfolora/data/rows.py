@@ -72,8 +72,8 @@ def load_rows(
             on, read instead of the task's own source. A file may be named by ``part`` or by the
             hub's split (``validation.jsonl``), the latter preferred where both exist, as the hub's
             ``test`` files of GLUE have no labels; ``dev`` stands for ``validation`` where no other
-            has labels. JSON Lines, JSON, CSV, TSV and Parquet are known, also as ``.gz`` and
-            ``.zst``, in shards, and as folders that ``datasets`` saved.
+            has labels. JSON Lines, JSON, CSV and TSV are known, also as ``.gz`` and ``.zst``, and
+            Parquet; in shards too, and as folders that ``datasets`` saved.
         columns: Names of the columns of CSV and TSV files without a header; those of one name are
             joined by a space.
         labels: What stands for each class in the label column; None for names or positions.

@@ -1,13 +1,14 @@
 """The model card of a fit: a `README.md` as the hub reads it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
 from dfolora.mini import BUNDLED
+from dfolora.validation import check_keys, mapping, share, text, text_or_none, whole
 
 TUNED = {
     "manual_prompt": "Nothing: the model answers the prompt as it is.",
@@ -50,6 +51,37 @@ class About:
     """The repository of its rows on the hub."""
     language: str | None = None
     """Its code."""
+    rows: str | None = None
+    """What its rows are, where they are not the task's own; None where they are."""
+
+    @classmethod
+    def read(cls, value: object, where: str) -> Self:
+        """What a record has of it.
+
+        Args:
+            value: As ``dataclasses.asdict`` gave it.
+            where: What it is called in messages.
+
+        Raises:
+            UserError: It was changed to what it cannot be.
+        """
+        given = mapping(value, where)
+        check_keys(given, where, required=[each.name for each in fields(cls)])
+        for key in ("title", "metric"):
+            text(given[key], f"{where}.{key}")
+        for key in ("train", "dev", "test", "split_seed"):
+            whole(given[key], f"{where}.{key}", least=0)
+        for key in ("dataset", "language", "rows"):
+            text_or_none(given[key], f"{where}.{key}")
+        for key in ("dev_score", "test_score"):
+            if given[key] is not None:
+                share(given[key], f"{where}.{key}")
+        return cls(**given)
+
+    @property
+    def named(self) -> str:
+        """The task, and what the rows are where they are not its own."""
+        return f"{self.title} ({self.rows})" if self.rows else self.title
 
 
 def card(record: Mapping[str, Any], *, in_peft: bool) -> str:
@@ -92,12 +124,18 @@ def card(record: Mapping[str, Any], *, in_peft: bool) -> str:
         )
         if score is not None
     ]
+    seeds = f"{about.split_seed} (of the split) and {record['seed']} (of the fit)"
+    fit = (
+        f"Seeds: {seeds}."
+        if about.dev_score is None  # for then nothing was fitted, or nothing chosen by dev
+        else f"Fitted to {about.train} rows, chosen by {about.dev}; seeds {seeds}."
+    )
     first = task["fields"][0]
     texts = [f"a {first}"] if len(task["fields"]) == 1 else [dict.fromkeys(task["fields"], "text")]
     return f"""---
 {yaml.safe_dump(known, sort_keys=False)}---
 
-# {about.title}, few-shot, on {base or "a model without a name"}
+# {about.named}, few-shot, on {base or "a model without a name"}
 
 {tuned}
 
@@ -112,8 +150,7 @@ The prompt, in which a row's texts stand for the names in braces:
 {words}
 
 - Method: `{record["method"]}`
-- Fitted to {about.train} rows, chosen by {about.dev}; seeds {about.split_seed} (of the split) and
-  {record["seed"]} (of the fit).
+- {fit}
 - Scores: {"; ".join(scores) or "none was measured"}.
 - Base model: {base or "without a name"}, weights {record["weights"][:12]}, tokenizer
   {record["vocabulary"][:12]} (digests of dfolora's); another one is refused.
@@ -130,6 +167,8 @@ how often it is right. Texts of more than {task["max_length"]} tokens, the promp
 
 
 def _untested(about: About) -> str:
-    if about.test_score is None:
+    if about.test_score is not None:
+        return f"It was tested on {about.test} rows of {about.named} alone."
+    if about.dev_score is not None:
         return "It was tested on no rows but those that chose it, on which scores are too high."
-    return f"It was tested on {about.test} rows of {about.title} alone."
+    return "It was tested on no rows."

@@ -47,15 +47,26 @@ from dfolora.methods import (
 )
 from dfolora.model import Backbone, Checkpoint, load_adapter
 from dfolora.search.subspace import PromptSubspaceSpec, load_soft_prompts
-from dfolora.validation import check_keys, mapping
+from dfolora.validation import check_keys, mapping, text, text_or_none
 
 RECORD = "classifier.json"
 CARD = "README.md"
-FORMAT = 2
+FORMAT = 3
 KEYS = (
     *("format", "versions", "model", "weights", "vocabulary", "task", "task_digest"),
     *("fitted", "method", "seed", "about"),
 )
+MODEL = "model=, on the command line model.path="
+TOKENIZER = "tokenizer=, on the command line model.tokenizer="
+"""How what a folder does not hold is given."""
+ORIGIN = ("path", "revision", "tokenizer", "weights", "architecture", "precision")
+"""Of a record's ``model``; see ``Checkpoint.origin``."""
+WRITTEN = (
+    *(RECORD, CARD, LABEL_WORDS, "readout.json", "prompt.json", "ensemble.json"),
+    *("adapter_config.json", "adapter_model.safetensors", "soft_prompts.safetensors"),
+    "trained.safetensors",
+)
+"""All files that fits write; those of an earlier one are removed."""
 PACKAGES = ("dfolora", "torch", "transformers", "peft")
 PROBE = "It was GREAT, wasn't it?  N/A 10 %"
 """A text that tokenizers cut each in its way."""
@@ -97,18 +108,23 @@ class Fitted:
     """For its card."""
     versions: Mapping[str, str | None] = field(default_factory=lambda: versions())
     """Of the packages that it was made with."""
+    loaded_from: Path | None = None
+    """The folder that it was restored from and is copied from; None if it was fitted here."""
 
     def batch(self, rows: Rows) -> Batch:
         """Rows as its predictor takes them, grouped as a test set is."""
         return self.encode(rows, RELEASED_TEST_BATCH)
 
     def save(self, folder: Path) -> None:
-        """Write a folder from which ``Saved`` makes it again.
+        """Write a folder from which ``Saved`` makes it again; files of an earlier fit are removed.
 
         Raises:
             UserError: No such fit can be restored; then nothing is written.
         """
         described, task = self.describe(), self._task()
+        if self.loaded_from is None or self.loaded_from.resolve() != folder.resolve():
+            for path in (folder / name for name in WRITTEN):
+                path.unlink(missing_ok=True)
         self.predictor.save(folder)
         record = {
             "format": FORMAT,
@@ -126,7 +142,7 @@ class Fitted:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, indent=2, ensure_ascii=False)
         (folder / RECORD).write_text(text + "\n", encoding="utf-8")
-        in_peft = (folder / "adapter_config.json").exists()
+        in_peft = described["kind"] == "lora" or described.get("trained") in IN_PEFT
         (folder / CARD).write_text(card(record, in_peft=in_peft), encoding="utf-8")
 
     def _task(self) -> Mapping[str, Any]:
@@ -182,7 +198,8 @@ class Saved:
             raise UserError(
                 f"{folder} was fitted with the tokenizer of {_named(record['model'])}, and "
                 f"{base.tokenizer.name_or_path or 'the one given'} cuts texts otherwise; give the "
-                f"model as it was then, and tokenizer= if it had one of its own."
+                f"model as it was then ({MODEL}), and its tokenizer if it had one of its own "
+                f"({TOKENIZER})."
             )
         task = record["task"]
         prompt = Prompt(
@@ -229,7 +246,7 @@ class Saved:
         if weights_digest(backbone.model) != record["weights"]:
             raise UserError(
                 f"{folder} was fitted to {_named(record['model'])}, and the weights of the model "
-                f"given are others; give model= as it was then, in "
+                f"given are others; give the model as it was then ({MODEL}), in "
                 f"precision={record['model']['precision']}."
             )
         label_ids = torch.tensor(task["label_ids"])
@@ -248,6 +265,7 @@ class Saved:
             seed=record["seed"],
             about=About(**record["about"]),
             versions=record["versions"],
+            loaded_from=folder,
         )
 
 
@@ -257,8 +275,8 @@ def _base(folder: Path, origin: Mapping[str, Any], model: Any, tokenizer: Any, d
         return Base.loaded(model, tokenizer, device, "auto")
     if model is None and not origin["path"] and origin["weights"] == "pretrained":
         raise UserError(
-            f"{folder} was saved from a loaded model without a name; give model= and tokenizer="
-            f", the same ones."
+            f"{folder} was saved from a loaded model without a name; give the same one ({MODEL}) "
+            f"and its tokenizer ({TOKENIZER})."
         )
     named = {} if model is None else {"path": str(model), "weights": "pretrained"}
     if isinstance(tokenizer, str | Path):
@@ -343,6 +361,8 @@ TRAINABLES = {
         gradient.PromptTuning,
     )
 }
+IN_PEFT = ("PrefixTuning", "PromptTuning")
+"""Those of them that PEFT writes; it reads their folders too."""
 
 
 def read_record(folder: Path) -> Mapping[str, Any]:
@@ -373,7 +393,20 @@ def read_record(folder: Path) -> Mapping[str, Any]:
             f"The task of {path} was changed since it was fitted: its fields, prompt, words or "
             f"classes; put it back, or fit again."
         )
+    for key in ("versions", "fitted"):
+        mapping(record[key], f"{path}, {key}")
+    _check_origin(record["model"], f"{path}, model")
+    About.read(record["about"], f"{path}, about")
     return record
+
+
+def _check_origin(value: object, where: str) -> None:
+    """Raise UserError if what a record has of its model was changed to what it cannot be."""
+    origin = mapping(value, where)
+    check_keys(origin, where, required=ORIGIN)
+    for key in ("path", "revision", "weights", "precision"):
+        text(origin[key], f"{where}.{key}", empty=key == "path")
+    text_or_none(origin["tokenizer"], f"{where}.tokenizer")
 
 
 def copy_folder(folder: Path, target: Path) -> None:
@@ -452,8 +485,8 @@ def _readout(folder: Path, fitted: Mapping[str, Any]) -> Readout | None:
 def _trained(
     folder: Path, trained: gradient.Trainable, backbone: Backbone, label_ids: Tensor
 ) -> Logits:
-    in_peft = isinstance(trained, gradient.PrefixTuning | gradient.PromptTuning)
-    tensors = load_file(folder / (f"{'adapter_model' if in_peft else 'trained'}.safetensors"))
+    file = "adapter_model" if type(trained).__name__ in IN_PEFT else "trained"
+    tensors = load_file(folder / f"{file}.safetensors")
 
     def logits(batch: Batch) -> Tensor:
         with trained.attached(backbone, label_ids, 0) as attached, torch.no_grad():

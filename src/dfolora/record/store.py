@@ -35,6 +35,8 @@ FILE = re.compile("^file:(//(localhost)?)?")
 """What stands before the path in the address of a file of this machine."""
 ADAPTER = "adapter"
 """The folder of a run's artifacts that holds what was fitted."""
+NO_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What MLflow says of an id without a run, and of one that no run could have."""
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 """What pip calls the packages of some databases."""
 
@@ -318,8 +320,12 @@ class Store:
         except (MlflowException, OSError):
             return None
 
-    def fitted(self, run_id: str) -> Path:
+    def fitted(self, run_id: str, *, before: str = "") -> Path:
         """The folder of what a run fitted.
+
+        Args:
+            run_id: The run's id.
+            before: What is said first if there is no such run.
 
         Raises:
             UserError: There is no such run, or none of its artifacts on this machine.
@@ -330,11 +336,11 @@ class Store:
             try:
                 run = self._client.get_run(run_id)
             except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                if error.error_code not in NO_RUN:
                     raise
                 raise UserError(
-                    f"There is no folder and, in the tracking store {self.uri}, no run {run_id}. A "
-                    f"run prints its id when it ends."
+                    f"{before}The tracking store {self.uri} has no run {run_id}; a run prints its "
+                    f"id when it ends."
                 ) from error
         place = self._local(run.info.artifact_uri)
         if place is None:
