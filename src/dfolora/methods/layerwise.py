@@ -191,27 +191,32 @@ class LayerwiseSearch:
         return built if together == 1 else Grouped(built, together)
 
     def block_optimizer(
-        self, block: int, architecture: Architecture, seed: int, price: Price | None = None
+        self,
+        block: int,
+        architecture: Architecture,
+        seed: int,
+        prices: Sequence[float] | None = None,
     ) -> Optimizer:
         """The optimizer of one block, with its own random stream."""
         return self.optimizer(
             dim=self.size(architecture),
-            budget=max(1, int(self.candidates(architecture, price)[block])),
+            budget=max(1, int(self.candidates(architecture, prices)[block])),
             rng=stream(seed, f"search/{block}"),
         )
 
     def optimizers(
-        self, architecture: Architecture, seed: int, price: Price | None = None
+        self, architecture: Architecture, seed: int, prices: Sequence[float] | None = None
     ) -> list[Optimizer]:
         """Those of all blocks."""
         blocks = range(self.blocks(architecture))
-        return [self.block_optimizer(block, architecture, seed, price) for block in blocks]
+        return [self.block_optimizer(block, architecture, seed, prices) for block in blocks]
 
-    def candidates(self, architecture: Architecture, price: Price | None = None) -> list[float]:
+    def candidates(
+        self, architecture: Architecture, prices: Sequence[float] | None = None
+    ) -> list[float]:
         """How many of each block the budget may be expected to pay for; None: a call each."""
         weights = self.schedule.weights(self.blocks(architecture))
-        prices = [1.0] * len(weights) if price is None else self.prices(architecture, price)
-        round_calls = sum(map(mul, weights, prices))
+        round_calls = sum(map(mul, weights, prices or [1.0] * len(weights)))
         return [self.budget * weight // round_calls for weight in weights]
 
     def prices(self, architecture: Architecture, price: Price) -> list[float]:
@@ -271,15 +276,14 @@ class LayerwiseSearch:
 
     def _check_budget(self, blocks: int, population: int) -> None:
         if self.budget_in == "flops" or self.batch_size is not None:
-            return  # what a round costs shows only with the rows: ``check_price``
+            return  # what a round costs shows only with the rows: ``check_prices``
         turns = self.schedule.least(blocks)
         self._check_round(turns * population, turns, population)
 
-    def check_price(self, architecture: Architecture, price: Price) -> None:
+    def check_prices(self, architecture: Architecture, prices: Sequence[float]) -> None:
         """Raise UserError if the budget does not pay for the least turns; it may be 0."""
         turns = self.schedule.least(self.blocks(architecture))
         weights = self.schedule.weights(self.blocks(architecture))
-        prices = self.prices(architecture, price)
         searched = (each for each, weight in zip(prices, weights, strict=True) if weight)
         dearest = sorted(searched, reverse=True)[:turns]
         population = self.block_optimizer(0, architecture, 0).population
@@ -327,9 +331,11 @@ class Search:
         self._memo = memo
         engine = self._engine(data.train)
         self._price = self._priced(engine)
+        self._prices: Sequence[float] | None = None
         if method.budget_in == "flops" or method.batch_size is not None:
-            method.check_price(backbone.architecture, self._price)
-        self._optimizers = method.optimizers(backbone.architecture, seed, self._price)
+            self._prices = method.prices(backbone.architecture, self._price)
+            method.check_prices(backbone.architecture, self._prices)
+        self._optimizers = method.optimizers(backbone.architecture, seed, self._prices)
         self._train = Remembered(self._evaluator(data.train, engine=engine), memo, "train")
         back = None
         if SELECTIONS[method.selection].crossed:
@@ -351,7 +357,7 @@ class Search:
         order = method.schedule.order(
             len(self._optimizers),
             population=self._optimizers[0].population,
-            budget=int(sum(method.candidates(self._backbone.architecture, self._price))),
+            budget=int(sum(method.candidates(self._backbone.architecture, self._prices))),
             rng=stream(self._seed, "schedule"),
         )
         generations = tune(
