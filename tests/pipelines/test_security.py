@@ -42,7 +42,7 @@ FORBIDDEN = {
     "torch.hub.load", "torch.jit.load", "torch.load", "torch.save",
 }  # fmt: skip
 METHODS = {"read_pickle", "to_pickle"}
-SAFE_YAML = {"yaml.safe_load", "yaml.YAMLError"}
+SAFE_YAML = {"yaml.safe_load", "yaml.safe_dump", "yaml.YAMLError"}
 ONLY = {  # keyword: the one value that it may have
     "allow_pickle": False,
     "shell": False,
