@@ -328,7 +328,6 @@ class Search:
         self._seed = seed
         self._subspace = method.build(backbone, data, seed)
         self._dim = method.size(backbone.architecture)
-        self._memo = memo
         engine = self._engine(data.train)
         self._price = self._priced(engine)
         self._prices: Sequence[float] | None = None
@@ -336,7 +335,11 @@ class Search:
             self._prices = method.prices(backbone.architecture, self._price)
             method.check_prices(backbone.architecture, self._prices)
         self._optimizers = method.optimizers(backbone.architecture, seed, self._prices)
-        self._train = Remembered(self._evaluator(data.train, engine=engine), memo, "train")
+        self._train: Evaluator
+        if method.batch_size is None:
+            self._train = Remembered(self._evaluator(data.train, engine=engine), memo, "train")
+        else:
+            self._train = self._on_minibatches(method.batch_size, memo)
         back = None
         if SELECTIONS[method.selection].crossed:
             classes = len(data.label_ids)
@@ -361,7 +364,7 @@ class Search:
             rng=stream(self._seed, "schedule"),
         )
         generations = tune(
-            self._train if method.batch_size is None else self._on_minibatches(method.batch_size),
+            self._train,
             self._optimizers,
             dim=self._dim,
             budget=method.budget,
@@ -452,7 +455,7 @@ class Search:
         entering = not all(each[min(each)].factors for each in made)
         return PerFlop(shape, engine.lengths, [*map(min, made)], entering=entering)
 
-    def _on_minibatches(self, size: int) -> Evaluator:
+    def _on_minibatches(self, size: int, memo: Memo) -> Evaluator:
         """The train set's evaluator, on other rows each time."""
         train = self._data.train
         drawn = minibatches(len(train.labels), size, stream(self._seed, "minibatches"))
@@ -461,9 +464,7 @@ class Search:
             solution: NDArray[np.float64], block: int, candidates: NDArray[np.float64]
         ) -> Evaluation:
             rows = part(train, torch.from_numpy(next(drawn)))
-            return Remembered(self._evaluator(rows), self._memo, "train")(
-                solution, block, candidates
-            )
+            return Remembered(self._evaluator(rows), memo, "train")(solution, block, candidates)
 
         return evaluate
 
