@@ -8,6 +8,7 @@ memory and rounding are not CUDA's. It holds for the thread that enters it.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -74,6 +75,10 @@ class Emulation:
         """``to device``, ``to host``, ``index to device``, ``pinned`` and ``wait``."""
         self.target: torch.device | None = None
         """Where new tensors go; None: where those are that they are made of."""
+        self.recording: Graph | None = None
+        """The CUDA graph that is being recorded."""
+        self.sees = True
+        """Whether operations are checked and counted."""
         self._shortages = dict[int, Exception]()
 
     def run_out(self, error: Exception, after: int = 0) -> None:
@@ -81,10 +86,18 @@ class Emulation:
         self._shortages[self.kernels.total() + after] = error
 
     def launch(self, name: str) -> None:
-        """Count a kernel, or raise if it is to find no memory."""
+        """Count a kernel, or raise if it is to find no memory; one that is recorded waits."""
         if error := self._shortages.pop(self.kernels.total(), None):
             raise error
+        if self.recording is not None:
+            return
         self.kernels[name] += 1
+
+    def tell(self, what: str, number: int = 1) -> None:
+        """Count traffic, of which there is none while a graph is recorded."""
+        if number and self.recording is not None:
+            raise torch.AcceleratorError("CUDA error: operation not permitted when capturing")
+        self.traffic[what] += number
 
     def resolved(self, device: Any) -> torch.device:
         """A device with its number."""
@@ -93,6 +106,15 @@ class Emulation:
         if asked.type == "cuda" and number >= self.devices:
             raise torch.AcceleratorError("CUDA error: invalid device ordinal")
         return torch.device("cuda", number) if asked.type == "cuda" else asked
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """A context in which operations are neither checked nor counted."""
+        self.sees = False
+        try:
+            yield
+        finally:
+            self.sees = True
 
     @contextmanager
     def making(self, device: torch.device) -> Iterator[None]:
@@ -104,6 +126,54 @@ class Emulation:
             self.target = before
 
 
+class Graph:
+    """A CUDA graph: operations that were not carried out when asked for, and are at each replay.
+
+    They read and write where they were told to. That memory which they read is kept until then is
+    not checked.
+    """
+
+    def __init__(self, on: Emulation) -> None:
+        self._on = on
+        self._operations: list[tuple[Any, Any, Any, list[Tensor]]] = []
+        self._written: list[tuple[Tensor, Tensor]] = []
+        self._made = dict[int, Any]()
+
+    def record(self, op: Any, *args: Any, **kwargs: Any) -> Any:
+        """Note an operation; what it makes has a shape, a place and, for now, no values."""
+        if op._schema.is_mutable:
+            given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            others = [x for x in given if x.untyped_storage().data_ptr() not in self._made]
+            self._written += [(x, x.clone()) for x in others]
+        made = REPLACED.get(op, op)(*args, **kwargs)
+        leaves = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        if not op.is_view:
+            self._operations.append((op, args, kwargs, leaves))
+            storages = [leaf.untyped_storage() for leaf in leaves]
+            self._made |= {storage.data_ptr(): storage for storage in storages}
+        return made
+
+    def end(self) -> None:
+        """Undo what recording has done."""
+        with self._on.unseen():
+            for *_operation, leaves in self._operations:
+                for leaf in leaves:
+                    leaf.fill_(torch.nan if leaf.is_floating_point() else 77)
+            for tensor, before in reversed(self._written):
+                tensor.copy_(before)
+
+    def replay(self) -> None:
+        """Carry all of it out, by one launch."""
+        self._on.launch("graph")
+        with self._on.unseen():
+            for op, args, kwargs, leaves in self._operations:
+                again = tree_leaves(REPLACED.get(op, op)(*args, **kwargs))
+                tensors = [leaf for leaf in again if isinstance(leaf, Tensor)]
+                for leaf, value in zip(leaves, tensors, strict=True):
+                    if leaf.data_ptr() != value.data_ptr():
+                        leaf.copy_(value)
+
+
 class _Operations(TorchDispatchMode):
     """Checks and counts operations, and puts in place what they make."""
 
@@ -113,6 +183,8 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not self._on.sees:
+            return op(*args, **kwargs)
         if any(hasattr(kind, "__tensor_flatten__") for kind in types):
             return NotImplemented  # the operations that it is made of come here
         if op not in REPLACED and _has_kernel(op.name(), COMPOSITE):
@@ -124,7 +196,10 @@ class _Operations(TorchDispatchMode):
             return op(*args, **kwargs)
         self._count(op, given, kwargs.get("generator"))
         known = [] if self._on.target else [tensor.untyped_storage() for tensor in given]
-        made = REPLACED.get(op, op)(*args, **kwargs)
+        run = REPLACED.get(op, op)
+        if self._on.recording is not None:
+            run = partial(self._on.recording.record, op)
+        made = run(*args, **kwargs)
         for tensor in tree_leaves(made[0] if op is aten._pack_padded_sequence.default else made):
             if isinstance(tensor, Tensor):
                 storage: Any = tensor.untyped_storage()
@@ -143,9 +218,9 @@ class _Operations(TorchDispatchMode):
             return places[0] if places else CPU
         values = given[-1] if "put" in name else given[0]
         if name == "copy_":
-            self._on.traffic["to host" if places[0] == CPU else "to device"] += 1
+            self._on.tell("to host" if places[0] == CPU else "to device")
         elif name in INDEXING and others == {CPU} and (place(values) != CPU or not values.dim()):
-            self._on.traffic["index to device"] += 1
+            self._on.tell("index to device")
         else:
             found = ", ".join(map(str, places))
             raise RuntimeError(f"Expected all tensors to be on the same device ({op}): {found}")
@@ -158,7 +233,7 @@ class _Operations(TorchDispatchMode):
             assert generator is not None, f"{op} draws from CUDA's global generator"
             raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
         masked = name in INDEXING and any(tensor.dtype == torch.bool for tensor in given[1:])
-        self._on.traffic["wait"] += name in WAITING or masked
+        self._on.tell("wait", name in WAITING or masked)
         if not op.is_view and name not in NO_KERNEL:
             self._on.launch(name)
 
@@ -187,7 +262,7 @@ class _Functions(TorchFunctionMode):
                 self._on.traffic["pinned"] += 1
                 return x.clone()
             if function is Tensor.tolist:
-                self._on.traffic["to host"] += at.type == "cuda"
+                self._on.tell("to host", at.type == "cuda")
             if function is Tensor.__deepcopy__:
                 with self._on.making(at):
                     return function(*args, **kwargs)
@@ -208,7 +283,7 @@ class _Functions(TorchFunctionMode):
         if here == device:
             return x.to(dtype, copy=copy)
         assert not (x.requires_grad and torch.is_grad_enabled()), "a gradient between devices"
-        self._on.traffic["to host" if device == CPU else "to device"] += 1
+        self._on.tell("to host" if device == CPU else "to device")
         with self._on.making(device):
             return x.to(dtype, copy=True)
 
@@ -237,7 +312,17 @@ def emulated_cuda(devices: int = 1, free: int = 70 * 10**9) -> Iterator[Emulatio
         raise AssertionError("CUDA's global generator is used")
 
     def wait(*_given: object) -> None:
-        on.traffic["wait"] += 1
+        on.tell("wait")
+
+    @contextmanager
+    def record(graph: Graph, pool: object, stream: object) -> Iterator[None]:
+        assert on.recording is None
+        on.recording = graph
+        try:
+            yield
+        finally:
+            on.recording = None
+        graph.end()
 
     named = SimpleNamespace(name="Emulated GPU", total_memory=TOTAL, uuid="0", major=9, minor=0)
     generators = ("manual_seed", "manual_seed_all", "get_rng_state", "set_rng_state")
@@ -252,6 +337,10 @@ def emulated_cuda(devices: int = 1, free: int = 70 * 10**9) -> Iterator[Emulatio
         **{name: lambda *_given, answer=answer, **_: answer for name, answer in answers.items()},
         **dict.fromkeys(generators, global_generator),
         "synchronize": wait,
+        "CUDAGraph": lambda: Graph(on),
+        "graph": record,
+        "graph_pool_handle": object,
+        "Stream": lambda device: device,
         "get_device_name": lambda device=0: f"{named.name} {on.resolved(device).index}",
     }
     with (

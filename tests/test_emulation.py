@@ -5,6 +5,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from tests.emulation import REPLACED, SHORTAGES, aten, emulated_cuda
@@ -124,6 +125,38 @@ def test_memory_runs_out_once_where_it_is_told_to(kind, gpu, x):
         y + x
     assert raised.value is SHORTAGES[kind]
     assert torch.equal((y + x).cpu(), x.cpu() * 3 + 2)
+
+
+def test_graph_is_carried_out_at_replays_alone(gpu, x):
+    """It reads and writes where it did; what Python knew when it was recorded stays."""
+    y, factor, graph = torch.zeros_like(x), 2, torch.cuda.CUDAGraph()
+    gpu.kernels.clear()
+    with torch.cuda.graph(graph, pool=torch.cuda.graph_pool_handle(), stream=None):
+        left = x.view(-1).mul(factor).view(3, 4)
+        y.add_(left)
+    assert not gpu.kernels
+    assert left.isnan().all()
+    assert torch.equal(y, torch.zeros_like(y))
+    gpu.kernels.clear()
+    graph.replay()
+    x += 1
+    factor = 7
+    graph.replay()
+    assert gpu.kernels == {"graph": 2, "add_": 1}
+    assert torch.equal(left, 2 * x)
+    assert torch.equal(y, 2 * (x - 1) + 2 * x)
+
+
+@pytest.mark.parametrize(
+    "ask", [Tensor.tolist, Tensor.cpu, Tensor.sum, torch.nonzero], ids=lambda ask: ask.__name__
+)
+def test_graph_has_nothing_to_wait_for(gpu, x, ask):
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), pool=None, stream=None):
+        if ask is Tensor.sum:
+            assert ask(x).is_cuda
+            return
+        with pytest.raises(torch.AcceleratorError, match="not permitted"):
+            ask(x)
 
 
 def test_operation_can_be_replaced(x, gpu, monkeypatch):

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from copy import copy
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -136,15 +137,42 @@ def _agreement(config: DictConfig, _models: Callable[..., Any]) -> str:
     return " ".join(lines)
 
 
+def _graphs(config: DictConfig, models: Callable[..., Any]) -> str:
+    """Recorded passes beside those that are launched kernel by kernel."""
+    from dfolora.model import Limits
+    from pipelines.gpu_check.measures import Comparison, searched
+
+    lines = []
+    for precision in ("fp32", "bf16"):
+        single, graphs = (
+            searched(
+                config.agreement.task, config.agreement.budget, config.device, precision,
+                graphs=recorded,
+            )
+            for recorded in (False, True)
+        )  # fmt: skip
+        both = Comparison.between(single, graphs)
+        same = both.same == both.of and both.gap == 0
+        bits = "the same bits" if same else f"other bits (losses differ by {both.gap:.1e})"
+        lines.append(f"engine.graphs=true in {precision}: {bits}.")
+    backbone = copy(models("model", config.search.precision))
+    backbone.limits = Limits(graphs=True)
+    return " ".join([*lines, _seconds_of_a_search(config, backbone)])
+
+
 def _search(config: DictConfig, models: Callable[..., Any]) -> str:
     """A whole search's seconds."""
+    return _seconds_of_a_search(config, models("model", config.search.precision))
+
+
+def _seconds_of_a_search(config: DictConfig, backbone: Any) -> str:
     import numpy as np
 
     from pipelines.benchmark.overhead import share_outside
     from pipelines.benchmark.speed import few_shot
     from pipelines.gpu_check.measures import search_seconds
 
-    wanted, backbone = config.search, models("model", config.search.precision)
+    wanted = config.search
     lengths, words = config.lengths[wanted.task], backbone.model.config.vocab_size
     data = few_shot(lengths, words, np.random.default_rng(0))
     sizes = {"dim": config.dim, "rank": config.rank}
@@ -228,6 +256,7 @@ STEPS: Mapping[str, Callable[[DictConfig, Callable[..., Any]], str]] = {
     "A search": _search,
     "Long texts": _tasks,
     "Kernels": _kernels,
+    "Graphs": _graphs,
     "Memory": _memory,
 }
 

@@ -36,11 +36,14 @@ class Recorder:
         return answer
 
 
-def searched(task: str, budget: int, device: str, precision: str) -> Recorder:
+def searched(
+    task: str, budget: int, device: str, precision: str, *, graphs: bool = False
+) -> Recorder:
     """All that C-LoRA asks and is answered on an embedded task, by the bundled model."""
     config = compose("run", [f"task=mini/{task}", f"budget={budget}", f"device={device}"])
     method = instantiate(config.method)
     backbone = load(config.model, precision)
+    backbone.limits = Limits(graphs=graphs)
     recorder = Recorder()
     data = few_shot_of(config, method, backbone.architecture)
     for _progress in method.begin(backbone, data, config.seed, recorder):

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from safetensors.torch import load_file
 
 from dfolora.errors import UserError
-from dfolora.model import exact_cudnn, no_cudnn_attention
+from dfolora.model import Limits, exact_cudnn, no_cudnn_attention
 from tests.emulation import SHORTAGES, emulated_cuda
 from tests.methods.test_every_method import rows
 from tests.pipelines.test_conf import composed, options, with_what_is_missing
@@ -39,9 +39,10 @@ def posed(*overrides: str):
     return method, problem, backbone
 
 
-def fitted(device: str, *overrides: str):
+def fitted(device: str, *overrides: str, graphs: bool = False):
     """Losses by step, the test logits, and the tensors that were written; whether it searched."""
     method, problem, backbone = posed(*overrides, f"device={device}")
+    backbone.limits = Limits(graphs=graphs)
     assert str(backbone.device) == {"cuda": "cuda:0"}.get(device, device)
     fit = method.begin(backbone, problem.data, 13)
     losses = [progress.step.losses for progress in fit]
@@ -94,6 +95,30 @@ def test_row_gives_the_cpus_numbers(row):
 @pytest.mark.parametrize("row", ["c_lora", "feature_bilstm", "lora"])
 def test_second_gpu_gives_them_too(row):
     assert_as_on_the_cpu(f"row={row}", "precision=fp32", device="cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("row", "precision"),
+    [
+        ("c_lora", "fp32"),
+        ("c_lora", "int8"),
+        ("f_lora", "bf16"),
+        ("bbtv2", "fp32"),
+        ("bbt", "fp32"),
+    ],
+)
+def test_recorded_passes_give_the_bits_of_single_kernels(row, precision):
+    """Of a search with looks at the dev set, whose candidates are of several numbers."""
+    asked = f"row={row}", f"precision={precision}", "budget=240"
+    with emulated_cuda():
+        losses, logits, written, _ = fitted("cuda", *asked)
+    with emulated_cuda() as gpu:
+        found = fitted("cuda", *asked, graphs=True)
+    assert gpu.kernels["graph"] > 10
+    assert all(np.array_equal(*pair) for pair in zip(found[0], losses, strict=True))
+    assert torch.equal(found[1], logits)
+    assert found[2].keys() == written.keys()
+    assert all(torch.equal(found[2][name], written[name]) for name in written)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])

@@ -33,8 +33,10 @@ from dfolora.model import (
     Limits,
     Pack,
     Packed,
+    Passes,
     Sequences,
     no_cudnn_attention,
+    recorded,
 )
 
 COARSE = {"cpu": False, "cuda": True}
@@ -102,6 +104,7 @@ class Engine:
         self._carry = carry
         self._tokens, self._abreast = self._tokens_that_fit(backbone.limits)
         self._prefixes = self._cut()
+        self._passes = self._passing()
         self._told = False
 
     @property
@@ -250,7 +253,7 @@ class Engine:
         """The pieces, from the input of layer ``start`` to the last layer's output."""
         for together in self._side_by_side(pieces):
             for index in range(start, len(self._backbone.layers)):
-                layer = self._backbone.layers[index]
+                layer = self._passes[index]
                 trimmed = answers_only and self._is_last(index)
                 for piece in together:
                     own = incumbents.get(index)
@@ -274,6 +277,14 @@ class Engine:
     def _is_last(self, layer: int) -> bool:
         return layer == len(self._backbone.layers) - 1
 
+    def _passing(self) -> Sequence[Passes]:
+        """The layers as pieces pass them."""
+        backbone = self._backbone
+        if not backbone.limits.graphs:
+            return backbone.layers
+        largest = max(self._tokens, *(prefix.size for prefix in self._prefixes))
+        return recorded(backbone.layers, backbone.device, largest * backbone.architecture.width)
+
     def _cut(self) -> list["_Prefix"]:
         device = self._backbone.device
         packs = self._sequences.packs(self._tokens, device, coarse=COARSE[device.type])
@@ -294,8 +305,9 @@ class Engine:
         kept = backbone.unpacked_nbytes
         if self._carry:
             kept += int(lengths.sum()) * architecture.carried_numbers * size
-        # Half for the candidates, half for what they share.
-        a_token, longest = 2 * architecture.live_numbers * size, int(lengths.max())
+        # For the candidates, for what they share, and for passes that are recorded.
+        shares = 3 if limits.graphs else 2
+        a_token, longest = shares * architecture.live_numbers * size, int(lengths.max())
         # What waits for its turn, and if it is not carried what it came from.
         waiting = (1 if self._carry else 2) * architecture.carried_numbers * size * streamed
         left = allowed - kept
@@ -325,10 +337,11 @@ class Engine:
                 f"(data.max_length)."
             )
         self._tokens, self._abreast = used // 2, abreast // 2
-        self._prefixes = []
+        self._prefixes, self._passes = [], []
         if self._backbone.device.type == "cuda":
             torch.cuda.empty_cache()
         self._prefixes = self._cut()
+        self._passes = self._passing()
         if abreast:
             told = (
                 f"Out of memory with {used} tokens at once and {abreast} side by side; going on "

@@ -9,6 +9,7 @@ from dfolora.model.backbone import Backbone
 from dfolora.model.checkpoint import Checkpoint, folder_digest
 from dfolora.model.factors import LoraFactors
 from dfolora.model.families import FAMILIES
+from dfolora.model.graphs import Passes, recorded
 from dfolora.model.intervention import Intervention, LayerLora, SoftPrompt
 from dfolora.model.kernels import exact_cudnn, no_cudnn_attention
 from dfolora.model.layer import Packed
@@ -33,6 +34,7 @@ __all__ = [
     "LoraFactors",
     "Pack",
     "Packed",
+    "Passes",
     "Sequences",
     "SoftPrompt",
     "check_adapter",
@@ -42,5 +44,6 @@ __all__ = [
     "load_adapter",
     "load_whole_adapter",
     "no_cudnn_attention",
+    "recorded",
     "save_adapter",
 ]

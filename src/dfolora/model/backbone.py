@@ -32,7 +32,8 @@ class Backbone:
         limits: How much goes through it at once; None for the defaults of its device.
 
     Raises:
-        UserError: The model is of an unknown family, or neither on a CPU nor on a CUDA device.
+        UserError: The model is of an unknown family, or neither on a CPU nor on a CUDA device; or
+            CUDA graphs are asked for on a CPU.
     """
 
     def __init__(self, model: Any, limits: Limits | None = None) -> None:
@@ -43,6 +44,11 @@ class Backbone:
                 f'with model.to("cpu").'
             )
         self.limits = limits or Limits()
+        if self.limits.graphs and model.device.type != "cuda":
+            raise UserError(
+                f"engine.graphs=true records CUDA graphs, and the model is on {model.device}; set "
+                f"engine.graphs=false, or device=cuda on a machine with a GPU."
+            )
         self.model = model.eval().requires_grad_(False)
         # An 8-bit weight is of a type of torchao's; all others are plain parameters.
         quantized = any(type(weight) is not nn.Parameter for weight in model.parameters())

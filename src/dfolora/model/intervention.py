@@ -1,6 +1,6 @@
 """Interventions: what a population of candidates changes at one layer of the frozen model."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,6 +40,20 @@ class Intervention(Protocol):
         """The intervention of some of the candidates."""
         ...
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it is made of."""
+        ...
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for interventions that differ in the values of their tensors alone."""
+        ...
+
+    def cloned(self) -> "Intervention":
+        """The same, of tensors of its own."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerLora:
@@ -66,6 +80,24 @@ class LayerLora:
         """That of some of the candidates."""
         parts = {name: factors.part(candidates) for name, factors in self.factors.items()}
         return LayerLora(layer=self.layer, factors=parts)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All maps' A and B."""
+        return [part for own in self.factors.values() for part in (own.down, own.up)]
+
+    @property
+    def kind(self) -> Hashable:
+        """The adapted maps, and shapes and types of their factors."""
+        return tuple(self.factors), _shapes(self.tensors)
+
+    def cloned(self) -> "LayerLora":
+        """The same, of tensors of its own."""
+        cloned = {
+            name: LoraFactors(down=own.down.clone(), up=own.up.clone())
+            for name, own in self.factors.items()
+        }
+        return LayerLora(layer=self.layer, factors=cloned)
 
     def to(self, dtype: torch.dtype) -> "LayerLora":
         """The same, rounded to another type."""
@@ -107,3 +139,21 @@ class SoftPrompt:
     def part(self, candidates: slice) -> "SoftPrompt":
         """That of some of the candidates."""
         return SoftPrompt(layer=self.layer, start=self.start, vectors=self.vectors[candidates])
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The vectors."""
+        return [self.vectors]
+
+    @property
+    def kind(self) -> Hashable:
+        """Where the vectors are added, their shape and type."""
+        return self.start, _shapes(self.tensors)
+
+    def cloned(self) -> "SoftPrompt":
+        """The same, of vectors of its own."""
+        return SoftPrompt(layer=self.layer, start=self.start, vectors=self.vectors.clone())
+
+
+def _shapes(tensors: Sequence[Tensor]) -> Hashable:
+    return tuple((tensor.shape, tensor.dtype) for tensor in tensors)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from dfolora.errors import UserError
 from dfolora.validation import flag, positive, share, whole
 
-TOKENS = {"cpu": 2048, "cuda": 16384}
+TOKENS = {"cpu": 2048, "cuda": 14_336}
 """Default tokens per pass, by device: fewer leave it idle, and more are no faster."""
 
 
@@ -27,11 +27,19 @@ class Limits:
     """Processes that share a GPU divide it among them."""
     stream: bool = False
     """Whether the layers' weights stay in host memory, and the device holds two layers of them."""
+    graphs: bool = False
+    """Whether passes that recur are recorded as CUDA graphs, whose kernels are launched as one."""
 
     def __post_init__(self) -> None:
         if self.tokens is not None:
             whole(self.tokens, "engine.tokens", least=1)
         flag(self.stream, "engine.stream")
+        flag(self.graphs, "engine.graphs")
+        if self.stream and self.graphs:
+            raise UserError(
+                "engine.graphs=true records where weights lie, and with engine.stream=true they "
+                "come and go; set one of them to false."
+            )
         memory = self.memory
         if memory is not None and (
             isinstance(memory, bool)
