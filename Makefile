@@ -89,6 +89,9 @@ check: $(READY) ## Lint, format check, types, import directions
 	$(VENV)/bin/mypy
 	$(RUN) -m pytest --quiet tests/test_architecture.py
 
+docs: $(READY) ## Write the documentation as a site, which opens from disk: site/index.html
+	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --quiet -b html docs site
+
 mlflow-ui: $(READY) ## Compare runs in the browser, on this machine only
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 	$(VENV)/bin/mlflow server --port $(PORT) --workers 1 \
@@ -97,5 +100,5 @@ mlflow-ui: $(READY) ## Compare runs in the browser, on this machine only
 clean: ## Remove the environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help setup quickstart benchmark test test-slow test-all check mlflow-ui clean reproduce-all \
+.PHONY: help setup quickstart docs benchmark test test-slow test-all check mlflow-ui clean reproduce-all \
 	$(ITEMS:%=reproduce-%) $(APART:%=reproduce-%)
