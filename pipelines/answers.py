@@ -151,6 +151,22 @@ def _locked(path: Path) -> IO[bytes]:
         file.close()  # who had it removed it in between
 
 
+def check_new(output: Path, *, overwrite: bool) -> None:
+    """Raise UserError if an output is there that is to be kept."""
+    if output.exists() and not overwrite:
+        raise UserError(f"output={output} exists; set overwrite=true to replace it.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, at once or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def columns_of(classes: Sequence[Any]) -> list[str]:
     """The output's columns."""
     return ["label", *(f"probability_{name}" for name in classes)]

@@ -69,12 +69,12 @@ class Job:
         used = used_keys(config)  # first, for to instantiate a part resolves what it refers to
         plain: Any = OmegaConf.to_container(config, resolve=True)
         task = Task.from_mapping(plain["task"])
-        checkpoint: Checkpoint = _built(config, "model", _convert_="all")
+        checkpoint: Checkpoint = built(config, "model", _convert_="all")
         for key in SEEDS:
             whole(config[key], key, least=0)
-        method: Method = _built(config, "method")
-        spec: ProblemSpec = _built(config, "data")
-        limits: Limits = _built(config, "engine")
+        method: Method = built(config, "method")
+        spec: ProblemSpec = built(config, "data")
+        limits: Limits = built(config, "engine")
         architecture = Architecture.of(
             checkpoint.config(), quantized=checkpoint.quantized, streamed=limits.stream
         )
@@ -214,7 +214,8 @@ def saver(
     assert encode is not None
     described = fitted_of(job.method, encode)  # here, for a fit may take a day
 
-    task, published = problem.task, job.spec.root is None  # no rows of the user's own
+    task = problem.task
+    published = job.spec.root is None and not task.dataset.is_folder  # no rows of the user's own
     source, _, world = task.dataset.path.partition(":")
     of_hub = published and source != "mini"
     if of_hub:
@@ -275,7 +276,7 @@ def _ready(job: Job, attempt: Attempt) -> tuple[Backbone, Problem]:
     return backbone, problem
 
 
-def _built(config: DictConfig, key: str, **options: Any) -> Any:
+def built(config: DictConfig, key: str, **options: Any) -> Any:
     """Instantiate a node of the configuration; errors become one line."""
     try:
         return instantiate(config[key], **options)

@@ -149,7 +149,7 @@ def predict(config: DictConfig) -> str:
 def _answer(
     saved: "Saved", source: Input, target: str, total: int | None, *, overwrite: bool
 ) -> str:
-    from pipelines.answers import Partial, Tally, columns_of, json_line, write
+    from pipelines.answers import Partial, Tally, check_new, columns_of, json_line, write
 
     fitted = saved.load()
     tally = Tally(fitted.classes)
@@ -165,7 +165,7 @@ def _answer(
     path, kept = _partial(output), False
     with Partial(path, _identity(saved, fitted, source)) as partial:  # no other command writes it
         try:
-            _check_new(output, overwrite=overwrite)  # another may have written it meanwhile
+            check_new(output, overwrite=overwrite)  # another may have written it meanwhile
             with bar:
                 bar.update(partial.rows)
                 for answers in _answers(fitted, chunks, bar, done=partial.chunks):
@@ -247,7 +247,7 @@ def _check_output(output: Path, source: Input, *, overwrite: bool) -> None:
     """Raise UserError if an output cannot be written."""
     from dfolora.errors import UserError
     from dfolora.resources import check_folder
-    from pipelines.answers import WRITERS, check_ours
+    from pipelines.answers import WRITERS, check_new, check_ours
 
     if output.suffix not in WRITERS:
         raise UserError(
@@ -259,17 +259,9 @@ def _check_output(output: Path, source: Input, *, overwrite: bool) -> None:
         raise UserError(f"output={output} is the input; give another file.")
     if output.is_dir():
         raise UserError(f"output={output} is a folder; give a file.")
-    _check_new(output, overwrite=overwrite)
+    check_new(output, overwrite=overwrite)
     check_folder(output.parent, "output's folder")
     check_ours(_partial(output))
-
-
-def _check_new(output: Path, *, overwrite: bool) -> None:
-    """Raise UserError if an output is there that is to be kept."""
-    from dfolora.errors import UserError
-
-    if output.exists() and not overwrite:
-        raise UserError(f"output={output} exists; set overwrite=true to replace it.")
 
 
 def _partial(output: Path) -> Path:

@@ -36,6 +36,7 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "cma": {"search.optim.cma"},
     "datasets": {"data.files", "data.rows"},
     "filelock": {"record.store"},
+    "huggingface_hub": {"fewshot.publish"},
     "jinja2": {"report.pages"},
     "matplotlib": {"record.curve", "report.figures"},
     "mlflow": {"record.failures", "record.runlog", "record.serving", "record.store"},
@@ -63,8 +64,8 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "yaml": {"data.task", "fewshot.card"},
 }  # fmt: skip
 LAZY = {
-    "datasets", "jinja2", "matplotlib", "mlflow", "nevergrad", "peft", "pynvml", "scipy",
-    "sklearn", "sqlalchemy", "torchao",
+    "datasets", "huggingface_hub", "jinja2", "matplotlib", "mlflow", "nevergrad", "peft", "pynvml",
+    "scipy", "sklearn", "sqlalchemy", "torchao",
 }  # fmt: skip
 """Slow to import or not needed by all: only inside of functions."""
 

@@ -22,6 +22,7 @@ from dfolora.fewshot import (
     ProblemSpec,
     TaskRows,
     fit,
+    push,
 )
 from dfolora.methods import (
     Bbt,
@@ -59,6 +60,7 @@ __all__ = [
     "UserError",
     "fit",
     "load",
+    "push",
     "tasks",
 ]
 

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import datasets
 import huggingface_hub
@@ -257,3 +258,59 @@ def test_real_files_load_line_for_line(task, part, request):
     assert list(rows.labels) == [json.loads(line)["label"] for line in lines]
     assert set(rows.labels) == set(range(len(task.classes)))
     assert not any("\\n" in text for row in rows.texts for text in row.values() if task.replace)
+
+
+def local(folder, name="all", test=None):
+    dataset = Dataset(path=str(folder), train=name, test=test or name)
+    return replace(TASK, dataset=dataset)
+
+
+def many(rows=60):
+    """Rows of two classes, one text in three twice."""
+    texts = [(f"text {n // 3 * 2 + n % 3 // 2}", "same") for n in range(rows)]
+    return {"first": [a for a, _ in texts], "second": [b for _, b in texts],
+            "label": [n // 3 % 2 for n in range(rows)]}  # fmt: skip
+
+
+def test_split_that_is_train_and_test_is_divided_by_its_texts_alone(tmp_path):
+    write(tmp_path, "all.csv", many())
+    train, test = (load_rows(local(tmp_path), part) for part in ("train", "test"))
+    assert len(train) + len(test) == 60
+    assert not {*map(str, train.texts)} & {*map(str, test.texts)}
+    for label in (0, 1):  # 20 texts a class, a third of them twice
+        of_class = {str(t) for t, n in zip(test.texts, test.labels, strict=True) if n == label}
+        assert len(of_class) == 4
+    backwards = {name: values[::-1] for name, values in many().items()}
+    write(tmp_path / "other", "all.jsonl", backwards)
+    again = load_rows(local(tmp_path / "other"), "test")
+    assert again.texts == test.texts[::-1]
+
+
+def test_text_of_two_classes_is_on_one_side(tmp_path):
+    table = many(30)
+    write(tmp_path, "all.csv", {
+        name: values * 2 if name != "label" else values + [1 - value for value in values]
+        for name, values in table.items()
+    })  # fmt: skip
+    train, test = (load_rows(local(tmp_path), part) for part in ("train", "test"))
+    assert not {*map(str, train.texts)} & {*map(str, test.texts)}
+    assert len(train) + len(test) == 60
+
+
+def test_parts_of_a_folder_have_files_of_their_own(tmp_path):
+    write(tmp_path, "mine.csv", TABLE)
+    write(tmp_path, "rest.jsonl", TABLE)
+    task = local(tmp_path, "mine", "rest")
+    for part, name in (("train", "mine.csv"), ("test", "rest.jsonl")):
+        rows = load_rows(task, part)
+        assert (rows, rows.source) == (ROWS, str(tmp_path / name))
+    with pytest.raises(UserError, match=r"No file for the train rows.*gone.*no such folder"):
+        load_rows(local(tmp_path / "gone"), "train")
+
+
+def test_files_of_a_root_are_not_divided(tmp_path):
+    for name in ("train.csv", "test.csv"):
+        write(tmp_path / "toy", name, TABLE)
+    task = local(tmp_path / "gone")
+    for part in ("train", "test"):
+        assert load_rows(task, part, root=tmp_path) == ROWS

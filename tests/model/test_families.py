@@ -103,7 +103,7 @@ def test_padding_on_the_left_changes_nothing(name):
     torch.testing.assert_close(got, model.logits[:, -1, LABELS], **CLOSE)
 
 
-def test_peft_gives_the_engines_logits(name, tmp_path):
+def test_peft_gives_the_engines_logits_and_so_do_merged_weights(name, tmp_path):
     backbone, batch = Backbone(tiny_model(name)), random_batch(LENGTHS, ANSWERS)
     subspace = subspace_of(backbone, batch, targets=("q", "k", "v", "o"))
     incumbents = subspace.incumbents(some_solution()[0])
@@ -114,6 +114,10 @@ def test_peft_gives_the_engines_logits(name, tmp_path):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)  # logits up to 10
     base = one_candidate.answer_logits(tiny_model(name), batch, LABELS)
     assert (expected - base).abs().max() > 1e-3
+    merged = adapted.merge_and_unload()
+    assert merged.state_dict().keys() == tiny_model(name).state_dict().keys()  # a plain model
+    got = one_candidate.answer_logits(merged, batch, LABELS)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
 def test_weights_in_8_bits_run(name):

@@ -38,8 +38,11 @@ def test_peft_gives_our_logits(family, backbone, batch, label_ids, targets, rank
     save_adapter(tmp_path / "adapter", backbone, incumbents.values())
 
     ours = Engine(backbone, batch, label_ids)(incumbents)[0]
-    theirs = answer_logits(in_peft(family, tmp_path / "adapter"), batch, label_ids)
+    model = in_peft(family, tmp_path / "adapter")
+    theirs = answer_logits(model, batch, label_ids)
     torch.testing.assert_close(ours, theirs, **CLOSE)
+    merged = answer_logits(model.merge_and_unload(), batch, label_ids)
+    torch.testing.assert_close(ours, merged, **CLOSE)
     base = answer_logits(tiny_model(family), batch, label_ids)
     assert (theirs - base).abs().max() > 1e-2  # the adapter does something
 

@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 import pipelines.log_model
+import pipelines.new_task
 import pipelines.predict
 import pipelines.pretrain.__main__
 import pipelines.report
@@ -22,6 +23,7 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "show": partial(run, pipelines.show.main),
     "report": partial(run, pipelines.report.main),
     "log_model": partial(run, pipelines.log_model.main),
+    "new_task": partial(run, pipelines.new_task.main),
     "predict": partial(run, pipelines.predict.main),
     "pretrain": partial(run, pipelines.pretrain.__main__.main),
 }

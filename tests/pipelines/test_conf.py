@@ -161,7 +161,8 @@ def built(optimizer, dim=12):
 def test_every_file_is_an_option_or_an_entry_points():
     roots = {path.stem for path in CONF.glob("*.yaml")}
     assert roots == {
-        "benchmark", "gpu_check", "log_model", "mend_store", "predict", "pretrain", "report", "run",
+        "benchmark", "gpu_check", "log_model", "mend_store", "new_task", "predict", "pretrain",
+        "report", "run",
     }  # fmt: skip
     assert len(OPTIONS) + len(roots) == len(list(CONF.rglob("*.yaml")))
     assert len(OPTIONS) > 30

@@ -430,12 +430,16 @@ def test_kernel_that_a_configuration_names_is_not_fetched(folder):
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_script_beside_data_never_runs(tmp_path):
+@pytest.mark.parametrize(
+    ("place", "message"), [("./data", "could not be loaded"), ("{}/data", "No file for the train")]
+)
+def test_script_beside_data_never_runs(tmp_path, monkeypatch, place, message):
     owned = tmp_path / "owned"
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "data.py").write_text(OWNED.format(path=str(owned)))
-    task = replace(task_of("sst2"), dataset=Dataset(path=str(tmp_path / "data")))
-    with pytest.raises(UserError, match="could not be loaded"):
+    monkeypatch.chdir(tmp_path)
+    task = replace(task_of("sst2"), dataset=Dataset(path=place.format(tmp_path)))
+    with pytest.raises(UserError, match=message):
         load_rows(task, "train")
     assert not owned.exists()
 

@@ -1,14 +1,18 @@
 """Tables from a store's data frame: the numbers, the holes, and which runs count."""
 
 import io
+import re
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+import yaml
 
 from dfolora.report import Compare, Groups, Measure, Published, build_table
+from dfolora.report.dots import dots
 from dfolora.report.formats import markdown
 from dfolora.report.write import write_item
+from tests.commands import PROJECT
 from tests.reporting import RUNS, SPEC, Archive, run, table
 
 
@@ -411,7 +415,7 @@ def test_mark_says_whether_better_or_worse_in_every_format(
     write_item(tmp_path, built, Published(), Archive())
     texts = {kind: (tmp_path / f"table1.{kind}").read_text() for kind in ("md", "html", "tex")}
     assert f"| {average} |" in texts["md"]
-    assert f"<td>{average}</td>" in texts["html"]
+    assert re.search(rf">\s*(<strong>)?{average}(</strong>)?\s*</td>", texts["html"])
     assert latex_mark in texts["tex"]
     frame = pd.read_csv(tmp_path / "table1.csv", keep_default_na=False)
     (row,) = frame.query("method == 'F-LoRA' and task == 'Avg.'").to_dict("records")
@@ -421,3 +425,79 @@ def test_mark_says_whether_better_or_worse_in_every_format(
     assert cells(worse_once, "F-LoRA")[-1] == f"{50 + 2.43 * sign:.2f}"
     assert not set("↑↓") & set(markdown(replace(worse_once.grid(), caption=())))
     assert not set("↑↓") & set("".join(worse_once.frame()["notes"]))
+
+
+SECTIONS = {"Given": "Manual prompt", "Searched": "C-LoRA"}
+
+
+def leads(built, label, group=""):
+    """How a row stands in each column, its average last."""
+    (line,) = [each for each in built.lines if (each.label, each.group) == (label, group)]
+    return [built.lead(line, column) for column in (*built.columns, None)]
+
+
+def test_best_of_a_section_leads_and_those_within_its_error_are_near():
+    # C-LoRA has 85 on SST-2, error 7.07 / sqrt(2) = 5, and 62 on MRPC, error 2: from 80 and 60 on
+    # a row is near. Its average is 73.5, error sqrt(25 + 4) / 2 = 2.69.
+    found = {}
+    for sst2, mrpc in ((0.80, 0.60), (0.79, 0.599), (0.86, 0.57)):
+        other = [run("sst2", seed, sst2, "fwa") for seed in (8, 13)]
+        other += [run("mrpc", seed, mrpc, "fwa") for seed in (8, 13)]
+        built = table(*RUNS[:6], *other, spec=replace(SPEC, sections=SECTIONS))
+        assert [each.section for each in built.lines] == ["", "", "Given", "Searched", "Searched"]
+        assert leads(built, "Manual prompt") == ["", "", ""]  # the only one of its section
+        assert leads(built, "Majority class") == ["", "", ""]
+        found[sst2] = leads(built, "C-LoRA"), leads(built, "F-LoRA")
+    assert found[0.80] == (["best", "best", "best"], ["near", "near", ""])  # 70 < 73.5 - 2.69
+    assert found[0.79] == (["best", "best", "best"], ["", "", ""])
+    assert found[0.86] == (["", "best", "best"], ["best", "", "near"])  # its own error is 0
+
+
+def test_equal_ones_are_both_best_and_a_hole_leads_nothing():
+    same = [{**given, "tags.optimizer": "fwa", "tags.settings": "fwa"} for given in RUNS[2:6]]
+    same = [given | {"run_id": f"{given['run_id']}-fwa"} for given in same]
+    built = table(*RUNS[:6], *same)
+    assert leads(built, "C-LoRA") == leads(built, "F-LoRA") == ["best", "best", "best"]
+    holed = table(*RUNS)
+    assert leads(holed, "F-LoRA") == ["", "", ""]
+    assert leads(holed, "C-LoRA") == ["best", "best", "best"]
+
+
+def test_what_is_no_score_has_no_best():
+    calls = replace(SPEC, measures=[Measure(metric="params/searched", title="n")])
+    built = table(*RUNS, spec=calls)
+    assert leads(built, "C-LoRA")[:2] == ["", ""]
+
+
+def test_dots_are_means_with_their_errors_between_the_ends():
+    # Averages: majority 66.07, manual 62.5, C-LoRA 73.5 with 2.69 to either side; others are holes.
+    (drawn,) = dots(table(*RUNS))
+    assert [dot.line.label for dot in drawn.dots] == ["Majority class", "Manual prompt", "C-LoRA"]
+    assert [dot.text for dot in drawn.dots] == ["66.07", "62.50", "73.50"]
+    width = 73.5 + 29**0.5 / 2 - 62.5
+    assert (drawn.title, drawn.low, drawn.high) == ("Avg.", "62.50", "76.19")
+    majority, manual, searched = drawn.dots
+    assert (manual.at, manual.left, manual.width) == (0, 0, 0)
+    assert majority.at == pytest.approx(100 * 3.57 / width)
+    assert searched.at == pytest.approx(100 * 11 / width)
+    assert searched.width == pytest.approx(100 * 29**0.5 / width)
+    assert searched.left + searched.width == pytest.approx(100)
+
+
+def test_dots_of_columns_stand_for_an_average_that_is_none():
+    spec = replace(SPEC, measures=[Measure(metric="test/score", title="{task}", factor=100)])
+    assert [drawn.title for drawn in dots(table(*RUNS, spec=spec))] == ["SST-2", "MRPC"]
+    assert not list(dots(build_table(pd.DataFrame(), SPEC)))
+
+
+def test_paper_tables_have_its_two_groups_in_its_order():
+    for name, headings in (
+        ("table1", ["Gradient-based", "Gradient-free", "The prompt, calibrated"]),
+        ("table2", ["Gradient-free", "The prompt, calibrated"]),
+    ):
+        layout = yaml.safe_load((PROJECT / "conf" / "table" / f"{name}.yaml").read_text())
+        assert list(layout["sections"]) == headings
+        labels = [row["label"] for row in layout["rows"]]
+        places = [labels.index(first) for first in layout["sections"].values()]
+        assert places == sorted(places)
+        assert places[0] == 0

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,8 @@ DEV = ("dev", "valid", "dev_matched")
 """How they do."""
 MOST_CHARACTERS = 1_000_000
 """The longest text; tokenizing takes about a hundred times its memory."""
+HELD_OUT = 5
+"""One of so many texts of a class is a test row where train and test are one split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +89,13 @@ def load_rows(
         found, source = _from_files(task, part, Path(root), columns, given=given)
     elif task.dataset.path.partition(":")[0] == "mini":
         found, source = _from_mini_world(task, part), f"mini world, {task.name} {part}"
+    elif task.dataset.is_folder:
+        found, source = _from_folder(task, part, columns)
     else:
         found, source = _from_hub(task, part)
-    return rows_of(task, found, source, labels)
+    rows = rows_of(task, found, source, labels)
+    one_split = root is None and task.dataset.train == task.dataset.test
+    return _divided(rows, part) if one_split else rows
 
 
 def fingerprint(rows: Rows) -> str:
@@ -167,6 +174,37 @@ def _clean(text: object, task: Task, where: str) -> str:
     for old, new in task.replace.items():
         text = text.replace(old, new)
     return text.strip() if task.strip else text
+
+
+def _divided(rows: Rows, part: Part) -> Rows:
+    """The train or the test rows of a split that is both.
+
+    A digest of the text decides, so that neither order nor seed matters and equal texts stay
+    together; what class a text is of, its first row says.
+    """
+    keys = [json.dumps(dict(text)) for text in rows.texts]
+    of_class: dict[int, list[str]] = {}
+    for key, label in dict(zip(reversed(keys), reversed(rows.labels), strict=True)).items():
+        of_class.setdefault(label, []).append(key)
+    held_out = {
+        key
+        for members in of_class.values()
+        for key in sorted(members, key=lambda key: sha256(key.encode()).digest())[
+            : ceil(len(members) / HELD_OUT)
+        ]
+    }
+    chosen = (row for row, key in enumerate(keys) if (key in held_out) == (part == "test"))
+    return replace(rows.select(chosen), unlabelled=rows.unlabelled, source=rows.source)
+
+
+def _from_folder(task: Task, part: Part, names: Sequence[str] | None) -> tuple[Columns, str]:
+    """Of a split's files in the folder that the task itself names."""
+    folder, what = Path(task.dataset.path), f"the {part} rows of {task.name}"
+    stems = (task.dataset.train if part == "train" else task.dataset.test,)
+    files = find_files(folder, stems, what)
+    if files is None:
+        raise no_files(folder, stems, what)
+    return read_files(files, names), str(files[0])
 
 
 def _from_mini_world(task: Task, part: Part) -> Columns:

@@ -63,15 +63,21 @@ class Dataset:
     """Where a task's rows come from."""
 
     path: str
-    """Repository on the hub, or ``mini`` for the embedded mini world, ``mini:1`` for another."""
+    """Repository on the hub, a local folder by its whole path, or ``mini`` for the embedded mini
+    world, ``mini:1`` for another."""
     name: str | None = None
     """The repository's configuration, such as ``sst2`` of GLUE."""
     revision: str | None = None
     """Commit, tag or branch on the hub."""
     train: str = "train"
-    """The split that train and dev rows are drawn from."""
+    """The split that train and dev rows are drawn from; of a folder, its file without ending."""
     test: str = "test"
-    """The split that is tested on."""
+    """The split that is tested on; where it is that of ``train`` too, a fifth of it."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the rows are files on this machine."""
+        return Path(self.path).is_absolute()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """A few-shot problem from task or texts to fitted predictor: the library in one call.
 
 FewShotClassifier fits texts and classes as scikit-learn's estimators do, saves and loads.
-Fitted is a fit with all that it needs, whoever made it; Saved is its folder.
+Fitted is a fit with all that it needs, whoever made it; Saved is its folder; push uploads it.
 ProblemSpec poses a task for a model and a seed; `fit` draws, encodes and fits.
 `score_test` reads test scores beside what constant predictors score.
 """
@@ -10,6 +10,7 @@ from dfolora.fewshot.card import About
 from dfolora.fewshot.classifier import FewShotClassifier, NotFittedError
 from dfolora.fewshot.fitting import fit
 from dfolora.fewshot.problem import Problem, ProblemSpec, Source, TaskRows
+from dfolora.fewshot.publish import push
 from dfolora.fewshot.saved import Fitted, Saved, fitted_of
 from dfolora.fewshot.score import score_paraphrases, score_test
 
@@ -25,6 +26,7 @@ __all__ = [
     "TaskRows",
     "fit",
     "fitted_of",
+    "push",
     "score_paraphrases",
     "score_test",
 ]

@@ -92,11 +92,9 @@ def card(record: Mapping[str, Any], *, in_peft: bool) -> str:
         in_peft: Whether the folder is a PEFT adapter too.
     """
     about, task, model = About(**record["about"]), record["task"], record["model"]
-    folder = Path(model["path"]).is_absolute() or not model["path"] or model["weights"] == "random"
-    on_hub = not folder and model["path"] not in BUNDLED
-    base = Path(model["path"]).name if folder else model["path"]
+    base = Path(model["path"]).name if _is_local(model) else model["path"]
     front = {
-        "base_model": model["path"] if on_hub else None,
+        "base_model": hub_name(model),
         "library_name": "peft" if in_peft else "dfolora",
         "pipeline_tag": "text-classification",
         "tags": ["dfolora", "few-shot"],
@@ -164,6 +162,16 @@ The prompt, in which a row's texts stand for the names in braces:
 meant to mislead it, or for how it treats groups of people; its probabilities were not compared with
 how often it is right. Texts of more than {task["max_length"]} tokens, the prompt included, are cut.
 """
+
+
+def hub_name(model: Mapping[str, Any]) -> str | None:
+    """The base model's repository on the hub, of a record's ``model``; None if it is elsewhere."""
+    return None if _is_local(model) or model["path"] in BUNDLED else str(model["path"])
+
+
+def _is_local(model: Mapping[str, Any]) -> bool:
+    path = model["path"]
+    return not path or Path(path).is_absolute() or model["weights"] == "random"
 
 
 def _untested(about: About) -> str:

@@ -61,9 +61,10 @@ TOKENIZER = "tokenizer=, on the command line model.tokenizer="
 """How what a folder does not hold is given."""
 ORIGIN = ("path", "revision", "tokenizer", "weights", "architecture", "precision")
 """Of a record's ``model``; see ``Checkpoint.origin``."""
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 WRITTEN = (
     *(RECORD, CARD, LABEL_WORDS, "readout.json", "prompt.json", "ensemble.json"),
-    *("adapter_config.json", "adapter_model.safetensors", "soft_prompts.safetensors"),
+    *(CONFIG, TENSORS, "soft_prompts.safetensors"),
     "trained.safetensors",
 )
 """All files that fits write; those of an earlier one are removed."""
@@ -348,6 +349,22 @@ def fitted_of(method: Method, encode: Encode) -> Mapping[str, Any]:
             name = type(trained).__name__
             return {"kind": "trained", "trained": name, "options": asdict(trained)}  # type: ignore[call-overload]  # all are dataclasses
     raise UserError(f"A classifier of {method!r} cannot be saved; use one of the methods by name.")
+
+
+def files_of(fitted: Mapping[str, Any]) -> tuple[str, ...]:
+    """The files that a fit needs beside its record, of what this says of it."""
+    of_kind: Mapping[str, tuple[str, ...]] = {
+        "prompt": ("prompt.json",),
+        "ensemble": ("ensemble.json",),
+        "soft_prompts": ("soft_prompts.safetensors",),
+        "lora": (CONFIG, TENSORS),
+        "trained": (
+            (CONFIG, TENSORS) if fitted.get("trained") in IN_PEFT else ("trained.safetensors",)
+        ),
+    }
+    readout = ("readout.json",) * bool(fitted.get("readout"))
+    words = (LABEL_WORDS,) * (fitted.get("words", 1) > 1)
+    return (*of_kind.get(fitted["kind"], ()), *readout, *words)
 
 
 TRAINABLES = {

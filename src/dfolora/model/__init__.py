@@ -21,6 +21,7 @@ from dfolora.model.peft_export import (
     load_whole_adapter,
     save_adapter,
 )
+from dfolora.model.preflight import file_shapes
 from dfolora.model.quantize import check_torchao
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "check_adapter",
     "check_torchao",
     "exact_cudnn",
+    "file_shapes",
     "folder_digest",
     "load_adapter",
     "load_whole_adapter",

@@ -7,6 +7,7 @@ and the cell is marked.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import pandas as pd
 
@@ -59,6 +60,11 @@ class Cell:
     def std(self) -> float:
         """Sample standard deviation (ddof 1); NaN for a hole or a single run."""
         return float("nan") if self.hole else float(pd.Series(self.scores).std(ddof=1))
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean; NaN for a hole or a single run."""
+        return self.std / sqrt(max(1, len(self.scores)))
 
     def __str__(self) -> str:
         if not self.applies:

@@ -4,7 +4,7 @@ Pages are self-contained, so nothing is fetched; the template engine escapes eve
 """
 
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from dfolora.report.dots import dots
 from dfolora.report.grid import Grid
 from dfolora.report.tables import Table
 
@@ -34,6 +35,7 @@ def item_page(table: Table, comparison: Grid | None, picture: bytes | None) -> s
         table=table,
         statuses=statuses,
         holes=list(table.holes()),
+        dots=list(dots(table)),
         comparison=comparison,
         picture=None if picture is None else _embedded(picture, "svg+xml"),
     )
@@ -48,14 +50,34 @@ def run_page(run: Mapping[str, Any], picture: bytes | None) -> str:
     """
     # Missing values are None or NaN, which does not equal itself.
     known = {name: value for name, value in run.items() if value is not None and value == value}
-    parts = {part: _listed(known, f"{part}.") for part in ("metrics", "tags", "params")}
+    parts = {part: _listed(known, f"{part}.") for part in ("tags", "params")}
     return _render(
         "run.html",
         run=known,
+        metrics=_grouped(known),
         parts=parts,
         url=f"{SERVER}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}",
         picture=None if picture is None else _embedded(picture, "png"),
     )
+
+
+def _grouped(values: Mapping[str, Any]) -> Mapping[str, Sequence[tuple[str, Any]]]:
+    """Metrics with their values, by what stands before the stroke in their names."""
+    prefix = "metrics."
+    names = (name.removeprefix(prefix) for name in values if name.startswith(prefix))
+    parts: dict[str, list[tuple[str, Any]]] = {}
+    for name in sorted(names):
+        part = name.partition("/")[0] if "/" in name else ""
+        parts.setdefault(part, []).append((name, values[prefix + name]))
+    return dict(sorted(parts.items()))
+
+
+def _rounded(value: Any) -> str:
+    """A number as people read it: four digits, or whole if it is large; texts as they are."""
+    if not isinstance(value, int | float):
+        return str(value)
+    large = float(value).is_integer() or abs(value) >= 1000
+    return f"{value:,.0f}" if large else f"{value:.4g}"
 
 
 def _listed(values: Mapping[str, Any], prefix: str) -> str:
@@ -69,13 +91,15 @@ def _listed(values: Mapping[str, Any], prefix: str) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in mine.items())
 
 
-def index_page(entries: pd.DataFrame) -> str:
+def index_page(entries: pd.DataFrame, pictures: Mapping[str, bytes]) -> str:
     """Render the links to all items.
 
     Args:
         entries: One item a row, with the columns of ``INDEX``.
+        pictures: PNGs of figures, by the item's name.
     """
-    return _render("index.html", entries=entries.to_dict("records"))
+    thumbnails = {name: _embedded(picture, "png") for name, picture in pictures.items()}
+    return _render("index.html", entries=entries.to_dict("records"), thumbnails=thumbnails)
 
 
 def update_index(folder: Path, table: Table) -> pd.DataFrame:
@@ -141,4 +165,5 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["file_name"] = _file_name
+    environment.filters["rounded"] = _rounded
     return environment

@@ -4,7 +4,7 @@ A figure is a picture of a table, so both have the same description.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
 from dfolora.errors import UserError
@@ -63,6 +63,11 @@ class Measure:
     optional: bool = False
     """Whether its columns are left out where no run has the metric."""
 
+    @property
+    def is_score(self) -> bool:
+        """Whether more of it is better."""
+        return self.metric.startswith("test/") and self.ratio_to is None
+
 
 @dataclass(frozen=True)
 class Column:
@@ -115,6 +120,8 @@ class TableSpec:
     """Constant predictors, metric name to label."""
     groups: Groups | None = None
     """The groups that the rows are repeated for."""
+    sections: Mapping[str, str] = field(default_factory=dict)
+    """Headings, each with the label of the row that it stands above."""
     compare: Compare | None = None
     picture: Picture | None = None
 
@@ -136,9 +143,11 @@ class TableSpec:
                 parts[name] = _made(kind, layout[name], f"table.{name}")
         for name in ("name", "title", "caption"):
             text(layout.get(name), f"table.{name}")
-        for name in ("tasks", "constants"):
+        for name in ("tasks", "constants", "sections"):
             mapping(layout.get(name, {}), f"table.{name}")
         labels = [row.label for row in parts.get("rows", [])]
+        for label in layout.get("sections", {}).values():
+            choice(label, "row in table.sections", labels)
         for measure in parts.get("measures", []):
             if measure.ratio_to is not None:
                 choice(measure.ratio_to, "table.measures.ratio_to", labels)
@@ -177,6 +186,16 @@ class TableSpec:
     def all_rows(self) -> Sequence[Row]:
         """The rows of all groups."""
         return self.rows if self.groups is None else self.groups.rows(self.rows)
+
+    def section(self, label: str) -> str:
+        """The heading that a row stands below; empty if there is none."""
+        above = {first: title for title, first in self.sections.items()}
+        found = ""
+        for row in self.rows:
+            found = above.get(row.label, found)
+            if row.label == label:
+                return found
+        return ""
 
     def group_title(self, group: str) -> str:
         """How a group is shown: a task by its title."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from math import hypot, isnan
 from typing import Any
 
 import pandas as pd
@@ -30,6 +32,8 @@ class Line:
     label: str
     group: str = ""
     """The group's label; empty if the table has no groups."""
+    section: str = ""
+    """The heading that it stands below; empty if there is none."""
     searched: str
     """How many numbers the method searched."""
     stored: str
@@ -43,6 +47,23 @@ class Line:
         """Unweighted mean of the tasks' means; NaN if one is missing."""
         means = [cell.mean for column, cell in self.cells.items() if column.measure.averaged]
         return float(pd.Series(means, dtype=float).mean(skipna=False))
+
+    @property
+    def average_error(self) -> float:
+        """Standard error of the average, tasks being independent; NaN if one is unknown."""
+        errors = [cell.error for column, cell in self.cells.items() if column.measure.averaged]
+        return hypot(*errors) / max(1, len(errors))
+
+    def point(self, column: Column | None) -> tuple[float, float]:
+        """Mean and standard error in a column; None for the average."""
+        if column is None:
+            return self.average, self.average_error
+        return self.cells[column].mean, self.cells[column].error
+
+    @property
+    def block(self) -> tuple[str, str, bool]:
+        """What it has in common with the rows that it is compared with."""
+        return self.group, self.section, self.constant
 
     @property
     def mixed(self) -> bool:
@@ -69,6 +90,27 @@ class Table:
     def averages(self) -> bool:
         """Whether it has a column of averages."""
         return any(column.measure.averaged for column in self.columns)
+
+    @property
+    def blocks(self) -> Iterator[tuple[str, Sequence[Line]]]:
+        """Rows that stand together, below their heading, which may be empty."""
+        for (group, section, _), lines in groupby(self.lines, lambda line: line.block):
+            named = (self.spec.group_title(group), section) if section else ()
+            yield ": ".join(filter(None, named)), [*lines]
+
+    def lead(self, line: Line, column: Column | None) -> str:
+        """How a row stands among its block's in a column; None for the average.
+
+        Returns:
+            ``best``, or ``near`` within one standard error of the best; else an empty text.
+        """
+        scored = column is None or column.measure.is_score
+        points = [each.point(column) for each in self.lines if each.block == line.block]
+        known = [(mean, error) for mean, error in points if not isnan(mean)]
+        if not scored or line.constant or len(known) < 2:
+            return ""
+        (best, error), (mean, _) = max(known), line.point(column)
+        return "best" if mean == best else "near" if mean >= best - error else ""
 
     def verdict(self, line: Line) -> Verdict | None:
         """What the test says of a line; None if it is not tested."""
@@ -174,6 +216,7 @@ def build_table(runs: pd.DataFrame, spec: TableSpec) -> Table:
         Line(
             label=row.label,
             group=row.group,
+            section=spec.section(row.label),
             searched=_numbers(mine.counted, "metrics.params/searched"),
             stored=_numbers(mine.counted, "metrics.params/stored"),
             cells=cells(mine, columns, spec.seeds),

@@ -57,7 +57,10 @@ def write_item(folder: Path, table: Table, published: Published, archive: Archiv
     _write(path.with_suffix(".html"), pages.item_page(table, beside, picture))
     for name, page in pages.run_pages(table, lambda folder: archive.artifact(folder, CURVE)):
         _write(folder / "runs" / name, page)
-    _write(folder / "index.html", pages.index_page(pages.update_index(folder, table)))
+    entries = pages.update_index(folder, table)
+    drawn = {name: folder / f"{name}.png" for name in entries["name"]}
+    pictures = {name: path.read_bytes() for name, path in drawn.items() if path.exists()}
+    _write(folder / "index.html", pages.index_page(entries, pictures))
     return text
 
 

@@ -1,0 +1,329 @@
+"""A task drafted from rows: usable at once, and no guess in it without a question."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+import dfolora
+import pipelines.new_task
+from dfolora.data import Prompt, label_word_ids, load_rows
+from dfolora.mini import BUNDLED, world
+from dfolora.record import Store
+from pipelines.draft import Draft, choose_classes, choose_prompt
+from tests.shared import real_tokenizer, shared
+
+NAMES = ("negative", "positive")
+FEW = [(f"the {food} was {word}", label) for food in ("soup", "rice", "bread", "tea")
+       for word, label in (("bad", "negative"), ("good", "positive"))]  # fmt: skip
+
+
+def mini(rows: int = 400) -> pd.DataFrame:
+    part = world.rows("sst2", "train", 0)
+    return pd.DataFrame(
+        {
+            "review": [text["sentence"] for text in part.texts[:rows]],
+            "label": [NAMES[label] for label in part.labels[:rows]],
+        }
+    )
+
+
+def written(folder: Path, frame: pd.DataFrame, name: str = "reviews.csv") -> str:
+    path = folder / name
+    match path.suffix:
+        case ".csv":
+            frame.to_csv(path, index=False)
+        case ".jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        case _:
+            frame.to_parquet(path)
+    return f"data={path}"
+
+
+def made_up(folder: Path, rows: list[tuple], columns: tuple[str, ...] = ("text", "label")) -> str:
+    return written(folder, pd.DataFrame(rows, columns=[*columns]))
+
+
+def questions(path: Path) -> list[str]:
+    """Those of a file, each in a line."""
+    text = re.sub(r"\n#   ", " ", path.read_text(encoding="utf-8"))
+    return re.findall(r"^# \? (.*)$", text, re.MULTILINE)
+
+
+def test_file_is_what_its_rows_show_and_a_run_has_the_score_that_was_told(ended, tmp_path):
+    output = tmp_path / "conf" / "task" / "reviews.yaml"
+    status, out, error = ended("new_task", written(tmp_path, mini()), f"output={output}")
+    assert (status, error) == (0, "")
+    task = dfolora.Task.from_file(output)
+    prompt = task.prompts["natural"]["masked"]
+    assert (task.name, task.fields, task.label) == ("reviews", ("review",), "label")
+    assert task.classes == NAMES
+    assert (prompt.pattern, prompt.label_words) == ("{review} It was {mask}.", ("bad", "great"))
+    assert len(re.findall(r"^train row \d \(\w+\), answered at token", out, re.MULTILINE)) == 3
+    told = re.search(r"zero-shot: accuracy (\d\.\d{3}) of (\d+) test rows", out)
+    assert told is not None
+    assert int(told[2]) == len(load_rows(task, "test"))
+    command = shlex.split(out.splitlines()[-1])
+    assert command[:3] == ["python", "-m", "pipelines.run"]
+    status, out, error = ended("run", *command[3:], "method=manual_prompt")
+    assert (status, error) == (0, "")
+    run_id = out.split()[-1]
+    store = Store.existing(f"sqlite:///{tmp_path}/mlflow.db")
+    assert f"{store.metric(run_id, 'test/score'):.3f}" == told[1]
+    card = (store.fitted(run_id) / "README.md").read_text()
+    assert "rows from reviews.csv" in card
+    assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize("name", ["reviews.jsonl", "reviews.parquet"])
+def test_every_format_makes_the_same_task(ended, tmp_path, name):
+    for file in ("reviews.csv", name):
+        given = written(tmp_path, mini(), file)
+        output = tmp_path / f"{Path(file).suffix[1:]}.yaml"
+        assert ended("new_task", given, f"output={output}", "name=reviews")[0] == 0
+        (tmp_path / file).unlink()
+    first, second = (yaml.safe_load(path.read_text()) for path in sorted(tmp_path.glob("*.yaml")))
+    assert first == second
+
+
+@pytest.mark.parametrize("task", ["sst2", "yelpp", "agnews", "dbpedia", "mrpc", "snli", "rte"])
+def test_real_rows_make_a_task_that_reads_them(ended, tmp_path, task):
+    """The reference is this package's own task of the same rows."""
+    data = shared(f"data/{task}")
+    output = tmp_path / "task" / "mine.yaml"
+    status, out, error = ended(
+        "new_task", f"data={data}/train.jsonl", f"test={data}/test.jsonl", "name=mine",
+        f"output={output}", "scored=20",
+    )  # fmt: skip
+    assert (status, error) == (0, "")
+    ours, made = dfolora.Task.named(task), dfolora.Task.from_file(output)
+    assert {*ours.fields} <= {*made.fields, "title"}
+    assert made.label == ours.label
+    assert len(made.classes) == len(ours.classes)
+    for part in ("train", "test"):
+        theirs = load_rows(ours, part, root=shared("data"))
+        assert load_rows(made, part).labels == theirs.labels
+    assert "zero-shot: accuracy" in out
+    assert [asked for asked in questions(output) if "labels are numbers" in asked]
+
+
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("negative", "positive"), ("not_equivalent", "equivalent"), ("Sci/Tech", "Weltnachrichten"),
+        ("EducationalInstitution", "MeanOfTransportation"), ("0", "1", "2"),
+        ("1.5 km", "Überfluss"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["roberta-base", "gpt2", "bert-base-uncased"])
+def test_label_words_are_single_tokens_of_real_tokenizers(name, classes, kind):
+    tokenizer, draft = real_tokenizer(name), Draft()
+    column = {"label": [*classes] * 3, "text": ["a", "b", "c"] * len(classes)}
+    ordered, known = choose_classes(draft, column, "label", None, "here")
+    made = choose_prompt(draft, ("text",), ordered, known, None, kind, tokenizer)
+    (prompt,) = made["natural"].values()
+    words = Prompt(kind=kind, **prompt)
+    assert len({*label_word_ids(words, tokenizer, "natural")}) == len(classes)
+
+
+COLUMNS_3 = ("text", "about", "label")
+ASKED = {
+    "which column is the label": (
+        [(text, "food", label) for text, label in FEW[:4]]
+        + [(text, "drink", label) for text, label in FEW[4:]],
+        COLUMNS_3, r"Is 'label' the column of labels\? Other columns could be: 'about'",
+    ),
+    "which is the text": (
+        [(text, f"note {n}", label) for n, (text, label) in enumerate(FEW)],
+        COLUMNS_3, r"Do the columns \['about'\] belong",
+    ),
+    "a pair of texts": (
+        [(text, f"so it is said {n}", label) for n, (text, label) in enumerate(FEW)],
+        COLUMNS_3, "two texts that are compared, or parts of one",
+    ),
+    "order of classes": ([(text, label[:3]) for text, label in FEW], None, "sorted.*another order"),
+    "order of a task of ours": (FEW, None, "order is that of task sst2"),
+    "numbers": ([(text, int(label == "positive")) for text, label in FEW], None,
+                "labels are numbers.*in this order; and"),
+    "numbers from 1": ([(text, 1 + (label == "positive")) for text, label in FEW], None,
+                       r"data.labels=\[1,2\] to every run"),
+    "more label words": (FEW, None, "More words a class.*'negative': negative"),
+    "too few rows": (FEW, None, "data.k=1"),
+    "no single token": ([(text, f"Zyx{label}") for text, label in FEW], None,
+                        "No word in the names of .*'Zyxnegative'.* letters"),
+    "a part of the name": ([(text, f"Zy_{label}") for text, label in FEW], None,
+                           "'negative' for 'Zy_negative'"),
+    "repeated rows": ([*FEW, FEW[0], (FEW[1][0], "negative")], None,
+                      "Rows repeat the text of another: 2, 1 of them with another label"),
+    "rows without a label": ([*FEW, ("the end", "-1")], None,
+                             "Rows without a label .* left out: 1"),
+    "one class in two spellings": (
+        [*FEW, *((text, label.upper()) for text, label in FEW if label == "positive")], None,
+        r"Are \['POSITIVE', 'positive'\] one class",
+    ),
+    "a larger class": ([*FEW, *((f"so {text}", "positive") for text, _ in FEW)], None,
+                       "75% of the rows are of one class. Is f1 of 'positive'"),
+    "test rows": (FEW, None, "A fifth of the texts of each class is the test"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_what_the_rows_leave_open_is_asked(ended, tmp_path, case):
+    rows, columns, expected = ASKED[case]
+    output = tmp_path / "task" / "reviews.yaml"
+    given = made_up(tmp_path, rows, columns or ("text", "label"))
+    status, out, error = ended("new_task", given, f"output={output}")
+    assert (status, error) == (0, "")
+    asked = questions(output)
+    assert [question for question in asked if re.search(expected, question)], asked
+    assert f"with {len(asked)} questions" in out
+    dfolora.Task.from_file(output)
+
+
+def test_what_is_given_is_not_asked(ended, tmp_path):
+    output = tmp_path / "task" / "mine.yaml"
+    rows = [(text, f"so it is said {n}", label) for n, (text, label) in enumerate(FEW)]
+    status, _, error = ended(
+        "new_task", made_up(tmp_path, rows, COLUMNS_3), f"output={output}", "name=mine",
+        "label=label", "fields=[about]", "classes=[positive,negative]", "words=[good,bad]",
+    )  # fmt: skip
+    assert (status, error) == (0, "")
+    task = dfolora.Task.from_file(output)
+    assert (task.fields, task.classes) == (("about",), ("positive", "negative"))
+    assert task.prompts["natural"]["masked"].label_words == ("good", "bad")
+    assert not [
+        asked for asked in questions(output) if re.search("column|order|sorted|label words", asked)
+    ]
+
+
+def test_test_file_that_lies_beside_is_asked_about_and_taken_if_it_is_given(ended, tmp_path):
+    (folder := tmp_path / "mine").mkdir()
+    for part in ("train", "test"):
+        written(folder, mini(80), f"{part}.jsonl")
+    given = [f"data={folder}/train.jsonl", f"output={tmp_path}/mine.yaml"]
+    assert ended("new_task", *given)[0] == 0
+    assert [asked for asked in questions(tmp_path / "mine.yaml") if "test.jsonl" in asked]
+    given += [f"test={folder}/test.jsonl", "overwrite=true"]
+    assert ended("new_task", *given)[0] == 0
+    task = dfolora.Task.from_file(tmp_path / "mine.yaml")
+    assert (task.name, task.dataset.train, task.dataset.test) == ("mine", "train", "test")
+    assert len(load_rows(task, "test")) == 80
+
+
+def test_file_that_is_there_is_kept_unless_it_is_to_be_replaced(ended, tmp_path, monkeypatch):
+    output, given = tmp_path / "mine.yaml", written(tmp_path, mini(80))
+    output.write_text("mine")
+    arguments = (given, f"output={output}")
+    status, out, error = ended("new_task", *arguments)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"error: output=\S+ exists; set overwrite=true to replace it\.\n", error)
+    assert output.read_text() == "mine"
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        assert ended("new_task", *arguments, "overwrite=true")[0] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "reviews.csv"]
+    assert output.read_text() == "mine"
+    assert ended("new_task", *arguments, "overwrite=true")[0] == 0
+    assert dfolora.Task.from_file(output).name == "reviews"
+
+
+def test_task_of_ours_is_no_name_for_another(ended, tmp_path):
+    given = written(tmp_path, mini(80), "sst2.csv")
+    status, _, error = ended(
+        "new_task", given, f"output={tmp_path}/task/sst2.yaml", "overwrite=true"
+    )
+    assert status == 2
+    assert "There is a task sst2 already" in error
+    assert not (tmp_path / "task").exists()
+
+
+def test_task_is_a_users_own_unless_a_place_is_given(ended, tmp_path, monkeypatch):
+    """The folder is one that Hydra finds beside ours."""
+    given, own = written(tmp_path, mini()), tmp_path / "conf" / "task" / "own"
+    monkeypatch.setattr(pipelines.new_task, "OWN", own)
+    status, out, _ = ended("new_task", given, "model=mini_gpt2")
+    assert (status, [path.name for path in own.iterdir()]) == (0, ["reviews.yaml"])
+    command = shlex.split(out.splitlines()[-1])
+    assert command[3:] == ["task=own/reviews", "data.prompt=natural", "model=mini_gpt2"]
+    status, out, _ = ended("show", f"--config-dir={tmp_path}/conf", *command[3:])
+    assert (status, out.partition("-")[0]) == (0, "own/reviews")
+
+
+TEXT = "text,label\n" + "".join(f"{text},{label}\n" for text, label in FEW)
+BAD: dict[str, tuple[str | bytes | None, list[str], str]] = {
+    "no file": (None, [], "there is no such file"),
+    "a folder": (None, ["data=."], "is no file of rows"),
+    "another file": (None, ["data=x.pdf"], "is no file of rows"),
+    "empty": ("", [], "is empty"),
+    "a header alone": ("text,label\n", [], "holds no rows"),
+    "no header": ("so good it is I never saw,positive\n" * 3, [], "first line seems to be a row"),
+    "one column": ("text\na b c\nd e f\n", [], "has one column"),
+    "one class": ("text,label\na b,x\nc d,x\ne f,x\n", [], "has one class, 'x'"),
+    "one class beside -1": (
+        "text,label\na b,1\nc d,1\ne f,-1\n", [], "one class, '1' beside -1 or -, which mean",
+    ),
+    "every row a class": ("text,label\na b,x\nc d,y\ne f,z\n", [], "3 values in 3 rows, as texts"),
+    "no labels at all": ("one,two\na,b c\nd,e f\ng,h i\n", [], "no column of labels"),
+    "no texts": ("n,label\n1,x\n2,y\n3,x\n4,y\n", [], "no column of texts"),
+    "a class of two": (TEXT + "so it is,other\nso so,other\n", [], "2 texts of class 'other'"),
+    "an empty label": (TEXT + "so it is,\n", [], "row 9 has nothing in 'label'"),
+    "too long": (TEXT + f"{'a ' * 600_000},positive\n", [], "a text may have 1,000,000"),
+    "not UTF-8": (TEXT.encode() + b"caf\xe9,positive\n", [], "is not UTF-8, first in line 10"),
+    "a long row": (TEXT + "a,b,c\n", [], "line 10 has 3 cells"),
+    "no model": (TEXT, ["model.path=no/where/at/all"], "no/where/at/all is not a folder"),
+    "no such label": (TEXT, ["label=other"], "label names 'other'"),
+    "no such text": (TEXT, ["fields=[other]"], "fields names 'other'"),
+    "other classes": (TEXT, ["classes=[good,bad]"], r"classes=\['good', 'bad'\]: column 'label'"),
+    "classes in a text": (TEXT, ["classes=negative"], "classes must be a list"),
+    "words for others": (TEXT, ["words=[good]"], "1 for the 2 classes"),
+    "words of several tokens": (TEXT, ["words=[incomprehensible,bad]"], "several tokens"),
+    "one word twice": (TEXT, ["words=[bad,bad]"], "repeats an entry"),
+    "no YAML": (TEXT, ["output=task.txt"], r"must be a file that ends in \.yaml"),
+    "a name of a place": (TEXT, ["name=../mine"], "becomes the name of a file"),
+    "a mask": (TEXT.replace("text,", "mask,"), [], "cannot stand in braces in a pattern"),
+    "a reference": (TEXT.replace("positive", "${oc.env:HOME}"), [], "configurations read"),
+    "another test": (TEXT, ["test=../x.csv"], "there is no such file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_in_a_line_and_nothing_is_written(ended, tmp_path, case):
+    contents, arguments, expected = BAD[case]
+    (tmp_path / "x.pdf").touch()
+    if contents is not None:
+        data = contents if isinstance(contents, bytes) else contents.encode()
+        (tmp_path / "reviews.csv").write_bytes(data)
+    before = sorted(tmp_path.rglob("*"))
+    given = ["data=reviews.csv", "output=task/reviews.yaml"]
+    given = [text for text in given if text.partition("=")[0] not in " ".join(arguments)]
+    status, out, error = ended("new_task", *given, *arguments)
+    assert (status, out) == (2, ""), error
+    assert re.fullmatch(rf"error: .*{expected}.*\n", error), error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_model_without_weights_is_told_before_anything_is_written(ended, tmp_path):
+    shutil.copytree(BUNDLED["mini-roberta"], model := tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    given = written(tmp_path, mini(80)), f"output={tmp_path}/mine.yaml", f"model.path={model}"
+    status, _, error = ended("new_task", *given)
+    assert (status, error.count("\n")) == (2, 1), error
+    assert not (tmp_path / "mine.yaml").exists()
+
+
+def test_values_that_look_like_yaml_stay_text(ended, tmp_path):
+    rows = [
+        (text, {"negative": "no", "positive": "yes: #1\nname: x"}[label]) for text, label in FEW
+    ]
+    output = tmp_path / "mine.yaml"
+    assert ended("new_task", made_up(tmp_path, rows), f"output={output}")[0] == 0
+    assert dfolora.Task.from_file(output).classes == ("no", "yes: #1\nname: x")
