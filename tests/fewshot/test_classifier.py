@@ -27,6 +27,7 @@ from sklearn.utils.validation import check_is_fitted
 import dfolora
 from dfolora import CLora, FewShotClassifier, NotFittedError, UserError
 from dfolora.data import sample_few_shot
+from dfolora.fewshot import saved as saved_fits
 from dfolora.fewshot.saved import WRITTEN
 from dfolora.methods import (
     METHODS,
@@ -482,6 +483,20 @@ def test_what_is_saved_over_another_fit_is_what_is_loaded(names, library, tmp_pa
     FewShotClassifier.load(tmp_path / "alone").save(folder)
     assert {path.name for path in folder.iterdir()} == alone | {"notes.json"}
     assert (folder / "notes.json").read_text() == "mine"
+
+
+def test_fit_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
+    made, folder = saved(tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(saved_fits, "card", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        made.save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def full_disk(*_given, **_named):
+    raise OSError(28, "No space left on device")
 
 
 def test_another_base_model_is_refused(tmp_path):

@@ -9,6 +9,7 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shutil import copytree
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
@@ -67,7 +68,7 @@ WRITTEN = (
     *(CONFIG, TENSORS, "soft_prompts.safetensors"),
     "trained.safetensors",
 )
-"""All files that fits write; those of an earlier one are removed."""
+"""All files that fits write."""
 PACKAGES = ("dfolora", "torch", "transformers", "peft")
 PROBE = "It was GREAT, wasn't it?  N/A 10 %"
 """A text that tokenizers cut each in its way."""
@@ -109,23 +110,31 @@ class Fitted:
     """For its card."""
     versions: Mapping[str, str | None] = field(default_factory=lambda: versions())
     """Of the packages that it was made with."""
-    loaded_from: Path | None = None
-    """The folder that it was restored from and is copied from; None if it was fitted here."""
 
     def batch(self, rows: Rows) -> Batch:
         """Rows as its predictor takes them, grouped as a test set is."""
         return self.encode(rows, RELEASED_TEST_BATCH)
 
     def save(self, folder: Path) -> None:
-        """Write a folder from which ``Saved`` makes it again; files of an earlier fit are removed.
+        """Write a folder from which ``Saved`` makes it again, in place of an earlier fit's files.
+
+        These go when all that replaces them is written.
 
         Raises:
             UserError: No such fit can be restored; then nothing is written.
         """
         described, task = self.describe(), self._task()
-        if self.loaded_from is None or self.loaded_from.resolve() != folder.resolve():
-            for path in (folder / name for name in WRITTEN):
-                path.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
+            made = Path(place)
+            self._write(made, described, task)
+            here = [name for name in WRITTEN if (made / name).exists()]
+            for name in sorted(here, key=lambda name: name == RECORD):  # which is there last
+                (made / name).replace(folder / name)
+        for name in {*WRITTEN} - {*here}:
+            (folder / name).unlink(missing_ok=True)
+
+    def _write(self, folder: Path, described: Mapping[str, Any], task: Mapping[str, Any]) -> None:
         self.predictor.save(folder)
         record = {
             "format": FORMAT,
@@ -140,7 +149,6 @@ class Fitted:
             "seed": self.seed,
             "about": asdict(self.about),
         }
-        folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, indent=2, ensure_ascii=False)
         (folder / RECORD).write_text(text + "\n", encoding="utf-8")
         in_peft = described["kind"] == "lora" or described.get("trained") in IN_PEFT
@@ -266,7 +274,6 @@ class Saved:
             seed=record["seed"],
             about=About(**record["about"]),
             versions=record["versions"],
-            loaded_from=folder,
         )
 
 
