@@ -146,6 +146,10 @@ ASKED = {
         [(text, f"so it is said {n}", label) for n, (text, label) in enumerate(FEW)],
         COLUMNS_3, "two texts that are compared, or parts of one",
     ),
+    "a label in long words is no text": (
+        [(text, f"this is a {label} one", label) for text, label in FEW],
+        COLUMNS_3, r"Other columns could be: 'about' \('this is a negative one', ",
+    ),
     "order of classes": ([(text, label[:3]) for text, label in FEW], None, "sorted.*another order"),
     "order of a task of ours": (FEW, None, "order is that of task sst2"),
     "numbers": ([(text, int(label == "positive")) for text, label in FEW], None,
@@ -182,7 +186,7 @@ def test_what_the_rows_leave_open_is_asked(ended, tmp_path, case):
     asked = questions(output)
     assert [question for question in asked if re.search(expected, question)], asked
     assert f"with {len(asked)} questions" in out
-    dfolora.Task.from_file(output)
+    assert "text" in dfolora.Task.from_file(output).fields
 
 
 def test_what_is_given_is_not_asked(ended, tmp_path):
@@ -267,6 +271,7 @@ BAD: dict[str, tuple[str | bytes | None, list[str], str]] = {
     "a header alone": ("text,label\n", [], "holds no rows"),
     "no header": ("so good it is I never saw,positive\n" * 3, [], "first line seems to be a row"),
     "one column": ("text\na b c\nd e f\n", [], "has one column"),
+    "semicolons": (TEXT.replace(",", ";"), [], "has one column, .* which commas separate"),
     "one class": ("text,label\na b,x\nc d,x\ne f,x\n", [], "has one class, 'x'"),
     "one class beside -1": (
         "text,label\na b,1\nc d,1\ne f,-1\n", [], "one class, '1' beside -1 or -, which mean",
