@@ -117,7 +117,7 @@ def test_real_rows_make_a_task_that_reads_them(ended, tmp_path, task):
     [
         ("negative", "positive"), ("not_equivalent", "equivalent"), ("Sci/Tech", "Weltnachrichten"),
         ("EducationalInstitution", "MeanOfTransportation"), ("0", "1", "2"),
-        ("1.5 km", "Überfluss"),
+        ("1.5 km", "Überfluss"), ("day", "a day"), ("Bad", "bad"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["roberta-base", "gpt2", "bert-base-uncased"])
@@ -223,7 +223,8 @@ def test_file_that_is_there_is_kept_unless_it_is_to_be_replaced(ended, tmp_path,
     output, given = tmp_path / "mine.yaml", written(tmp_path, mini(80))
     output.write_text("mine")
     arguments = (given, f"output={output}")
-    status, out, error = ended("new_task", *arguments)
+    # Told before anything is read: this model is nowhere.
+    status, out, error = ended("new_task", *arguments, "model.path=no/where/at/all")
     assert (status, out) == (2, "")
     assert re.fullmatch(r"error: output=\S+ exists; set overwrite=true to replace it\.\n", error)
     assert output.read_text() == "mine"
