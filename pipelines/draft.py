@@ -100,7 +100,7 @@ def choose_label(draft: Draft, columns: Columns, given: str | None, where: str) 
     if len(columns) < 2:
         raise UserError(
             f"{where} has one column, {shown(list(columns))}; a task needs one of texts and one of "
-            f"labels."
+            f"labels, which commas separate in .csv and tabs in .tsv."
         )
     if given is not None:
         _check_column(given, columns, "label", where)
@@ -140,6 +140,8 @@ def choose_fields(
         return names
     words = {name: _words(values) for name, values in columns.items() if name != label}
     words = {name: mean for name, mean in words.items() if mean}
+    # Few values that come again are another label's rather than texts.
+    words = {name: words[name] for name in words if _no_labels(columns[name])} or words
     if not words:
         raise UserError(
             f"{where} has no column of texts beside {label!r}, of {shown(list(columns))}; name it "

@@ -117,7 +117,7 @@ def test_real_rows_make_a_task_that_reads_them(ended, tmp_path, task):
     [
         ("negative", "positive"), ("not_equivalent", "equivalent"), ("Sci/Tech", "Weltnachrichten"),
         ("EducationalInstitution", "MeanOfTransportation"), ("0", "1", "2"),
-        ("1.5 km", "Überfluss"),
+        ("1.5 km", "Überfluss"), ("day", "a day"), ("Bad", "bad"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["roberta-base", "gpt2", "bert-base-uncased"])
@@ -145,6 +145,10 @@ ASKED = {
     "a pair of texts": (
         [(text, f"so it is said {n}", label) for n, (text, label) in enumerate(FEW)],
         COLUMNS_3, "two texts that are compared, or parts of one",
+    ),
+    "a label in long words is no text": (
+        [(text, f"this is a {label} one", label) for text, label in FEW],
+        COLUMNS_3, r"Other columns could be: 'about' \('this is a negative one', ",
     ),
     "order of classes": ([(text, label[:3]) for text, label in FEW], None, "sorted.*another order"),
     "order of a task of ours": (FEW, None, "order is that of task sst2"),
@@ -182,7 +186,7 @@ def test_what_the_rows_leave_open_is_asked(ended, tmp_path, case):
     asked = questions(output)
     assert [question for question in asked if re.search(expected, question)], asked
     assert f"with {len(asked)} questions" in out
-    dfolora.Task.from_file(output)
+    assert "text" in dfolora.Task.from_file(output).fields
 
 
 def test_what_is_given_is_not_asked(ended, tmp_path):
@@ -219,7 +223,8 @@ def test_file_that_is_there_is_kept_unless_it_is_to_be_replaced(ended, tmp_path,
     output, given = tmp_path / "mine.yaml", written(tmp_path, mini(80))
     output.write_text("mine")
     arguments = (given, f"output={output}")
-    status, out, error = ended("new_task", *arguments)
+    # Told before anything is read: this model is nowhere.
+    status, out, error = ended("new_task", *arguments, "model.path=no/where/at/all")
     assert (status, out) == (2, "")
     assert re.fullmatch(r"error: output=\S+ exists; set overwrite=true to replace it\.\n", error)
     assert output.read_text() == "mine"
@@ -267,6 +272,7 @@ BAD: dict[str, tuple[str | bytes | None, list[str], str]] = {
     "a header alone": ("text,label\n", [], "holds no rows"),
     "no header": ("so good it is I never saw,positive\n" * 3, [], "first line seems to be a row"),
     "one column": ("text\na b c\nd e f\n", [], "has one column"),
+    "semicolons": (TEXT.replace(",", ";"), [], "has one column, .* which commas separate"),
     "one class": ("text,label\na b,x\nc d,x\ne f,x\n", [], "has one class, 'x'"),
     "one class beside -1": (
         "text,label\na b,1\nc d,1\ne f,-1\n", [], "one class, '1' beside -1 or -, which mean",
