@@ -65,10 +65,16 @@ def _crew(configs: list[DictConfig]) -> Crew:
     from dfolora.errors import UserError  # late, for its package takes seconds
     from pipelines.identity import check_built
 
-    asked = [OmegaConf.to_container(config, resolve=True).get("cluster") for config in configs]
+    nodes = [config.get("cluster") for config in configs]
+    asked = [OmegaConf.to_object(node) if OmegaConf.is_config(node) else node for node in nodes]
     if any(one != asked[0] for one in asked):
         raise UserError("cluster and workers differ between the jobs; give each one value.")
     check_built(asked[0], "cluster")
+    if configs[0].workers != 1 and "workers" not in asked[0]:
+        raise UserError(
+            f"workers={configs[0].workers} are processes of this machine, and go with cluster=none "
+            f"alone; leave one of the two out."
+        )
     return built(configs[0], "cluster")
 
 

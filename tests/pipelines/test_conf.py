@@ -64,6 +64,7 @@ from dfolora.search.subspace import (
 )
 from pipelines.identity import labels_of, name_of
 from pipelines.job import SWEPT
+from pipelines.on_ray import OnRay
 from pipelines.pretrain.training import Recipe
 from pipelines.processes import Processes
 from tests import commands
@@ -80,6 +81,7 @@ OPTIONS = [
 ]
 SIGNATURES = {
     ("cluster", "none"): Processes,
+    ("cluster", "ray"): OnRay,
     ("data", None): ProblemSpec,
     ("engine", None): Limits,
     ("method", "adapter"): GradientTuning,

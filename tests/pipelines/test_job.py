@@ -151,7 +151,7 @@ def _spawned(pid):
     return found if len(found) == 2 else None
 
 
-def _eventually(found, seconds=60.0):
+def _eventually(found, seconds=200.0):
     for _ in range(int(seconds / 0.1)):
         if (value := found()) is not None:
             return value
@@ -265,6 +265,14 @@ def test_busy_job_waits_at_the_end_of_the_queue():
         ("a", 0.0), ("b", 0.0), ("c", 0.0), ("d", 0.0), ("a", PATIENCE), ("a", PATIENCE),
     ]  # fmt: skip
     assert told == ["failed", "c: gone", "done", "done"]
+
+
+def test_workers_on_a_cluster_are_refused(ended):
+    status, out, error = ended("run", "-m", "workers=2", "cluster=ray", "seed=1,2")
+    assert (status, out) == (2, "")
+    assert error.startswith(
+        "error: workers=2 are processes of this machine, and go with cluster=none"
+    )
 
 
 def test_jobs_that_do_not_agree_on_who_does_them_are_refused(ended):
