@@ -7,6 +7,7 @@ python -m pipelines.run -m optimizer=cma,fwa rank=2,4
 import sys
 import uuid
 from datetime import UTC, datetime
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -66,7 +67,9 @@ def _crew(configs: list[DictConfig]) -> Crew:
     from pipelines.identity import check_built
 
     nodes = [config.get("cluster") for config in configs]
-    asked = [OmegaConf.to_object(node) if OmegaConf.is_config(node) else node for node in nodes]
+    asked: list[Any] = [
+        OmegaConf.to_object(node) if OmegaConf.is_config(node) else node for node in nodes
+    ]
     if any(one != asked[0] for one in asked):
         raise UserError("cluster and workers differ between the jobs; give each one value.")
     check_built(asked[0], "cluster")

@@ -65,6 +65,7 @@ from dfolora.search.subspace import (
 from pipelines.identity import labels_of, name_of
 from pipelines.job import SWEPT
 from pipelines.on_ray import OnRay
+from pipelines.on_slurm import OnSlurm
 from pipelines.pretrain.training import Recipe
 from pipelines.processes import Processes
 from tests import commands
@@ -82,6 +83,7 @@ OPTIONS = [
 SIGNATURES = {
     ("cluster", "none"): Processes,
     ("cluster", "ray"): OnRay,
+    ("cluster", "slurm"): OnSlurm,
     ("data", None): ProblemSpec,
     ("engine", None): Limits,
     ("method", "adapter"): GradientTuning,
