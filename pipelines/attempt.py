@@ -30,10 +30,9 @@ class Attempt:
         name: The run's.
         identity: What must be the same for it to go on: ``digest``, the code, the libraries, the
             device.
-        resumable: Whether it can go on before it is finished; else what is there is thrown away.
     """
 
-    def __init__(self, name: str, identity: Mapping[str, str], *, resumable: bool) -> None:
+    def __init__(self, name: str, identity: Mapping[str, str]) -> None:
         self._identity = identity
         tail = f"-{identity['digest'][:12]}"
         named = OUTPUTS / (re.sub(r"[^\w.-]+", "_", name)[:100] + tail)
@@ -41,22 +40,20 @@ class Attempt:
         self.folder = next(OUTPUTS.glob(f"*{tail}"), named)
         self._begun = self.folder / "run.json"
         self._over = self.folder / "summary.json"
-        if not (resumable or self.finished):
-            self.discard()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go on with."""
+        return self._begun.exists()
 
     @property
     def finished(self) -> bool:
         """Whether the run is over and only has to be recorded."""
-        return self._begun.exists() and self._over.exists()
-
-    @property
-    def place(self) -> str:
-        """The machine and folder of the work."""
-        return f"{platform.node()}:{OUTPUTS.absolute()}"
+        return self.begun and self._over.exists()
 
     def check(self) -> None:
         """Raise UserError if the folder is damaged, or was begun by other code or elsewhere."""
-        if not self._begun.exists():
+        if not self.begun:
             return
         was = _read(self._begun).get("identity", {})
         changed = [
@@ -78,7 +75,7 @@ class Attempt:
             params: For the record; those of the first beginning stay.
             files: Texts to keep beside, by name.
         """
-        if self._begun.exists():
+        if self.begun:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -92,11 +89,21 @@ class Attempt:
         return str(_read(self._begun)["key"])
 
     @property
-    def origin(self) -> Mapping[str, str]:
-        """The digest, and the commit and the source that it was made with."""
-        identity = _read(self._begun)["identity"]
-        kept = ("digest", "commit", "source")  # an attempt of before may lack the last
-        return {key: str(identity[key]) for key in kept if key in identity}
+    def tags(self) -> Mapping[str, str]:
+        """By which the store knows it: its digest, and the machine and folder of the work.
+
+        Once begun, also its key, and the commit and the source that it was made with.
+        """
+        tags = {
+            "digest": self._identity["digest"],
+            "place": f"{platform.node()}:{OUTPUTS.absolute()}",
+        }
+        if self.begun:
+            identity = _read(self._begun)["identity"]
+            kept = ("commit", "source")  # an attempt of before may lack the last
+            tags |= {key: str(identity[key]) for key in kept if key in identity}
+            tags["attempt"] = self.key
+        return tags
 
     @property
     def began(self) -> float:

@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dfolora.data import Task, tasks
-from dfolora.errors import UserError
 from dfolora.fewshot import About, Fitted, Problem, ProblemSpec, Source, TaskRows, fitted_of
 from dfolora.methods import Method, Predictor
 from dfolora.model import Architecture, Backbone, Checkpoint, Limits
-from dfolora.record import Store
+from dfolora.record import BusyError, Store
 from dfolora.record.provenance import commit, digest, flat, provenance
 from dfolora.resources import check_folder
 from dfolora.validation import whole
 from pipelines.attempt import OUTPUTS, Attempt
+from pipelines.built import built
 from pipelines.fit import fit_and_test, log_step
 from pipelines.identity import SEEDS, code, labels_of, name_of, settings_of, source, used_keys
 from pipelines.progress import RunBar, telling_warnings
@@ -131,6 +129,7 @@ def execute(
     sweep_id: str,
     *,
     show: Callable[[str, int], RunBar] = RunBar,
+    patience: float | None = None,
 ) -> Outcome:
     """Check everything cheap, then load the weights, fit, test and record.
 
@@ -142,17 +141,20 @@ def execute(
         choices: The option chosen for each config group.
         sweep_id: Shared by the runs of one command.
         show: Makes the progress bar, from the run's name and budget.
+        patience: Seconds to wait for another process that works on the run in this folder; None
+            for as long as it takes. With 0 the run is left to other folders and machines as well.
 
     Raises:
+        BusyError: Another process is at work on it.
         UserError: Something given is wrong; but for the weights themselves, this is told before
             they are loaded.
         ResourceError: The store took the run's beginning, and does not take its end.
     """
     job = Job.checked(config, choices, sweep_id)
-    store = _store(config.tracking.uri)
+    store = store_of(config.tracking.uri)
     store.check_experiment(config.tracking.experiment)
     check_folder(OUTPUTS, "the working folder")
-    with telling_warnings(job.name), store.alone(job.digest, OUTPUTS):
+    with telling_warnings(job.name), store.alone(job.digest, OUTPUTS, patience):
         identity = {
             "digest": job.digest,
             "code": code(),
@@ -161,26 +163,22 @@ def execute(
             "device": _named(job.checkpoint.resolved_device()),
             **provenance(),
         }
-        attempt = Attempt(job.name, identity, resumable=job.method.resumable)
+        attempt = Attempt(job.name, identity)
         if (run_id := store.finished_run(job.digest)) is not None:
-            # Asked for by another name it is still this run, and a table looks for the name.
-            store.tag(run_id, job.labels)
             if attempt.folder.exists():  # left by a kill, or by who found the run done elsewhere
-                store.sweep(job.digest, attempt.place)
+                run_id = store.settle(attempt.tags)
                 attempt.discard()
-            score = store.metric(run_id, "test/score")
-            kept = f"in the store already, test {score:.3f}, run {run_id}"
-            return Outcome(run_id=run_id, new=False, line=f"{job.name}: {kept}")
+            return _known(run_id, job, store)
+        if patience == 0 and store.runs_elsewhere(attempt.tags):
+            raise BusyError
+        if attempt.folder.exists() and not (job.method.resumable or attempt.finished):
+            store.forget(attempt.tags)
+            attempt.discard()
         work = None if attempt.finished else _ready(job, attempt)
         log = store.start(
             config.tracking.experiment,
             job.name,
-            tags={
-                "attempt": attempt.key,
-                "place": attempt.place,
-                **attempt.origin,
-                **job.labels,
-            },
+            tags={**attempt.tags, **job.labels},
             params=attempt.params,
             began=attempt.began,
         )
@@ -197,9 +195,20 @@ def execute(
                         job.method, backbone, problem, job.search_seed, attempt, log, bar, save
                     )
             told = attempt.record(log)
-        store.sweep(job.digest, attempt.place)  # a slow server may have made one twice
+        run_id = store.settle(attempt.tags)  # a slow server may have made one twice
         attempt.discard()
-    return Outcome(run_id=log.run_id, new=True, line=f"{job.name}: {told}, run {log.run_id}")
+        if run_id != log.run_id:
+            return _known(run_id, job, store)
+    return Outcome(run_id=run_id, new=True, line=f"{job.name}: {told}, run {run_id}")
+
+
+def _known(run_id: str, job: Job, store: Store) -> Outcome:
+    """The outcome of a job whose run was made by another one."""
+    # Asked for by another name it is still this run, and a table looks for the name.
+    store.tag(run_id, job.labels)
+    score = store.metric(run_id, "test/score")
+    kept = f"in the store already, test {score:.3f}, run {run_id}"
+    return Outcome(run_id=run_id, new=False, line=f"{job.name}: {kept}")
 
 
 def saver(
@@ -276,19 +285,8 @@ def _ready(job: Job, attempt: Attempt) -> tuple[Backbone, Problem]:
     return backbone, problem
 
 
-def built(config: DictConfig, key: str, **options: Any) -> Any:
-    """Instantiate a node of the configuration; errors become one line."""
-    try:
-        return instantiate(config[key], **options)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        reason = " ".join(str(error).split())
-        raise UserError(f"{key} cannot be built: {reason}. See conf/{key}/.") from error
-
-
 @lru_cache
-def _store(uri: str) -> Store:
+def store_of(uri: str) -> Store:
     """One store per process, since opening it is slow."""
     return Store(uri)
 

@@ -122,7 +122,7 @@ def new_task(config: DictConfig, given: list[str]) -> str:
     from dfolora.model import Architecture
     from dfolora.validation import file_name, flag, mapping, text, text_or_none, whole
     from pipelines.answers import check_new, write_text
-    from pipelines.execute import built
+    from pipelines.built import built
     from pipelines.identity import check_built
 
     plain = mapping(OmegaConf.to_container(config, resolve=True), "the configuration")

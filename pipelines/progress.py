@@ -14,7 +14,8 @@ from tqdm import tqdm
 if TYPE_CHECKING:  # its import takes seconds
     from dfolora.methods import Progress
 
-Ending = Literal["done", "in the store already", "failed"]
+Ending = Literal["done", "in the store already", "failed", "busy"]
+"""The last is no end: others are at work on it, and its turn comes again."""
 ENDINGS: tuple[Ending, ...] = ("done", "in the store already", "failed")
 
 # disable=None in what follows: nothing is drawn unless standard error is a terminal.
@@ -109,7 +110,7 @@ class Jobs:
                 print(f"{self._total} runs: {self._counts}")
 
     def begin(self, total: int) -> None:
-        """The next job begins, one of so many."""
+        """There are so many, and the next begins."""
         self._total = total
         if total == 1:
             return

@@ -7,35 +7,17 @@ python -m pipelines.run -m optimizer=cma,fwa rank=2,4
 import sys
 import uuid
 from datetime import UTC, datetime
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from pipelines.built import built
 from pipelines.command import reported, run
-from pipelines.job import STOPPED, SWEPT, Job, JobResult, exit_on_signals, share_out, work
+from pipelines.crew import Crew, share_out
+from pipelines.job import STOPPED, SWEPT, Job, JobResult, exit_on_signals
 from pipelines.progress import Jobs
-
-
-def _as_choices(values: ListConfig) -> str:
-    """A list as Hydra's sweeper wants it: ``[8, 13] -> "8,13"``."""
-    return ",".join(map(str, values))
-
-
-def _divisible(dim: int, targets: ListConfig) -> int:
-    """The largest d up to ``dim`` that divides into an A and a B for each target."""
-    return dim - dim % (2 * len(targets))
-
-
-def _patterns(prompts: DictConfig, variants: ListConfig) -> list[str]:
-    """The patterns of some of a task's prompts, for either kind of model, where it has them."""
-    by_kind = [prompts[variant] for variant in variants if variant in prompts]
-    return [*dict.fromkeys(prompt.pattern for each in by_kind for prompt in each.values())]
-
-
-OmegaConf.register_new_resolver("choices", _as_choices)
-OmegaConf.register_new_resolver("divisible", _divisible)
-OmegaConf.register_new_resolver("patterns", _patterns)
 
 
 def chosen() -> dict[str, str]:
@@ -47,16 +29,12 @@ def chosen() -> dict[str, str]:
 
 
 class Sweep:
-    """The jobs of one command, which Hydra gives it one by one.
-
-    A job runs at once, or, with workers, when all jobs are known.
-    """
+    """The jobs of one command, which run when Hydra has given all."""
 
     def __init__(self) -> None:
         self._id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
         self._progress = Jobs()
-        self._shared: list[Job] = []
-        self._workers = 1
+        self._jobs: list[Job] = []
         self._statuses: list[int] = []
 
     def run(self) -> int:
@@ -64,31 +42,43 @@ class Sweep:
         take = hydra.main(version_base="1.3", config_path="../conf", config_name="run")(self.take)
         with self._progress:
             run(take)
-            with reported():
-                share_out(self._shared, self._workers, self._end)
+            if self._jobs:  # not with --help
+                with reported():
+                    crew = _crew([config for config, _choices, _id in self._jobs])
+                    self._progress.begin(len(self._jobs))
+                    share_out(self._jobs, crew, self._end, self._progress.run)
         return min(self._statuses, default=0)
 
     def take(self, config: DictConfig) -> None:
-        """Run a job, or keep it for the workers."""
+        """Keep a job."""
         with reported():
-            if type(config.workers) is not int or config.workers < 1:  # True is an int
-                from dfolora.errors import UserError  # late, for its package takes seconds
-
-                raise UserError(f"workers={config.workers} must be a whole number, 1 or more.")
-            choices = chosen()
-            total = getattr(HydraConfig.get().job, "total", 1)
-            self._progress.begin(total)
-            if total == 1 or config.workers == 1:
-                self._end(work(config, choices, self._id, self._progress.run))
-            else:
-                self._workers = config.workers
-                self._shared.append((config, choices, self._id))
+            self._jobs.append((config, chosen(), self._id))
 
     def _end(self, result: JobResult) -> None:
         file = sys.stderr if result.ending == "failed" else None
         self._progress.end(result.ending, result.line, file)
         if result.status:
             self._statuses.append(result.status)
+
+
+def _crew(configs: list[DictConfig]) -> Crew:
+    """Who does the jobs, which all of them must agree on."""
+    from dfolora.errors import UserError  # late, for its package takes seconds
+    from pipelines.identity import check_built
+
+    nodes = [config.get("cluster") for config in configs]
+    asked: list[Any] = [
+        OmegaConf.to_object(node) if OmegaConf.is_config(node) else node for node in nodes
+    ]
+    if any(one != asked[0] for one in asked):
+        raise UserError("cluster and workers differ between the jobs; give each one value.")
+    check_built(asked[0], "cluster")
+    if configs[0].workers != 1 and "workers" not in asked[0]:
+        raise UserError(
+            f"workers={configs[0].workers} are processes of this machine, and go with cluster=none "
+            f"alone; leave one of the two out."
+        )
+    return built(configs[0], "cluster")
 
 
 def main() -> None:

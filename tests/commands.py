@@ -10,10 +10,9 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from pipelines import run as _run  # registers the resolvers of conf/
+import pipelines.resolvers  # noqa: F401  those of conf/
 
 PROJECT = Path(__file__).parents[1]
-assert _run
 
 
 def command(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""The sweeper ``in_turn``: as Hydra's basic one, but jobs are composed once and told their number.
+"""The sweeper ``in_turn``: as Hydra's basic one, but jobs are composed once.
 
 Hydra looks for plugins in the package of this folder's name, and nowhere else.
 """
@@ -10,6 +10,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import run_job
+from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
@@ -29,7 +30,7 @@ ConfigStore.instance().store(
 
 
 class InTurn(Sweeper):
-    """Runs all combinations of the swept values in this process, one after another.
+    """Hands over all combinations of the swept values in this process, one after another.
 
     Args:
         params: What to sweep over besides what the command line says.
@@ -41,16 +42,26 @@ class InTurn(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Called by Hydra before the sweep."""
+        """Called by Hydra before the sweep.
+
+        Raises:
+            HydraException: A launcher was chosen, which would start jobs that end unheard.
+        """
+        launcher = str(config.hydra.launcher.get("_target_"))
+        if launcher.rpartition(".")[2] != "BasicLauncher":
+            raise HydraException(
+                f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']} starts no jobs "
+                f"here. Leave it out and set workers=N for processes of this machine, or "
+                f"cluster=ray or cluster=slurm for several machines"
+            )
         self._context = hydra_context
         self._config = config
         self._task_function = task_function
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the jobs.
+        """Hand over the jobs.
 
-        Each has their number in ``hydra.job.total``, and what is not the same in all of them in
-        ``hydra.job.swept``.
+        Each has what is not the same in all of them in ``hydra.job.swept``.
 
         Args:
             arguments: The command line's overrides.
@@ -64,7 +75,7 @@ class InTurn(Sweeper):
         for number, (job, config) in enumerate(zip(jobs, configs, strict=True)):
             swept = [override for override in job if override not in shared]
             with open_dict(config.hydra.job):
-                config.hydra.job.update(id=str(number), num=number, total=len(jobs), swept=swept)
+                config.hydra.job.update(id=str(number), num=number, swept=swept)
             done = run_job(
                 task_function=self._task_function,
                 config=config,

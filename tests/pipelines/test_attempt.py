@@ -1,5 +1,6 @@
 """A run's working folder, whatever happens to it."""
 
+import platform
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def attempt(name="a/run", *, resumable=True, **identity):
-    return Attempt(name, IDENTITY | identity, resumable=resumable)
+def attempt(name="a/run", **identity):
+    return Attempt(name, IDENTITY | identity)
 
 
 def begun(**options):
@@ -36,7 +37,8 @@ def test_what_was_begun_is_gone_on_with_by_whatever_name():
     again.begin({"rank": 4}, {"split.json": "other"})
     assert again.folder == first.folder
     assert (again.key, again.began, again.params) == (first.key, first.began, {"rank": 2})
-    assert again.origin == {"digest": "d" * 64, "commit": "abc", "source": "s"}
+    known = {"digest": "d" * 64, "commit": "abc", "source": "s", "attempt": first.key}
+    assert again.tags.items() > known.items()
     assert (first.folder / "split.json").read_text() == "{}"
 
 
@@ -46,9 +48,9 @@ def test_name_leads_out_of_no_folder():
 
 def test_attempt_of_before_has_no_source():
     identity = {key: value for key, value in IDENTITY.items() if key != "source"}
-    old = Attempt("old", identity, resumable=True)
+    old = Attempt("old", identity)
     old.begin({}, {})
-    assert old.origin == {"digest": "d" * 64, "commit": "abc"}
+    assert old.tags.keys() == {"digest", "place", "commit", "attempt"}
 
 
 def test_code_must_be_the_same_and_the_commit_need_not():
@@ -58,14 +60,11 @@ def test_code_must_be_the_same_and_the_commit_need_not():
         attempt(code="e").check()
 
 
-def test_fit_that_cannot_be_resumed_begins_anew_unless_it_is_over():
-    key = begun(resumable=False).key
-    one = begun(resumable=False)
-    assert one.key != key
-    one.finish(told="t", seconds=1.0, metrics={})
-    over = attempt(resumable=False)
-    assert over.finished
-    assert over.key == one.key
+def test_attempt_that_was_not_begun_is_known_by_digest_and_place():
+    assert attempt().tags == {
+        "digest": "d" * 64,
+        "place": f"{platform.node()}:{Path('outputs').absolute()}",
+    }
 
 
 @pytest.mark.parametrize("content", ["{", "3", "[1]", ""])

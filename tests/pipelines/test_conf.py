@@ -64,7 +64,10 @@ from dfolora.search.subspace import (
 )
 from pipelines.identity import labels_of, name_of
 from pipelines.job import SWEPT
+from pipelines.on_ray import OnRay
+from pipelines.on_slurm import OnSlurm
 from pipelines.pretrain.training import Recipe
+from pipelines.processes import Processes
 from tests import commands
 from tests.adapters import mini_adapters
 from tests.commands import PROJECT, whole_config
@@ -78,6 +81,9 @@ OPTIONS = [
     for path in sorted(CONF.rglob("*/*.yaml"))
 ]
 SIGNATURES = {
+    ("cluster", "none"): Processes,
+    ("cluster", "ray"): OnRay,
+    ("cluster", "slurm"): OnSlurm,
     ("data", None): ProblemSpec,
     ("engine", None): Limits,
     ("method", "adapter"): GradientTuning,
@@ -504,7 +510,7 @@ def test_nested_defaults_are_the_default_options():
 
 
 def test_every_constructor_with_options_is_compared():
-    for group in ("method", "optimizer", "readout", "schedule", "subspace"):
+    for group in ("cluster", "method", "optimizer", "readout", "schedule", "subspace"):
         kinds = {get_class(node(group, option)["_target_"]) for option in options(group)}
         assert kinds == {kind for (owner, _), kind in SIGNATURES.items() if owner == group}
     trained = [node("method", option).get("trained") for option in options("method")]

@@ -6,14 +6,18 @@ from typing import Any
 import pytest
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-import pipelines.run  # noqa: F401  registers the resolver ``choices``
+import pipelines.resolvers  # noqa: F401  the resolver ``choices``
 
 CONF = Path(__file__).parents[2] / "conf"
+ConfigStore.instance().store(
+    "elsewhere", {"_target_": "elsewhere.Launcher"}, group="hydra/launcher"
+)
 SWEEP = ["rank=2,4", "seed=range(1,4)", "task=mini/sst2", "budget=100"]
 
 
@@ -78,14 +82,6 @@ def test_each_job_is_composed_once(multirun, composed):
     assert len(composed) == len(set(composed)) == 6
 
 
-def test_each_job_knows_how_many_there_are(multirun):
-    totals = []
-    multirun(
-        lambda _config: totals.append(OmegaConf.select(HydraConfig.get(), "job.total")), *SWEEP
-    )
-    assert totals == [6] * 6
-
-
 def test_each_job_knows_in_what_it_differs_from_others(multirun):
     differs = []
 
@@ -109,6 +105,15 @@ def test_what_a_job_raises_is_raised(multirun):
 
     with pytest.raises(RuntimeError, match="not caught by the job"):
         multirun(task, *SWEEP)
+
+
+def test_other_launchers_are_refused_with_what_to_use(ended):
+    status, out, error = ended("run", "-m", "hydra/launcher=elsewhere", "seed=1,2")
+    assert (status, out) == (2, "")
+    assert error == (
+        "error: hydra/launcher=elsewhere starts no jobs here. Leave it out and set workers=N for "
+        "processes of this machine, or cluster=ray or cluster=slurm for several machines.\n"
+    )
 
 
 def test_nothing_is_written(multirun, tmp_path):

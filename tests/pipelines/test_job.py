@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import cycle, islice
 from types import SimpleNamespace
@@ -18,18 +17,10 @@ import pytest
 
 from dfolora.errors import UserError
 from dfolora.record import Store
-from pipelines.job import (
-    DEFECT,
-    GPUS,
-    MISTAKE,
-    THREADS,
-    JobResult,
-    alone,
-    result_of,
-    share_out,
-    visible_gpus,
-    worker_pool,
-)
+from pipelines.crew import PATIENCE, share_out
+from pipelines.job import DEFECT, MISTAKE, JobResult
+from pipelines.processes import GPUS, THREADS, Processes, alone, visible_gpus, worker_pool
+from pipelines.progress import RunBar
 from tests.commands import command, composed, environment
 
 SWEEP = ["-m", "row=manual_prompt,c_lora,f_lora", "seed=8,13", "budget=25", "dim=40"]
@@ -107,7 +98,7 @@ def _kill_oneself(*_given):
 @pytest.mark.slow
 def test_job_that_kills_its_own_process_is_told_as_a_failure(monkeypatch):
     monkeypatch.delenv(THREADS, raising=False)
-    monkeypatch.setattr("pipelines.job.work_in_pool", _kill_oneself)
+    monkeypatch.setattr("pipelines.processes.work_in_pool", _kill_oneself)
     ended = alone(None, {}, "s")
     assert (ended.ending, ended.status) == ("failed", DEFECT)
     assert "killed" in ended.line
@@ -160,7 +151,7 @@ def _spawned(pid):
     return found if len(found) == 2 else None
 
 
-def _eventually(found, seconds=60.0):
+def _eventually(found, seconds=200.0):
     for _ in range(int(seconds / 0.1)):
         if (value := found()) is not None:
             return value
@@ -216,14 +207,13 @@ def test_workers_take_gpus_in_turn_and_share_what_is_free(case, monkeypatch):
 
     def submit(_work, config, *_others):
         shares.append(config.engine.free_share)
-        job = Future()
-        job.set_result(JobResult(ending="done", line="a run"))
-        return job
+        return ended_as("done")
 
     monkeypatch.setenv(GPUS, visible)
-    monkeypatch.setattr("pipelines.job.worker_pool", pool)
+    monkeypatch.setattr("pipelines.processes.worker_pool", pool)
     configs = [composed(f"device={device}")[0] for device in devices]
-    share_out([(config, {}, "s") for config in configs], workers, lambda _result: None)
+    jobs = [(config, {}, "s") for config in configs]
+    share_out(jobs, Processes(workers), lambda _result: None, RunBar)
     ((count, gpus),) = pools
     assert count == min(workers, len(devices))
     assert gpus == ([] if seen is None else visible.split(","))
@@ -243,10 +233,50 @@ def test_each_worker_sees_its_own_gpu(tmp_path, monkeypatch):
     assert os.environ[GPUS] == "5,6"
 
 
-def test_result_of_a_job_is_handed_on():
+def ended_as(ending):
     job = Future()
-    job.set_result(JobResult(ending="done", line="a run"))
-    assert result_of(job) == JobResult(ending="done", line="a run", status=0)
-    broken = Future()
-    broken.set_exception(BrokenProcessPool())
-    assert result_of(broken) is None
+    job.set_result(JobResult(ending=ending, line=ending))
+    return job
+
+
+def test_busy_job_waits_at_the_end_of_the_queue():
+    """As long as it takes; a job with no result is the crew's."""
+    endings = {"a": ["busy", "busy", "done"], "b": ["failed"], "c": [], "d": ["done"]}
+    asked, told = [], []
+
+    class Crew:
+        @contextmanager
+        def hired(self, _jobs, _show):
+            yield self.submit
+
+        def submit(self, job, patience):
+            asked.append((job, patience))
+            if endings[job]:
+                return ended_as(endings[job].pop(0))
+            broken = Future()
+            broken.set_exception(OSError("gone"))
+            return broken
+
+        def lost(self, job, error):
+            return JobResult(ending="failed", line=f"{job}: {error}")
+
+    share_out(list("abcd"), Crew(), lambda result: told.append(result.line), RunBar)
+    assert asked == [
+        ("a", 0.0), ("b", 0.0), ("c", 0.0), ("d", 0.0), ("a", PATIENCE), ("a", PATIENCE),
+    ]  # fmt: skip
+    assert told == ["failed", "c: gone", "done", "done"]
+
+
+def test_workers_on_a_cluster_are_refused(ended):
+    status, out, error = ended("run", "-m", "workers=2", "cluster=ray", "seed=1,2")
+    assert (status, out) == (2, "")
+    assert error.startswith(
+        "error: workers=2 are processes of this machine, and go with cluster=none"
+    )
+
+
+def test_jobs_that_do_not_agree_on_who_does_them_are_refused(ended):
+    told = ended("run", "-m", "workers=1,2")
+    assert told == (
+        2, "", "error: cluster and workers differ between the jobs; give each one value.\n",
+    )  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 
-from dfolora.record import Store
+from dfolora.record import RunLog, Store
 from pipelines import execute as pipeline
 from pipelines.job import DEFECT, MISTAKE, failure, work
 from tests.commands import composed, environment
@@ -164,7 +164,7 @@ def test_store_that_goes_away_takes_the_run_when_it_is_back(
     monkeypatch,
 ):
     """No search, no model: what was measured is only recorded."""
-    own = pipeline._store(store.uri)
+    own = pipeline.store_of(store.uri)
     client = own._client
 
     class Gone:
@@ -205,6 +205,58 @@ def test_store_that_goes_away_takes_the_run_when_it_is_back(
     again(store, expected)
     assert store.runs()["tags.commit"].tolist() == [made_with]
     assert not list(in_folder.glob("outputs/*"))
+
+
+@pytest.mark.parametrize("row", ["c_lora", "bitfit"])
+def test_run_goes_on_under_another_name_of_its_machine(row, store, in_folder, monkeypatch):
+    """Searches continue theirs; what is trained begins anew, and its first run goes."""
+    config, choices = composed(f"row={row}", *SMALL)
+    killed = KeyboardInterrupt()  # which ``work`` lets pass, as the log does not get to write
+    with monkeypatch.context() as patched:
+        patched.setattr(RunLog, "__exit__", lambda *_given: None)
+        stopped_after(patched, [3], killed)
+        with pytest.raises(KeyboardInterrupt):
+            work(config, choices, "s")
+    (left,) = store._client.search_runs(store._experiment_ids())
+    assert left.info.status == "RUNNING"
+    monkeypatch.setattr("platform.node", lambda: "another")
+    ended = work(config, choices, "s")
+    assert ended.ending == "done", ended.line
+    (run,) = store._client.search_runs(store._experiment_ids())
+    assert run.info.status == "FINISHED"
+    assert (run.info.run_id == left.info.run_id) == (row == "c_lora")
+
+
+def test_run_that_finished_elsewhere_meanwhile_is_not_added(store, in_folder, monkeypatch):
+    """As two folders on one server may: the first to end stays, with the names of both."""
+    told = pipeline.RunBar.show
+    others = []
+
+    def show(self, progress):
+        told(self, progress)
+        if not others:
+            (run,) = store._client.search_runs(store._experiment_ids())
+            tags = {"digest": run.data.tags["digest"], "attempt": "a", "place": "elsewhere"}
+            with store.start("runs", "other", tags=tags, params={}) as log:
+                log.metrics({"test/score": 0.25})
+            others.append(log.run_id)
+
+    monkeypatch.setattr(pipeline.RunBar, "show", show)
+    config, choices = composed(*SMALL)
+    ended = work(config, choices, "s")
+    assert ended.ending == "in the store already"
+    assert ended.line.endswith(f": in the store already, test 0.250, run {others[0]}")
+    (run,) = store._client.search_runs(store._experiment_ids())
+    assert (run.info.run_id, run.data.tags["sweep_id"]) == (others[0], "s")
+    assert not list(in_folder.glob("outputs/*"))
+
+
+def test_run_of_another_place_is_left_to_it_at_first(store, in_folder):
+    config, choices = composed(*SMALL)
+    tags = {"digest": pipeline.Job.checked(config, choices, "s").digest, "place": "elsewhere"}
+    assert store.start("runs", "other", tags=tags, params={}).run_id
+    assert work(config, choices, "s", patience=0.0).ending == "busy"
+    assert work(config, choices, "s", patience=0.1).ending == "done"
 
 
 def test_folder_that_cannot_be_written_is_told(store, in_folder):
@@ -268,6 +320,25 @@ def test_command_that_is_told_to_stop_ends_in_order(tmp_path, number, workers):
     store = Store(f"sqlite:///{tmp_path}/mlflow.db")
     runs = store._client.search_runs(store._experiment_ids())
     assert [run.info.status for run in runs] == ["KILLED"] * workers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_job_that_others_are_at_work_on_goes_to_the_end_of_the_queue(workers, in_folder, store):
+    config, choices = composed("seed=1", *SMALL)
+    with store.alone(pipeline.Job.checked(config, choices, "s").digest, Path("outputs")):
+        ran = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.run", "-m", "seed=1,2,3", *SMALL,
+             f"workers={workers}"],
+            cwd=in_folder, env=environment(in_folder), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        first = [ran.stdout.readline() for _ in range(2)]
+        assert {line.partition(":")[0][-5:] for line in first} == {"seed2", "seed3"}
+    out, error = ran.communicate(timeout=300)
+    assert (ran.returncode, error) == (0, "")
+    assert out.startswith("[3/3] ")
+    assert out.endswith("3 runs: 3 done\n")
 
 
 @pytest.mark.slow

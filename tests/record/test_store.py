@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from dfolora.errors import ResourceError, UserError
-from dfolora.record import Store, direct, runlog
+from dfolora.record import BusyError, Store, direct, runlog
 from dfolora.record import store as store_module
 from tests.racing import raced
 
@@ -382,9 +382,78 @@ def test_unfinished_runs_of_other_attempts_are_taken_away(store, client):
         pass
     found = client.search_runs(store._experiment_ids())
     assert {run.info.run_id for run in found} == {log.run_id, other.run_id, living.run_id}
-    store.sweep("d1", "elsewhere")
+    store.forget({"digest": "d1", "place": "elsewhere"})
     found = client.search_runs(store._experiment_ids())
     assert {run.info.run_id for run in found} == {log.run_id, other.run_id}
+
+
+def test_attempt_goes_on_under_another_name_of_its_machine(store, client):
+    log = attempted(store, "a", place="one")
+    assert client.get_run(log.run_id).info.status == "RUNNING"  # as a kill leaves it
+    assert not store.runs_elsewhere({"digest": "d1", "attempt": "a", "place": "other"})
+    with attempted(store, "a", place="other") as again:
+        pass
+    assert again.run_id == log.run_id
+    (run,) = client.search_runs(store._experiment_ids())
+    assert (run.info.status, run.data.tags["place"]) == ("FINISHED", "other")
+
+
+def test_run_of_another_place_is_seen_while_it_runs(store):
+    mine = {"digest": "d1", "place": "here"}
+    with attempted(store, "a", place="elsewhere") as log:
+        assert log.run_id
+        assert store.runs_elsewhere(mine)
+        assert not store.runs_elsewhere(mine | {"digest": "d2"})
+        assert not store.runs_elsewhere(mine | {"place": "elsewhere"})
+    assert not store.runs_elsewhere(mine)
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_of_runs_that_finish_in_two_places_the_first_to_end_stays(order, store, client):
+    logs = {}
+    for place in "ab":
+        with attempted(store, place, place=place) as logs[place]:
+            pass
+        client.set_terminated(logs[place].run_id, end_time=1000 + ord(place))
+    tags = {place: {"digest": "d1", "attempt": place, "place": place} for place in "ab"}
+    assert {store.settle(tags[place]) for place in order} == {logs["a"].run_id}
+    assert store.runs()["run_id"].tolist() == [logs["a"].run_id]
+    assert store.finished_run("d1") == logs["a"].run_id
+
+
+FINISHER = """
+import sys
+import mlflow.store.tracking.sqlalchemy_store
+from dfolora.record import Store
+store, place = Store(sys.argv[1]), sys.argv[2]
+print("ready", flush=True)
+sys.stdin.readline()
+kept = []
+for number in range(10):
+    tags = {"digest": f"d{number}", "attempt": place + str(number), "place": place}
+    with store.start("runs", "a run", tags=tags, params={}):
+        pass
+    kept.append(store.settle(tags))
+"""
+
+
+@pytest.mark.slow
+def test_of_runs_that_finish_at_once_one_stays(uri, store, tmp_path):
+    raced(FINISHER, tmp_path, uri, "abcd")
+    assert sorted(store.runs()["tags.digest"]) == sorted(f"d{number}" for number in range(10))
+
+
+def test_command_that_ends_leaves_nothing_running(store, client):
+    left = [attempted(store, "a"), attempted(store, "b", digest="d2")]
+    other = attempted(store, "c", sweep_id="s2", digest="d3")
+    ids = [log.run_id for log in (*left, other)]
+    with attempted(store, "d", digest="d2", place="elsewhere") as finished:
+        pass
+    store.end_sweep("s1")
+    found = {
+        run.info.run_id: run.info.status for run in client.search_runs(store._experiment_ids())
+    }
+    assert found == {ids[0]: "KILLED", ids[2]: "RUNNING", finished.run_id: "FINISHED"}
 
 
 def test_of_two_unfinished_runs_of_an_attempt_one_goes_on(store, client):
@@ -451,6 +520,8 @@ def test_same_run_is_worked_on_by_one_process_at_a_time(store, tmp_path):
         other = FileLock(tmp_path / "mlruns" / "locks" / "d1")
         with pytest.raises(Timeout):
             other.acquire(timeout=0)
+        with pytest.raises(BusyError), store.alone("d1", tmp_path / "unused", patience=0.1):
+            pass
         with store.alone("d2", tmp_path / "unused"):
             pass
     other.acquire(timeout=0)

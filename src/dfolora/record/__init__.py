@@ -15,6 +15,6 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 from dfolora.record.runlog import RunLog
-from dfolora.record.store import ADAPTER, Store
+from dfolora.record.store import ADAPTER, BusyError, Store
 
-__all__ = ["ADAPTER", "RunLog", "Store"]
+__all__ = ["ADAPTER", "BusyError", "RunLog", "Store"]

@@ -13,7 +13,7 @@ from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from dfolora.errors import ResourceError, UserError, is_shortage
 from dfolora.record.direct import tagged_runs
@@ -39,6 +39,10 @@ NO_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What MLflow says of an id without a run, and of one that no run could have."""
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 """What pip calls the packages of some databases."""
+
+
+class BusyError(Exception):
+    """Another process is at work on the run."""
 
 
 class Store:
@@ -148,18 +152,26 @@ class Store:
             return mend(self._file, self._artifacts)
 
     @contextmanager
-    def alone(self, digest: str, folder: Path) -> Iterator[None]:
-        """A context in which no other process of this machine works on the run.
+    def alone(self, digest: str, folder: Path, patience: float | None = None) -> Iterator[None]:
+        """A context in which no other process that uses the folder works on the run.
 
         Args:
             digest: The run's digest.
             folder: For the lock files, unless the store is a local file with a folder of its own.
                 Processes in other folders are not kept away.
+            patience: Seconds to wait for another process; None to wait for its end.
+
+        Raises:
+            BusyError: Another process is still at work on it.
         """
         path = (folder if self._artifacts is None else self._artifacts) / "locks" / digest
         with asking():
             path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path):
+        try:
+            held = FileLock(path).acquire(timeout=-1 if patience is None else patience)
+        except Timeout:
+            raise BusyError from None
+        with held:
             # Kept after other exceptions, else a waiting and a new process would both continue.
             try:
                 yield
@@ -171,12 +183,14 @@ class Store:
     def finished_run(self, digest: str) -> str | None:
         """The id of the finished run with this digest, or None."""
         with asking():
-            runs = self._client.search_runs(
-                self._experiment_ids(),
-                f"tags.digest = '{digest}' AND attributes.status = 'FINISHED'",
-                max_results=1,
-            )
+            runs = self._finished(digest)
         return runs[0].info.run_id if runs else None
+
+    def runs_elsewhere(self, tags: Mapping[str, str]) -> bool:
+        """Whether a run of the same ``digest`` is RUNNING that ``start`` would leave alone."""
+        with asking():
+            running = self._of(tags["digest"], "= 'RUNNING'")
+        return any(not _is_left(run, tags) for run in running)
 
     def metric(self, run_id: str, name: str) -> float:
         """A metric of a run, NaN if it has none."""
@@ -199,7 +213,8 @@ class Store:
     ) -> RunLog:
         """Begin a run, or continue the one with the same ``digest`` and ``attempt`` tags.
 
-        Other unfinished runs of this digest and ``place`` are deleted: nothing continues them.
+        Other unfinished runs of this digest and ``place``, the machine and folder of the work, are
+        deleted: nothing continues them.
 
         Args:
             experiment: MLflow's experiment.
@@ -235,33 +250,67 @@ class Store:
             part = entries[start : start + PARAMS_A_BATCH]
             self._client.log_batch(run_id, params=part, synchronous=True)
 
-    def sweep(self, digest: str, place: str) -> None:
-        """Delete the unfinished runs of a digest, once another run of it has finished.
+    def forget(self, tags: Mapping[str, str]) -> None:
+        """Delete the unfinished runs of a ``digest`` that are of this ``attempt`` or ``place``.
 
-        Args:
-            digest: The runs' digest.
-            place: Their place; runs of other places may still be at work.
+        Runs of other places may still be at work.
         """
         with asking():
-            for run in self._unfinished(digest, place):
+            for run in self._left(tags):
                 self._client.delete_run(run.info.run_id)
 
+    def settle(self, tags: Mapping[str, str]) -> str:
+        """Leave one run of a ``digest`` of which a run has finished; its id.
+
+        Several places may have worked on it at once. Each asks after its own run has finished, so
+        the last sees all, and all choose alike: the first to end stays, the others are deleted.
+        """
+        self.forget(tags)
+        with asking():
+            first, *others = self._finished(tags["digest"])
+            for run in others:
+                self._client.delete_run(run.info.run_id)
+        return str(first.info.run_id)
+
+    def end_sweep(self, sweep_id: str) -> None:
+        """End the runs that a command left RUNNING, for their processes are gone.
+
+        Those of which another run has finished are deleted, and the others are KILLED.
+        """
+        with asking():
+            running = f"tags.sweep_id = '{sweep_id}' AND attributes.status = 'RUNNING'"
+            for run in self._client.search_runs(self._experiment_ids(), running):
+                if self._finished(run.data.tags["digest"]):
+                    self._client.delete_run(run.info.run_id)
+                else:
+                    self._client.set_terminated(run.info.run_id, status="KILLED")
+
     def _broken_off(self, tags: Mapping[str, str]) -> str | None:
-        """This attempt's unfinished run, if any; unfinished runs of other attempts are deleted."""
+        """This attempt's unfinished run, if any; the others of its place are deleted."""
         found = None
-        for run in self._unfinished(tags["digest"], tags["place"]):
+        for run in self._left(tags):
             if found is None and run.data.tags.get("attempt") == tags["attempt"]:
                 found = run.info.run_id
             else:
                 self._client.delete_run(run.info.run_id)
         return found
 
-    def _unfinished(self, digest: str, place: str) -> list[Any]:
-        found = self._client.search_runs(
-            self._experiment_ids(),
-            f"tags.digest = '{digest}' AND attributes.status != 'FINISHED'",
+    def _left(self, tags: Mapping[str, str]) -> list[Any]:
+        """The unfinished runs of a digest that no other process works on."""
+        unfinished = self._of(tags["digest"], "!= 'FINISHED'")
+        return [run for run in unfinished if _is_left(run, tags)]
+
+    def _finished(self, digest: str) -> list[Any]:
+        """The finished runs of a digest, the first to end first."""
+        found = self._of(digest, "= 'FINISHED'")
+        return sorted(found, key=lambda run: (run.info.end_time, run.info.run_id))
+
+    def _of(self, digest: str, status: str) -> list[Any]:
+        return list(
+            self._client.search_runs(
+                self._experiment_ids(), f"tags.digest = '{digest}' AND attributes.status {status}"
+            )
         )
-        return [run for run in found if run.data.tags.get("place") == place]
 
     def runs(self) -> "pd.DataFrame":
         """All finished runs, oldest first, one per row.
@@ -421,6 +470,11 @@ def _check_uri(uri: str) -> None:
                 f"The tracking store {uri} names its file by an address of its own; use "
                 f"{SQLITE}{named}."
             )
+
+
+def _is_left(run: Any, tags: Mapping[str, str]) -> bool:
+    """Whether an unfinished run is of this attempt, wherever, or else of this place."""
+    return any(key in tags and run.data.tags.get(key) == tags[key] for key in ("attempt", "place"))
 
 
 def _entries(tags: Mapping[str, str]) -> list[Any]:

@@ -1,0 +1,153 @@
+"""Jobs on SLURM: an array in which each takes a task, through submitit."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from pipelines.crew import Show, Submit
+from pipelines.job import DEFECT, Job, JobResult, end_runs, of_job, work
+from pipelines.processes import GRACE_SECONDS, THREADS
+
+POLL_SECONDS = 2.0
+"""Between two looks at what has ended."""
+
+
+class OnSlurm:
+    """One task of an array a job; what SLURM breaks off is queued again and goes on.
+
+    Args:
+        executor: submitit's: ``slurm``, or ``local`` to try it without.
+        folder: For submitit's files; the machines share it, as they do the working folder.
+        timeout_min: Minutes that a task has, before it is queued again.
+        timeouts: How often it may be.
+        cpus: Cores that a job takes, and threads that it has.
+        gpus: GPUs that a job takes.
+        at_once: Tasks that may run at once.
+        options: Other options of sbatch, such as ``partition`` or ``account``.
+    """
+
+    def __init__(
+        self,
+        executor: str = "slurm",
+        folder: str = "slurm",
+        timeout_min: int = 240,
+        timeouts: int = 20,
+        cpus: int = 1,
+        gpus: int = 0,
+        at_once: int = 64,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._executor = executor
+        self._folder = folder
+        self._timeouts = timeouts
+        self._parameters = {
+            "name": "dfolora",
+            "timeout_min": timeout_min,
+            "cpus_per_task": cpus,
+            "gpus_per_node": gpus,
+            "slurm_array_parallelism": at_once,
+            # A node that fails is no reason to end.
+            "slurm_additional_parameters": {"requeue": True, **(options or {})},
+        }
+
+    @contextmanager
+    def hired(self, jobs: Sequence[Job], show: Show) -> Iterator[Submit]:
+        """Submits all jobs as one array.
+
+        Raises:
+            UserError: submitit is not installed, or SLURM does not take the jobs.
+        """
+        from dfolora.errors import UserError, first_line, installed
+
+        with installed("slurm"):
+            import submitit
+        # What SLURM starts has the command's environment.
+        os.environ.setdefault(THREADS, str(self._parameters["cpus_per_task"]))
+        try:
+            executor = submitit.AutoExecutor(
+                self._folder, cluster=self._executor, slurm_max_num_timeout=self._timeouts
+            )
+            executor.update_parameters(**self._parameters)
+            with executor.batch():
+                array = [executor.submit(Task(Path.cwd(), job, 0.0)) for job in jobs]
+        except (OSError, RuntimeError, ValueError, subprocess.CalledProcessError) as error:
+            raise UserError(f"cluster=slurm takes no jobs here: {first_line(error)}") from error
+        left = iter(array)
+        begun: dict[Future[JobResult], Any] = {}
+
+        def submit(job: Job, patience: float) -> Future[JobResult]:
+            # It waits in its task: to be queued over and over would be a burden to SLURM.
+            again = patience > 0
+            task = executor.submit(Task(Path.cwd(), job, None)) if again else next(left)
+            future: Future[JobResult] = Future()
+            begun[future] = task
+            return future
+
+        over = Event()
+        watch = Thread(target=_watch, args=(begun, over))
+        watch.start()
+        try:
+            yield submit
+        except BaseException:
+            tasks = [*begun.values(), *left]
+            for task in tasks:
+                task.cancel(check=False)
+            deadline = time.monotonic() + GRACE_SECONDS
+            while time.monotonic() < deadline and not all(task.done(True) for task in tasks):
+                time.sleep(POLL_SECONDS)
+            raise
+        finally:
+            over.set()
+            watch.join()
+            config, _choices, sweep_id = jobs[0]
+            end_runs(config, sweep_id)
+
+    def lost(self, job: Job, error: BaseException) -> JobResult:
+        """Fails: what SLURM may begin again, it has."""
+        from dfolora.errors import first_line
+
+        _config, choices, _id = job
+        line = (
+            f"error: its SLURM task ended without a result, see {self._folder}; call again to go "
+            f"on. submitit says: {first_line(Exception(error))}"
+        )
+        return JobResult(ending="failed", line=of_job(line, choices), status=DEFECT)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job in the command's folder, on whatever machine."""
+
+    folder: Path
+    job: Job
+    patience: float | None
+
+    def __call__(self) -> JobResult:
+        """Do it."""
+        os.chdir(self.folder)
+        return work(*self.job, patience=self.patience)
+
+    def checkpoint(self) -> Any:
+        """What submitit queues again when time is up: the same, which goes on from its journal."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _watch(begun: dict[Future[JobResult], Any], over: Event) -> None:
+    """Hand on what the tasks' results are, until it is over."""
+    while not over.wait(POLL_SECONDS):
+        for future, task in [*begun.items()]:
+            if task.done():
+                del begun[future]
+                try:
+                    future.set_result(task.result())
+                except Exception as error:  # submitit's own, of several kinds
+                    future.set_exception(error)

@@ -1,0 +1,157 @@
+"""Jobs on Ray, held to those of this machine's processes; nodes are simulated on one host."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dfolora.record import Store
+from tests.commands import command, environment
+
+SMALL = ["budget=120", "dim=40", "dev_interval=20"]
+METRICS = ("train/loss", "test/score", "dev/selected_score")
+
+
+def test_extra_that_is_missing_is_told(ended, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert ended("run", "cluster=ray") == (
+        2, "",
+        "error: ray is not installed, which this needs: pip install 'dfolora[ray]'.\n",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def ray():
+    return pytest.importorskip("ray", reason="ray is not installed: pip install 'dfolora[ray]'")
+
+
+def runs_of(folder):
+    """All runs of a folder's store, by digest, each of which has finished."""
+    store = Store(f"sqlite:///{folder}/mlflow.db")
+    found = store._client.search_runs(store._experiment_ids())
+    assert {run.info.status for run in found} == {"FINISHED"}
+    digests = {run.data.tags["digest"]: run.data.metrics for run in found}
+    assert len(digests) == len(found)
+    return digests
+
+
+def assert_same_runs(folder, other):
+    one, two = runs_of(folder), runs_of(other)
+    assert one.keys() == two.keys()
+    for digest in one:
+        for metric in METRICS:
+            assert one[digest].get(metric) == two[digest].get(metric)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Where this machine's processes run the jobs, and where Ray does."""
+    made = tmp_path / "here", tmp_path / "ray"
+    for folder in made:
+        folder.mkdir()
+    return made
+
+
+@pytest.mark.slow
+def test_ray_gives_what_processes_give(ray, folders):
+    """A job that fails included: its line, the status, the summary."""
+    sweep = ["-m", "dim=42,40", "seed=1,2", "budget=25", "dev_interval=20"]
+    ran = [
+        command(folder, "run", *sweep, *how)
+        for folder, how in zip(folders, ([], ["cluster=ray"]), strict=True)
+    ]
+    for done in ran:
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("error: dim=42 ") == 2
+        assert done.stderr.count("Its job: dim=42 seed=") == 2
+        assert done.stdout.endswith("4 runs: 2 done, 2 failed\n")
+        places = [line.partition("]")[0] for line in done.stdout.splitlines()[:-1]]
+        assert sorted(places) == sorted(set(places))
+    assert_same_runs(*folders)
+
+
+@pytest.mark.slow
+def test_jobs_of_a_lost_node_go_on_at_another(ray, folders):
+    from ray.cluster_utils import Cluster
+
+    sweep = ["-m", "seed=1,2,3", "dim=40", "budget=1500", "dev_interval=100"]
+    here, there = folders
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        ran = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.run", *sweep, "cluster=ray",
+             f"cluster.address={cluster.address}"],
+            cwd=there, env=environment(there), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        begun = _eventually(lambda: _journals(there, 2, lines=20), ran)
+        cluster.remove_node(node, allow_graceful=False)
+        out, error = ran.communicate(timeout=400)
+    finally:
+        cluster.shutdown()
+    assert begun
+    assert ran.returncode == 0, error
+    assert out.endswith("3 runs: 3 done\n")
+    assert command(here, "run", *sweep).returncode == 0
+    assert_same_runs(here, there)
+
+
+@pytest.mark.slow
+def test_interrupted_command_leaves_no_job(ray, folders):
+    _, there = folders
+    ran = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.run", "-m", "seed=1,2", "dim=40", "budget=100000",
+         "cluster=ray"],
+        cwd=there, env=environment(there), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    _eventually(lambda: _journals(there, 2, lines=2), ran)
+    ran.send_signal(signal.SIGINT)
+    out, error = ran.communicate(timeout=200)
+    assert (ran.returncode, out) == (128 + signal.SIGINT, "")
+    assert error.endswith("stopped: what was done is kept; call again to go on\n")
+    store = Store(f"sqlite:///{there}/mlflow.db")
+    found = store._client.search_runs(store._experiment_ids())
+    assert [run.info.status for run in found] == ["KILLED"] * 2
+    before = _sizes(there)
+    time.sleep(2)
+    assert _sizes(there) == before
+
+
+@pytest.mark.slow
+def test_cluster_that_does_not_answer_is_told(ray, ended):
+    status, out, error = ended("run", "cluster=ray", "cluster.address=127.0.0.1:9")
+    assert (status, out) == (2, "")
+    assert error.startswith("error: cluster.address=127.0.0.1:9 is no Ray cluster that answers. ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_job_that_no_node_has_room_for_is_told(ray, ended):
+    status, out, error = ended("run", "cluster=ray", "cluster.num_cpus=9999")
+    assert (status, out) == (2, "")
+    assert "No node of the Ray cluster has what a job takes, {'CPU': 9999, 'GPU': 0}." in error
+
+
+def _journals(folder, count, *, lines):
+    """The journals of so many runs, once each has so many lines."""
+    found = [*folder.glob("outputs/*/journal.jsonl")]
+    long = [path for path in found if path.read_bytes().count(b"\n") >= lines]
+    return long if len(long) >= count else None
+
+
+def _sizes(folder):
+    return {path: path.stat().st_size for path in folder.glob("outputs/*/journal.jsonl")}
+
+
+def _eventually(found, process):
+    for _ in range(3000):
+        if value := found():
+            return value
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError("it never came")
