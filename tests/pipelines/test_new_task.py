@@ -189,6 +189,22 @@ def test_what_the_rows_leave_open_is_asked(ended, tmp_path, case):
     assert "text" in dfolora.Task.from_file(output).fields
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_names_in_place_of_numbers_are_read_as_the_question_says(ended, tmp_path, first):
+    output = tmp_path / "reviews.yaml"
+    rows = [(text, first + (label == "positive")) for text, label in FEW]
+    assert ended("new_task", made_up(tmp_path, rows), f"output={output}")[0] == 0
+    numbered = load_rows(dfolora.Task.from_file(output), "train")
+    text = output.read_text()
+    given = re.search(r"data\.labels=\[([\d,]+)\]", text)
+    assert (given is None) == (first == 0)
+    text = text.replace(f"classes: ['{first}', '{first + 1}']", "classes: [negative, positive]")
+    output.write_text(text)
+    task = dfolora.Task.from_file(output)
+    assert task.classes == NAMES
+    assert load_rows(task, "train", labels=given and given[1].split(",")) == numbered
+
+
 def test_what_is_given_is_not_asked(ended, tmp_path):
     output = tmp_path / "task" / "mine.yaml"
     rows = [(text, f"so it is said {n}", label) for n, (text, label) in enumerate(FEW)]
