@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isnan
 
 from omegaconf import DictConfig
 
@@ -35,6 +36,8 @@ class JobResult:
     """For the user."""
     status: int = 0
     """The command's, as far as this job is concerned."""
+    run_id: str | None = None
+    """Of the run in the store, if there is one."""
 
 
 _hidden = partial(RunBar, hidden=True)
@@ -63,7 +66,25 @@ def work(
         failed = failure(error, "What was done is kept; call again to go on.")
         return replace(failed, line=of_job(failed.line, choices))
     ending: Ending = "done" if outcome.new else "in the store already"
-    return JobResult(ending=ending, line=outcome.line)
+    return JobResult(ending=ending, line=outcome.line, run_id=outcome.run_id)
+
+
+def dev_score(config: DictConfig, run_id: str) -> float:
+    """That of the solution that a run has kept.
+
+    Raises:
+        UserError: There is none.
+    """
+    from dfolora.errors import UserError
+    from pipelines.execute import store_of
+
+    score = store_of(config.tracking.uri).metric(run_id, "dev/selected_score")
+    if isnan(score):
+        raise UserError(
+            "The sweeper chooses by dev scores, and this method looks at no dev rows; sweep over "
+            "another method."
+        )
+    return score
 
 
 def end_runs(config: DictConfig, sweep_id: str) -> None:

@@ -6,17 +6,19 @@ python -m pipelines.run -m optimizer=cma,fwa rank=2,4
 
 import sys
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from pipelines.built import built
-from pipelines.command import reported, run
+from pipelines.command import CommandError, reported, run
 from pipelines.crew import Crew, share_out
-from pipelines.job import STOPPED, SWEPT, Job, JobResult, exit_on_signals
+from pipelines.job import STOPPED, SWEPT, Job, JobResult, dev_score, exit_on_signals
 from pipelines.progress import Jobs
 
 
@@ -28,8 +30,15 @@ def chosen() -> dict[str, str]:
     return choices | {SWEPT: " ".join(getattr(hydra_config.job, "swept", ()))}
 
 
+OURS = "hydra_plugins.in_turn.InTurn"
+"""The sweeper that hands over all jobs before the first one runs."""
+
+
 class Sweep:
-    """The jobs of one command, which run when Hydra has given all."""
+    """The jobs of one command, which run when Hydra has given all.
+
+    But those of a sweeper of others, which waits for each one's dev score to choose the next.
+    """
 
     def __init__(self) -> None:
         self._id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
@@ -44,21 +53,53 @@ class Sweep:
             run(take)
             if self._jobs:  # not with --help
                 with reported():
-                    crew = _crew([config for config, _choices, _id in self._jobs])
-                    self._progress.begin(len(self._jobs))
-                    share_out(self._jobs, crew, self._end, self._progress.run)
+                    self._work(self._jobs, self._end)
         return min(self._statuses, default=0)
 
-    def take(self, config: DictConfig) -> None:
-        """Keep a job."""
+    def take(self, config: DictConfig) -> float | None:
+        """Keep a job; or run it, and return its dev score or end the command."""
         with reported():
-            self._jobs.append((config, chosen(), self._id))
+            job = config, chosen(), self._id
+            if not _waits():
+                self._jobs.append(job)
+                return None
+            ended = list[JobResult]()
+            self._work([job], ended.append)
+            (result,) = ended
+            self._end(result)
+            if result.run_id is None:
+                raise CommandError(result.status)
+            return dev_score(config, result.run_id)
+
+    def _work(self, jobs: list[Job], report: Callable[[JobResult], None]) -> None:
+        crew = _crew([config for config, _choices, _id in jobs])
+        self._progress.begin(len(jobs))
+        share_out(jobs, crew, report, self._progress.run)
 
     def _end(self, result: JobResult) -> None:
         file = sys.stderr if result.ending == "failed" else None
         self._progress.end(result.ending, result.line, file)
         if result.status:
             self._statuses.append(result.status)
+
+
+def _waits() -> bool:
+    """Whether Hydra's sweeper waits for what a job returns.
+
+    Raises:
+        UserError: A launcher would start the jobs, which ends them unheard.
+    """
+    from dfolora.errors import UserError
+
+    node = HydraConfig.get()
+    if node.mode != RunMode.MULTIRUN or node.sweeper._target_ == OURS:
+        return False
+    if not node.launcher._target_.endswith(".BasicLauncher"):
+        raise UserError(
+            "hydra/launcher starts no jobs here, whatever the sweeper; leave it out, and set "
+            "workers or cluster"
+        )
+    return True
 
 
 def _crew(configs: list[DictConfig]) -> Crew:
