@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 import pipelines.log_model
+import pipelines.plan
 import pipelines.predict
 import pipelines.pretrain.__main__
 import pipelines.report
@@ -19,6 +20,7 @@ from pipelines.command import run
 
 COMMANDS: dict[str, Callable[[], None]] = {
     "run": pipelines.run.main,
+    "plan": pipelines.plan.main,
     "show": partial(run, pipelines.show.main),
     "report": partial(run, pipelines.report.main),
     "log_model": partial(run, pipelines.log_model.main),

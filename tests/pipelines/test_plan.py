@@ -1,0 +1,84 @@
+"""What a sweep would take: closed forms, bounds, and the runs whose times are taken."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfolora.errors import UserError
+from dfolora.record import Store
+from pipelines.plan import BESIDE_SECONDS, NEAR, START_SECONDS, costs, enough, makespan, told
+
+SECONDS = st.lists(st.floats(1.0, 1e4), min_size=1, max_size=60)
+
+
+@pytest.mark.parametrize(("jobs", "workers"), [(1, 1), (6, 2), (7, 2), (7, 3), (5, 9)])
+def test_equal_jobs_take_whole_rounds(jobs, workers):
+    rounds = math.ceil(jobs / workers)
+    assert makespan([30.0] * jobs, workers) == START_SECONDS + 30.0 * rounds
+
+
+def test_long_job_at_the_end_is_waited_for():
+    assert makespan([1.0, 1.0, 1.0, 9.0], 2) == START_SECONDS + 10.0
+
+
+@given(SECONDS, st.integers(1, 80))
+def test_no_plan_undercuts_the_longest_job_or_the_work(seconds, workers):
+    took = makespan(seconds, workers) - START_SECONDS
+    least = max(max(seconds), sum(seconds) / workers)
+    assert least <= took * (1 + 1e-9)
+    assert took <= sum(seconds) / workers + max(seconds) + 1e-6
+
+
+@given(SECONDS)
+def test_enough_workers_are_the_fewest(seconds):
+    most = enough(seconds)
+    least = NEAR * (START_SECONDS + max(seconds))
+    assert makespan(seconds, most) <= least
+    assert most == 1 or makespan(seconds, most - 1) > least
+
+
+@pytest.fixture
+def runs(in_folder):
+    store = Store(f"sqlite:///{in_folder}/mlflow.db")
+    for task, seed, fit in (("sst2", "8", 10.0), ("sst2", "13", 20.0), ("rte", "8", 60.0)):
+        tags = labels(task, seed) | {"digest": f"{task}{seed}"}
+        with store.start("runs", "a run", tags=tags, params={}) as log:
+            log.metrics({"time/fit_s": fit, "time/test_s": 1.0})
+    return store.runs()
+
+
+def labels(task, seed, method="dfo_lora"):
+    return {"task": task, "seed": seed, "method": method, "model": "m", "profile": "mini"}
+
+
+def test_job_takes_what_its_other_seeds_took_or_else_other_tasks(runs):
+    jobs = [labels("sst2", "42"), labels("rte", "42"), labels("snli", "42")]
+    expected = [16.0, 61.0, (11.0 + 21.0 + 61.0) / 3]
+    assert costs(jobs, runs, None) == [BESIDE_SECONDS + cost for cost in expected]
+
+
+def test_job_of_which_nothing_is_known_is_refused_or_estimated(runs):
+    jobs = [labels("sst2", "42"), labels("sst2", "42", method="bbt")]
+    with pytest.raises(UserError, match=r"bbt of m takes with profile=mini.*\+seconds=N"):
+        costs(jobs, runs, None)
+    assert costs(jobs, runs, 300)[1] == BESIDE_SECONDS + 300
+
+
+def test_what_limits_is_told():
+    jobs = [labels("sst2", "8"), labels("rte", "8"), labels("snli", "8")]
+    assert "what limits: the workers; 3 would end" in told(jobs, [100.0, 99.0, 98.0], 1)
+    many = told(jobs, [8000.0, 9000.0, 20.0], 8)
+    assert "longest job: 2.50 h, dfo_lora on rte" in many
+    assert "what limits: the longest job; more than 2 workers make it no faster" in many
+
+
+def test_sweep_is_planned_from_what_it_recorded(ended):
+    sweep = ("-m", "row=manual_prompt,c_lora", "seed=8,13", "budget=25", "dim=40", "workers=4")
+    assert ended("plan", *sweep)[0] == 2
+    assert ended("run", *sweep[:-1])[0] == 0
+    status, out, error = ended("plan", *sweep)
+    assert (status, error) == (0, "")
+    assert out.startswith("4 jobs on 4 workers: ")
+    assert len(out.splitlines()) == 5
