@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import tempfile
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
@@ -493,6 +494,37 @@ def test_fit_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch
         made.save(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_fit_is_written_to_another_file_system_too(tmp_path):
+    """By a link, as to a volume."""
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir():
+        pytest.skip("there is no /dev/shm, a file system of its own")
+    with tempfile.TemporaryDirectory(dir=elsewhere) as place:
+        (tmp_path / "link").symlink_to(place)
+        made, _folder = saved(tmp_path)
+        made.save(tmp_path / "link")
+        again = FewShotClassifier.load(tmp_path / "link")
+        assert again.classes_.tolist() == made.classes_.tolist()
+
+
+def test_save_that_is_stopped_leaves_no_mixture(tmp_path, monkeypatch):
+    made, folder = saved(tmp_path)
+    replaced, replace = [], Path.replace
+
+    def stopped(self, target):
+        replaced.append(target.name)
+        if len(replaced) == 2:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        made.save(folder)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="holds no whole fit"):
+        FewShotClassifier.load(folder)
 
 
 def full_disk(*_given, **_named):

@@ -39,6 +39,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answers)
         self.made: dict[str, str] = {}
         self.commits: list[tuple[str, dict[str, bytes]]] = []
+        self.deleted: list[str] = []
         self.asked: list[str] = []
 
     @property
@@ -56,7 +57,13 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
-        self._answer(404, {"error": "Repository not found"})
+        if not (found := re.match(r"/api/models/(\w+/\w+)/tree/main\b", self.path)):
+            return self._answer(404, {"error": "Repository not found"})
+        there = {name for repo, files in self.server.commits if repo == found[1] for name in files}
+        listed = [{"type": "file", "path": name, "size": 1, "oid": "b"} for name in sorted(there)]
+        self._answer(
+            200, [*listed, {"type": "file", "path": ".gitattributes", "size": 1, "oid": "c"}]
+        )
 
     def do_POST(self) -> None:
         self.server.asked.append(self.path)
@@ -85,12 +92,15 @@ class Answers(BaseHTTPRequestHandler):
             for line in lines
             if line["key"] == "file"
         }
+        self.server.deleted += [
+            line["value"]["path"] for line in lines if line["key"] == "deletedFile"
+        ]
         self.server.commits.append((repo, files))
         oid = "a" * 40
         url = f"{self.server.url}/{repo}/commit/{oid}"
         return self._answer(200, {"commitUrl": url, "commitOid": oid, "success": True})
 
-    def _answer(self, status: int, value: dict[str, Any]) -> None:
+    def _answer(self, status: int, value: Any) -> None:
         body = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -170,6 +180,31 @@ def test_no_path_of_this_machine_is_uploaded(hub, tmp_path):
         dfolora.load(fetched)
     again = dfolora.load(fetched, model=str(model))
     assert np.array_equal(again.predict_proba(TEXTS), classifier.predict_proba(TEXTS))
+
+
+def test_files_of_an_earlier_fit_go(hub, tmp_path):
+    """PEFT would load them; what is not a fit's stays."""
+    fitted(tmp_path / "search")
+    fitted(tmp_path / "prompt", "manual_prompt")
+    dfolora.push(tmp_path / "search", "me/mine", token=TOKEN)
+    assert hub.deleted == []
+    dfolora.push(tmp_path / "prompt", "me/mine", token=TOKEN)
+    assert hub.deleted == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("folder", ["/home/me/one/", "/home/it's/one", "/one"])
+def test_no_folder_of_an_adapter_is_uploaded(hub, tmp_path, folder):
+    fitted(tmp_path / "fit")
+    record, card = tmp_path / "fit" / "classifier.json", tmp_path / "fit" / "README.md"
+    known, said = json.loads(record.read_text()), card.read_text()
+    composed = f"Composed(adapters=({folder!r}, 'b'))"
+    assert known["method"] in said
+    record.write_text(json.dumps(known | {"method": composed}))
+    card.write_text(said.replace(known["method"], composed))
+    dfolora.push(tmp_path / "fit", "me/mine", token=TOKEN)
+    ((_, files),) = hub.commits
+    assert json.loads(files["classifier.json"])["method"] == "Composed(adapters=('one', 'b'))"
+    assert b"/home" not in files["README.md"] + files["classifier.json"]
 
 
 REFUSED = {

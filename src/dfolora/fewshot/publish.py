@@ -8,18 +8,20 @@ from typing import Any
 
 from dfolora.errors import UserError, explained, first_line
 from dfolora.fewshot.card import hub_name
-from dfolora.fewshot.saved import CARD, CONFIG, RECORD, files_of, read_record
+from dfolora.fewshot.saved import CARD, CONFIG, RECORD, WRITTEN, files_of, read_record
 from dfolora.model import file_shapes
 
 REFUSED = (401, 403)
 """What the hub answers to a token that may not do it."""
+FOLDER = re.compile(r"""(['"])(/.*?)\1""")
+"""A path in what a method is written as."""
 
 
 def push(folder: str | Path, repo: str, *, private: bool = True, token: str | None = None) -> str:
     """Upload a fitted folder with its model card to a repository of the hub, in one commit.
 
     Only files that a fit writes are uploaded, without paths of this machine: a base model that was
-    a folder has no name there, and whoever loads the fit gives it.
+    a folder has no name there, and whoever loads the fit gives it. Those of an earlier fit go.
 
     Args:
         folder: Written by ``FewShotClassifier.save`` or a run.
@@ -41,10 +43,12 @@ def push(folder: str | Path, repo: str, *, private: bool = True, token: str | No
     with explained(lambda error: _not_taken(error, repo)):
         hub = huggingface_hub.HfApi(token=token)
         hub.create_repo(repo, private=private, exist_ok=True)
-        operations = [
+        operations: list[Any] = [
             huggingface_hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
             for name, content in files.items()
         ]
+        stale = {*WRITTEN}.intersection(hub.list_repo_files(repo)) - {*files}
+        operations += [huggingface_hub.CommitOperationDelete(name) for name in sorted(stale)]
         commit = hub.create_commit(repo, operations, commit_message="A fit of dfolora")
     return commit.commit_url
 
@@ -68,7 +72,8 @@ def _files(folder: Path) -> Mapping[str, bytes]:
     with explained(lambda error: f"{folder} is no whole fit: {first_line(error)}; copy it again."):
         parsed = {name: json.loads(files[name]) for name in names if name.endswith(".json")}
         card = files[CARD].decode()
-    method = re.sub(r"'/[^']*/([^'/]+)'", r"'\1'", record["method"])  # has adapters' folders
+    # It has adapters' folders, of which the names alone are told.
+    method = FOLDER.sub(lambda found: repr(Path(found[2]).name), record["method"])
     files[CARD] = card.replace(record["method"], method).encode()
     files[RECORD] = _text({**record, "method": method, "model": _elsewhere(record["model"])})
     if CONFIG in parsed:

@@ -8,7 +8,7 @@ from functools import partial
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from shutil import copytree
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
@@ -68,7 +68,7 @@ WRITTEN = (
     *(CONFIG, TENSORS, "soft_prompts.safetensors"),
     "trained.safetensors",
 )
-"""All files that fits write."""
+"""All files that fits write, the record first: it goes first and comes last."""
 PACKAGES = ("dfolora", "torch", "transformers", "peft")
 PROBE = "It was GREAT, wasn't it?  N/A 10 %"
 """A text that tokenizers cut each in its way."""
@@ -118,21 +118,22 @@ class Fitted:
     def save(self, folder: Path) -> None:
         """Write a folder from which ``Saved`` makes it again, in place of an earlier fit's files.
 
-        These go when all that replaces them is written.
+        These go when all that replaces them is written. Whoever is stopped between leaves a folder
+        without a record, which is no whole fit.
 
         Raises:
             UserError: No such fit can be restored; then nothing is written.
         """
         described, task = self.describe(), self._task()
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
+        with TemporaryDirectory(prefix=".", dir=folder) as place:  # on the same file system
             made = Path(place)
             self._write(made, described, task)
             here = [name for name in WRITTEN if (made / name).exists()]
-            for name in sorted(here, key=lambda name: name == RECORD):  # which is there last
+            for name in WRITTEN:
+                (folder / name).unlink(missing_ok=True)
+            for name in reversed(here):
                 (made / name).replace(folder / name)
-        for name in {*WRITTEN} - {*here}:
-            (folder / name).unlink(missing_ok=True)
 
     def _write(self, folder: Path, described: Mapping[str, Any], task: Mapping[str, Any]) -> None:
         self.predictor.save(folder)
@@ -261,7 +262,7 @@ class Saved:
         label_ids = torch.tensor(task["label_ids"])
         encode, logits = restore(folder, record["fitted"], backbone, plain, label_ids)
         return Fitted(
-            predictor=Predictor(logits=logits, write=partial(copy_folder, folder)),
+            predictor=Predictor(logits=logits, write=partial(copy_fit, folder)),
             backbone=backbone,
             origin=self.base.origin,
             task=self.task,
@@ -433,10 +434,12 @@ def _check_origin(value: object, where: str) -> None:
     text_or_none(origin["tokenizer"], f"{where}.tokenizer")
 
 
-def copy_folder(folder: Path, target: Path) -> None:
+def copy_fit(folder: Path, target: Path) -> None:
     """What ``save`` means for a classifier that was loaded."""
-    if target.resolve() != folder.resolve():
-        copytree(folder, target, dirs_exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in WRITTEN:
+        if (folder / name).exists():
+            copyfile(folder / name, target / name)
 
 
 def restore(
