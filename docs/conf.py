@@ -4,6 +4,8 @@ Pages of methods and optimizers are written from the configs. A config's comment
 they say where a method comes from and what is known of its values; the values follow as they stand.
 """
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ def _without_a_type(
 def write_pages() -> None:
     """Write a page for each method and each optimizer."""
     for folder, group in ASKED.items():
-        (DOCS / folder).mkdir(exist_ok=True)
+        shutil.rmtree(DOCS / folder, ignore_errors=True)
+        (DOCS / folder).mkdir()
         for path in _configs(group):
             page = DOCS / folder / f"{path.stem}.md"
             page.write_text(page_of(path, group), encoding="utf-8")
@@ -56,7 +59,7 @@ def page_of(path: Path, group: str) -> str:
     first = next(index for index, line in enumerate(lines) if not line.startswith("#"))
     said = " ".join(line.removeprefix("#").strip() for line in lines[:first])
     values = "\n".join(lines[first:]).strip()
-    rows = [f"`row={row.stem}`" for row in _configs("row") if _names(row, group, path.stem)]
+    rows = [f"`row={row.stem}`" for row in _configs("row") if _option(row, group) == path.stem]
     of_rows = f"\nRows of tables that have it: {', '.join(rows)}.\n" if rows else ""
     return (
         f"# {path.stem}\n\n{_escaped(said)}\n\n`{group}={path.stem}`, with these values:\n\n"
@@ -73,5 +76,10 @@ def _configs(group: str) -> list[Path]:
     return sorted((CONF / group).glob("*.yaml"))
 
 
-def _names(row: Path, group: str, option: str) -> bool:
-    return f"override /{group}: {option}\n" in row.read_text(encoding="utf-8")
+def _option(row: Path, group: str) -> str | None:
+    """The option that a row, or the row that it builds on, chooses of a group."""
+    text = row.read_text(encoding="utf-8")
+    if chosen := re.search(rf"override /{group}: (\w+)", text):
+        return chosen[1]
+    based = (CONF / "row" / f"{name}.yaml" for name in re.findall(r"^  - (\w+)$", text, re.M))
+    return next((_option(other, group) for other in based if other.exists()), None)

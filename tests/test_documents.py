@@ -42,6 +42,8 @@ def test_site_is_built_without_a_warning_and_asks_no_other_machine(tmp_path):
     for group in ("method", "optimizer"):
         wanted = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
         assert wanted == {page.stem for page in pages if page.parent.name == f"{group}s"}
+    cma = re.sub("<[^>]+>", "", (site / "optimizers" / "cma.html").read_text(encoding="utf-8"))
+    assert "row=c_lora_bias" in cma  # by the row that it builds on
     host = r"(?:https?:)?//"
     fetched = (
         rf'<(?:script|img|iframe)[^>]* src="{host}|<link[^>]* rel="stylesheet"[^>]* href="{host}'
