@@ -30,6 +30,9 @@ class OnRay:
         num_cpus: Cores that a job takes, and threads that it has.
         num_gpus: GPUs that a job takes; None for one, where the cluster has any.
         retries: How often a job may be lost and begun again.
+
+    Raises:
+        UserError: A number is none that Ray takes.
     """
 
     def __init__(
@@ -39,6 +42,12 @@ class OnRay:
         num_gpus: float | None = None,
         retries: int = 3,
     ) -> None:
+        from dfolora.validation import not_negative, whole  # late, for its package takes seconds
+
+        whole(num_cpus, "cluster.num_cpus", least=1)
+        if num_gpus is not None and not_negative(num_gpus, "cluster.num_gpus") > 1:
+            whole(num_gpus, "cluster.num_gpus", least=0)  # Ray divides no more than one
+        whole(retries, "cluster.retries", least=0)
         self._address = address
         self._num_cpus = num_cpus
         self._num_gpus = num_gpus

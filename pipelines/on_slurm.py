@@ -31,6 +31,9 @@ class OnSlurm:
         gpus: GPUs that a job takes.
         at_once: Tasks that may run at once.
         options: Other options of sbatch, such as ``partition`` or ``account``.
+
+    Raises:
+        UserError: A number is none that SLURM takes.
     """
 
     def __init__(
@@ -44,6 +47,13 @@ class OnSlurm:
         at_once: int = 64,
         options: Mapping[str, Any] | None = None,
     ) -> None:
+        from dfolora.validation import whole  # late, for its package takes seconds
+
+        whole(timeout_min, "cluster.timeout_min", least=1)
+        whole(timeouts, "cluster.timeouts", least=0)
+        whole(cpus, "cluster.cpus", least=1)
+        whole(gpus, "cluster.gpus", least=0)
+        whole(at_once, "cluster.at_once", least=1)
         self._executor = executor
         self._folder = folder
         self._timeouts = timeouts

@@ -22,6 +22,22 @@ def test_extra_that_is_missing_is_told(ended, monkeypatch):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("value", "needed"),
+    [
+        ("num_cpus=two", "a whole number, 1 or more"),
+        ("num_cpus=0", "a whole number, 1 or more"),
+        ("num_gpus=one", "0 or a positive number"),
+        ("num_gpus=1.5", "a whole number, 0 or more"),
+        ("retries=-1", "a whole number, 0 or more"),
+    ],
+)
+def test_number_that_is_none_is_told(ended, value, needed):
+    assert ended("run", "cluster=ray", f"cluster.{value}") == (
+        2, "", f"error: cluster.{value} must be {needed}.\n"
+    )  # fmt: skip
+
+
 @pytest.fixture
 def ray():
     return pytest.importorskip("ray", reason="ray is not installed: pip install 'dfolora[ray]'")

@@ -24,6 +24,24 @@ def test_extra_that_is_missing_is_told(ended, monkeypatch):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("value", "least"),
+    [
+        ("timeout_min=soon", 1),
+        ("timeout_min=0", 1),
+        ("timeouts=-1", 0),
+        ("cpus=two", 1),
+        ("gpus=true", 0),
+        ("at_once=0", 1),
+    ],
+)
+def test_number_that_is_none_is_told(ended, value, least):
+    said = value.replace("true", "True")
+    assert ended("run", "cluster=slurm", f"cluster.{value}") == (
+        2, "", f"error: cluster.{said} must be a whole number, {least} or more.\n"
+    )  # fmt: skip
+
+
 def test_machine_without_slurm_is_told(ended, monkeypatch):
     pytest.importorskip("submitit", reason=NEEDED)
     monkeypatch.setenv("PATH", "")
