@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.crew import Show, Submit
+from pipelines.crew import Show, Submit, check_shared
 from pipelines.job import DEFECT, Job, JobResult, end_runs, exit_on_signals, failure, of_job, work
 from pipelines.processes import GRACE_SECONDS, THREADS
 
@@ -147,7 +147,6 @@ class OnRay:
         import ray
 
         from dfolora.errors import UserError
-        from dfolora.record import Store
 
         nodes = [node for node in ray.nodes() if node["Alive"]]
         for job in jobs:
@@ -158,12 +157,8 @@ class OnRay:
                     f"cluster.num_cpus and cluster.num_gpus to less."
                 )
         machines = {node["NodeManagerHostname"] for node in nodes}
-        uri = jobs[0][0].tracking.uri
-        if len(machines) > 1 and Store.file_of(uri):
-            raise UserError(
-                f"The Ray cluster has {len(machines)} machines, and the tracking store {uri} is a "
-                f"file, which one alone can use. Set MLFLOW_TRACKING_URI to a server."
-            )
+        if len(machines) > 1:
+            check_shared(jobs[0][0], f"The {len(machines)} machines of the Ray cluster")
 
     def _gpus_of(self, job: Job) -> float:
         import ray

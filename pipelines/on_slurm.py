@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from pipelines.crew import Show, Submit
+from pipelines.crew import Show, Submit, check_shared
 from pipelines.job import DEFECT, Job, JobResult, end_runs, of_job, work
 from pipelines.processes import GRACE_SECONDS, THREADS
 
@@ -72,12 +72,15 @@ class OnSlurm:
         """Submits all jobs as one array.
 
         Raises:
-            UserError: submitit is not installed, or SLURM does not take the jobs.
+            UserError: submitit is not installed, the machines share no store, or SLURM does not
+                take the jobs.
         """
         from dfolora.errors import UserError, first_line, installed
 
         with installed("slurm"):
             import submitit
+        if self._executor != "local":
+            check_shared(jobs[0][0], "SLURM's machines")
         # What SLURM starts has the command's environment.
         os.environ.setdefault(THREADS, str(self._parameters["cpus_per_task"]))
         try:

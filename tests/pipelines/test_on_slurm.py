@@ -12,6 +12,7 @@ from dfolora.record import Store
 from tests import slurm
 from tests.commands import command, environment
 from tests.pipelines.test_on_ray import _eventually, _journals, assert_same_runs
+from tests.servers import TrackingServer
 
 NEEDED = "submitit is not installed: pip install 'dfolora[slurm]'"
 
@@ -42,10 +43,21 @@ def test_number_that_is_none_is_told(ended, value, least):
     )  # fmt: skip
 
 
+def test_store_that_is_a_file_is_refused(ended, tmp_path):
+    pytest.importorskip("submitit", reason=NEEDED)
+    assert ended("run", "cluster=slurm") == (
+        2, "",
+        f"error: SLURM's machines would write to the tracking store sqlite:///{tmp_path}/mlflow.db,"
+        f" a file, which one machine alone can use. Set MLFLOW_TRACKING_URI to the address of a "
+        f"tracking server.\n",
+    )  # fmt: skip
+
+
 def test_machine_without_slurm_is_told(ended, monkeypatch):
     pytest.importorskip("submitit", reason=NEEDED)
     monkeypatch.setenv("PATH", "")
-    status, out, error = ended("run", "cluster=slurm")
+    elsewhere = "tracking.uri=http://127.0.0.1:9"
+    status, out, error = ended("run", "cluster=slurm", elsewhere)
     assert (status, out) == (2, "")
     assert error.startswith("error: cluster=slurm takes no jobs here: ")
     assert "srun" in error
@@ -61,11 +73,21 @@ def folders(tmp_path):
 
 
 @pytest.fixture
-def played(tmp_path):
-    """The state of a SLURM, and the variables with which it is found."""
+def server(folders):
+    """A tracking server, whose store is where it would be without one."""
+    _, there = folders
+    server = TrackingServer(f"sqlite:///{there}/mlflow.db", there)
+    server.start()
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def played(tmp_path, server):
+    """The state of a SLURM, and the variables with which it is found, and a tracking server."""
     folder = tmp_path / "played"
     folder.mkdir()
-    return folder, slurm.install(folder)
+    return folder, slurm.install(folder) | {"MLFLOW_TRACKING_URI": server.uri}
 
 
 @pytest.mark.slow
