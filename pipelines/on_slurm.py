@@ -12,7 +12,7 @@ from threading import Event, Thread
 from typing import Any
 
 from pipelines.crew import Show, Submit, check_shared
-from pipelines.job import DEFECT, Job, JobResult, end_runs, of_job, work
+from pipelines.job import DEFECT, Job, JobResult, end_runs, of_job, signals_held, work
 from pipelines.processes import GRACE_SECONDS, THREADS
 
 POLL_SECONDS = 2.0
@@ -75,7 +75,7 @@ class OnSlurm:
             UserError: submitit is not installed, the machines share no store, or SLURM does not
                 take the jobs.
         """
-        from dfolora.errors import UserError, first_line, installed
+        from dfolora.errors import installed
 
         with installed("slurm"):
             import submitit
@@ -83,30 +83,36 @@ class OnSlurm:
             check_shared(jobs[0][0], "SLURM's machines")
         # What SLURM starts has the command's environment.
         os.environ.setdefault(THREADS, str(self._parameters["cpus_per_task"]))
-        try:
+        with _told():
             executor = submitit.AutoExecutor(
                 self._folder, cluster=self._executor, slurm_max_num_timeout=self._timeouts
             )
             executor.update_parameters(**self._parameters)
-            with executor.batch():
-                array = [executor.submit(Task(Path.cwd(), job, 0.0)) for job in jobs]
-        except (OSError, RuntimeError, ValueError, subprocess.CalledProcessError) as error:
-            raise UserError(f"cluster=slurm takes no jobs here: {first_line(error)}") from error
+        array: list[Any] = []
         left = iter(array)
         begun: dict[Future[JobResult], Any] = {}
 
         def submit(job: Job, patience: float) -> Future[JobResult]:
-            # It waits in its task: to be queued over and over would be a burden to SLURM.
-            again = patience > 0
-            task = executor.submit(Task(Path.cwd(), job, None)) if again else next(left)
             future: Future[JobResult] = Future()
-            begun[future] = task
+            try:
+                with signals_held():
+                    # It waits in its task: to be queued over and over would be a burden to SLURM.
+                    again = patience > 0
+                    begun[future] = (
+                        executor.submit(Task(Path.cwd(), job, None)) if again else next(left)
+                    )
+            except Exception as error:  # submitit's own, of several kinds
+                future.set_exception(error)
             return future
 
         over = Event()
-        watch = Thread(target=_watch, args=(begun, over))
-        watch.start()
+        watch = Thread(target=_watch, args=(begun, over), daemon=True)
         try:
+            watch.start()
+            with _told(), signals_held():
+                with executor.batch():
+                    tasks = [executor.submit(Task(Path.cwd(), job, 0.0)) for job in jobs]
+                array += tasks
             yield submit
         except BaseException:
             tasks = [*begun.values(), *left]
@@ -118,9 +124,11 @@ class OnSlurm:
             raise
         finally:
             over.set()
-            watch.join()
-            config, _choices, sweep_id = jobs[0]
-            end_runs(config, sweep_id)
+            if watch.is_alive():
+                watch.join()
+            if array:
+                config, _choices, sweep_id = jobs[0]
+                end_runs(config, sweep_id)
 
     def lost(self, job: Job, error: BaseException) -> JobResult:
         """Fails: what SLURM may begin again, it has."""
@@ -128,7 +136,7 @@ class OnSlurm:
 
         _config, choices, _id = job
         line = (
-            f"error: its SLURM task ended without a result, see {self._folder}; call again to go "
+            f"error: its SLURM task gave no result, see {self._folder}; call again to go "
             f"on. submitit says: {first_line(Exception(error))}"
         )
         return JobResult(ending="failed", line=of_job(line, choices), status=DEFECT)
@@ -152,6 +160,17 @@ class Task:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Raises UserError within if SLURM takes no jobs."""
+    from dfolora.errors import UserError, first_line
+
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, subprocess.CalledProcessError) as error:
+        raise UserError(f"cluster=slurm takes no jobs here: {first_line(error)}") from error
 
 
 def _watch(begun: dict[Future[JobResult], Any], over: Event) -> None:

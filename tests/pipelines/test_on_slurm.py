@@ -4,13 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
+from threading import active_count
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from dfolora.record import Store
+from pipelines import on_slurm
+from pipelines.job import SWEPT
 from tests import slurm
-from tests.commands import command, environment
+from tests.commands import command, composed, environment
 from tests.pipelines.test_on_ray import _eventually, _journals, assert_same_runs
 from tests.servers import TrackingServer
 
@@ -61,6 +66,92 @@ def test_machine_without_slurm_is_told(ended, monkeypatch):
     assert (status, out) == (2, "")
     assert error.startswith("error: cluster=slurm takes no jobs here: ")
     assert "srun" in error
+
+
+class Asked:
+    """A task of ``Executor``'s, that never ends by itself."""
+
+    cancelled = False
+
+    def cancel(self, check):
+        self.cancelled = True
+
+    def done(self, force=False):
+        return self.cancelled
+
+
+class Executor:
+    """Plays submitit's; ``meanwhile`` happens once an array is submitted."""
+
+    def __init__(self, meanwhile=lambda: None):
+        self.tasks, self._meanwhile, self._batch = [], meanwhile, False
+
+    def update_parameters(self, **_parameters):
+        pass
+
+    @contextmanager
+    def batch(self):
+        self._batch = True
+        yield
+        self._batch = False
+        self._meanwhile()
+
+    def submit(self, _task):
+        if not self._batch:
+            raise RuntimeError("sbatch: error: the queue is full\nand more")
+        self.tasks.append(Asked())
+        return self.tasks[-1]
+
+
+@pytest.fixture
+def hired(monkeypatch):
+    """A crew of two jobs, whom an executor has."""
+    config = composed()[0]
+    jobs = [(config, {SWEPT: f"seed={seed}"}, "s1") for seed in (1, 2)]
+    ended = []
+    monkeypatch.setattr(on_slurm, "end_runs", lambda _config, sweep: ended.append(sweep))
+    monkeypatch.setattr(on_slurm, "POLL_SECONDS", 0.01)
+
+    @contextmanager
+    def hired(executor):
+        played = SimpleNamespace(AutoExecutor=lambda *_given, **_named: executor)
+        monkeypatch.setitem(sys.modules, "submitit", played)
+        crew, threads = on_slurm.OnSlurm("local"), active_count()
+        try:
+            with crew.hired(jobs, show=None) as submit:
+                yield crew, jobs, submit
+        finally:
+            assert active_count() == threads
+            assert ended == ["s1"]
+
+    return hired
+
+
+def test_job_that_slurm_does_not_take_again_is_lost_alone(hired):
+    with hired(executor := Executor()) as (crew, jobs, submit):
+        first, _second = (submit(job, 0.0) for job in jobs)
+        again = submit(jobs[0], 10.0)
+        assert not first.done()
+        lost = crew.lost(jobs[0], again.exception())
+    assert (lost.ending, lost.status) == ("failed", 1)
+    assert lost.line.endswith("submitit says: sbatch: error: the queue is full Its job: seed=1.")
+    assert not any(task.cancelled for task in executor.tasks)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_that_comes_while_jobs_are_submitted_leaves_none(hired, number):
+    def stop(number, _frame):
+        sys.exit(128 + number)
+
+    theirs = signal.signal(number, stop)
+    executor = Executor(meanwhile=lambda: signal.raise_signal(number))
+    try:
+        with pytest.raises(SystemExit) as end, hired(executor):
+            raise AssertionError("it went on")
+    finally:
+        signal.signal(number, theirs)
+    assert end.value.code == 128 + number
+    assert [task.cancelled for task in executor.tasks] == [True, True]
 
 
 @pytest.fixture
