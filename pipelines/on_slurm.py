@@ -1,6 +1,7 @@
 """Jobs on SLURM: an array in which each takes a task, through submitit."""
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +13,24 @@ from threading import Event, Thread
 from typing import Any
 
 from pipelines.crew import Show, Submit, check_shared
-from pipelines.job import DEFECT, Job, JobResult, end_runs, of_job, signals_held, work
+from pipelines.job import (
+    DEFECT,
+    Job,
+    JobResult,
+    end_runs,
+    exit_on_signals,
+    of_job,
+    signals_held,
+    work,
+)
 from pipelines.processes import GRACE_SECONDS, THREADS
 
 POLL_SECONDS = 2.0
 """Between two looks at what has ended."""
+PREEMPTED_SECONDS = 90.0
+"""In which SLURM, having told a task to end, also sends submitit's signal if it preempts it."""
+ASK_SECONDS = 10.0
+"""For SLURM to answer."""
 
 
 class OnSlurm:
@@ -151,15 +165,58 @@ class Task:
     patience: float | None
 
     def __call__(self) -> JobResult:
-        """Do it."""
+        """Do it; told to end, it leaves its run in order."""
         os.chdir(self.folder)
-        return work(*self.job, patience=self.patience)
+        _bind_signals()
+        try:
+            return work(*self.job, patience=self.patience)
+        except SystemExit as end:
+            if end.code == 128 + signal.SIGTERM and _runs():
+                time.sleep(PREEMPTED_SECONDS)  # until it is told to queue itself again
+            raise
 
     def checkpoint(self) -> Any:
         """What submitit queues again when time is up: the same, which goes on from its journal."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _bind_signals() -> None:
+    """Unwind on SIGTERM and Ctrl-C; on submitit's signal, do what it does and say what it means."""
+    from submitit import JobEnvironment
+    from submitit.core.utils import UncompletedJobError
+
+    from dfolora.errors import ResourceError
+
+    number = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
+    queue_again: Any = signal.getsignal(number)
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a task that is queued again is told to end
+        try:
+            queue_again(number, frame)
+        except UncompletedJobError as error:
+            raise ResourceError(
+                "Its time limits are used up; raise cluster.timeout_min or cluster.timeouts."
+            ) from error
+
+    exit_on_signals()
+    signal.signal(number, stop)
+
+
+def _runs() -> bool:
+    """Whether SLURM still counts this task as running: it preempts it then, and cancels it not."""
+    from submitit import JobEnvironment
+
+    command = ["squeue", "--noheader", "--format=%T", "--jobs", JobEnvironment().job_id]
+    try:
+        asked = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=ASK_SECONDS
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return asked.stdout.strip() == "RUNNING"
 
 
 @contextmanager

@@ -4,13 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import active_count
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from dfolora.errors import ResourceError
 from dfolora.record import Store
 from pipelines import on_slurm
 from pipelines.job import SWEPT
@@ -155,6 +158,51 @@ def test_signal_that_comes_while_jobs_are_submitted_leaves_none(hired, number):
 
 
 @pytest.fixture
+def task(monkeypatch, tmp_path):
+    """A job in the process of a task; submitit's signal ends it with -1."""
+    pytest.importorskip("submitit", reason=NEEDED)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+    theirs = [signal.getsignal(number) for number in numbers]
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(on_slurm, "work", lambda *_job, patience: signal.raise_signal(patience))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_PLAYED", str(tmp_path))
+    monkeypatch.setenv("PATH", slurm.install(tmp_path)["PATH"])
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    signal.signal(signal.SIGUSR2, lambda *_given: sys.exit(-1))
+    yield on_slurm.Task(tmp_path, (None, {}, "s1"), signal.SIGTERM)
+    for number, handler in zip(numbers, theirs, strict=True):
+        signal.signal(number, handler)
+
+
+def test_cancelled_task_ends_at_once(task):
+    (task.folder / "7.cancelled").touch()
+    with pytest.raises(SystemExit) as end:
+        task()
+    assert end.value.code == 128 + signal.SIGTERM
+
+
+def test_preempted_task_waits_to_be_queued_again(task, monkeypatch):
+    monkeypatch.setattr(on_slurm.time, "sleep", lambda _: signal.raise_signal(signal.SIGUSR2))
+    with pytest.raises(SystemExit) as end:
+        task()
+    assert end.value.code == -1
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+
+
+def test_task_whose_time_limits_are_used_up_says_so(task):
+    from submitit.core.utils import UncompletedJobError
+
+    def give_up(*_given):
+        raise UncompletedJobError("Job not requeued because: timed-out too many times.")
+
+    signal.signal(signal.SIGUSR2, give_up)
+    with pytest.raises(ResourceError, match=r"raise cluster\.timeout_min or cluster\.timeouts"):
+        replace(task, patience=signal.SIGUSR2)()
+
+
+@pytest.fixture
 def folders(tmp_path):
     """Where this machine's processes run the jobs, and where SLURM does."""
     made = tmp_path / "here", tmp_path / "slurm"
@@ -210,14 +258,17 @@ def steps(state):
 
 
 @pytest.mark.slow
-def test_tasks_go_on_after_a_time_limit_and_a_lost_node(folders, played):
+def test_tasks_go_on_after_being_preempted_and_a_lost_node(folders, played):
     pytest.importorskip("submitit", reason=NEEDED)
     (here, there), (state, variables) = folders, played
     sweep = ["seed=1,2", "dim=40", "budget=1500", "dev_interval=100"]
     ran = begun(there, variables, *sweep)
     _eventually(lambda: _journals(there, 2, lines=20), ran)
-    for process, number in zip(steps(state), (signal.SIGUSR2, signal.SIGKILL), strict=True):
-        os.kill(process, number)
+    preempted, lost = steps(state)
+    os.kill(lost, signal.SIGKILL)
+    os.kill(preempted, signal.SIGTERM)
+    time.sleep(3)
+    os.kill(preempted, signal.SIGUSR2)
     out, error = ran.communicate(timeout=400)
     assert ran.returncode == 0, error
     assert out.endswith("2 runs: 2 done\n")
@@ -237,6 +288,7 @@ def test_interrupted_command_leaves_no_task(folders, played):
     assert (ran.returncode, out) == (128 + signal.SIGINT, "")
     assert error.endswith("stopped: what was done is kept; call again to go on\n")
     assert len([*state.glob("*.cancelled")]) == 3
+    assert not [*state.glob("*.killed")]
     assert not any(map(psutil.pid_exists, steps(state)))
     store = Store(f"sqlite:///{there}/mlflow.db")
     found = store._client.search_runs(store._experiment_ids())
