@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.crew import Show, Submit, check_shared
 from pipelines.job import DEFECT, Job, JobResult, end_runs, exit_on_signals, failure, of_job, work
-from pipelines.processes import GRACE_SECONDS, THREADS
+from pipelines.processes import GRACE_SECONDS, THREADS, plan_with
 
 CONNECT_SECONDS = 20.0
 """For a cluster to answer; Ray itself tries for minutes."""
@@ -67,6 +67,8 @@ class OnRay:
 
         self._connect()
         exit_on_signals()  # Ray took SIGTERM for itself
+        if self._num_gpus is not None and 0 < self._num_gpus < 1:
+            plan_with(self._num_gpus, [config for config, _choices, _id in jobs])
         begun: list[Any] = []
         task = ray.remote(max_retries=self._retries)(_in_folder)
 
