@@ -6,6 +6,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from omegaconf import DictConfig
+
 from pipelines.job import Job, JobResult
 from pipelines.progress import RunBar
 
@@ -40,6 +42,23 @@ class Crew(Protocol):
             error: What its future raised.
         """
         ...
+
+
+def check_shared(config: DictConfig, machines: str) -> None:
+    """Raise UserError if the jobs' store is a file: several machines would damage it.
+
+    Args:
+        config: A job's.
+        machines: Which ones would write to it.
+    """
+    from dfolora.errors import UserError  # late, for its package takes seconds
+    from dfolora.record import Store
+
+    if Store.file_of(uri := config.tracking.uri):
+        raise UserError(
+            f"{machines} would write to the tracking store {uri}, a file, which one machine alone "
+            f"can use. Set MLFLOW_TRACKING_URI to the address of a tracking server."
+        )
 
 
 def share_out(

@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isnan
@@ -152,3 +153,20 @@ def exit_on_signals(again: signal.Handlers = signal.SIG_DFL) -> None:
     sys.unraisablehook = unraisable
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Within, SIGTERM and Ctrl-C wait for its end: what is begun there is also noted."""
+    came: list[int] = []
+    theirs = {
+        each: signal.signal(each, lambda number, _frame: came.append(number))
+        for each in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for each, handler in theirs.items():
+            signal.signal(each, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)

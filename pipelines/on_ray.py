@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.crew import Show, Submit
+from pipelines.crew import Show, Submit, check_shared
 from pipelines.job import DEFECT, Job, JobResult, end_runs, exit_on_signals, failure, of_job, work
-from pipelines.processes import GRACE_SECONDS, THREADS
+from pipelines.processes import GRACE_SECONDS, THREADS, plan_with
 
 CONNECT_SECONDS = 20.0
 """For a cluster to answer; Ray itself tries for minutes."""
@@ -30,6 +30,9 @@ class OnRay:
         num_cpus: Cores that a job takes, and threads that it has.
         num_gpus: GPUs that a job takes; None for one, where the cluster has any.
         retries: How often a job may be lost and begun again.
+
+    Raises:
+        UserError: A number is none that Ray takes.
     """
 
     def __init__(
@@ -39,6 +42,12 @@ class OnRay:
         num_gpus: float | None = None,
         retries: int = 3,
     ) -> None:
+        from dfolora.validation import not_negative, whole  # late, for its package takes seconds
+
+        whole(num_cpus, "cluster.num_cpus", least=1)
+        if num_gpus is not None and not_negative(num_gpus, "cluster.num_gpus") > 1:
+            whole(num_gpus, "cluster.num_gpus", least=0)  # Ray divides no more than one
+        whole(retries, "cluster.retries", least=0)
         self._address = address
         self._num_cpus = num_cpus
         self._num_gpus = num_gpus
@@ -58,6 +67,8 @@ class OnRay:
 
         self._connect()
         exit_on_signals()  # Ray took SIGTERM for itself
+        if self._num_gpus is not None and 0 < self._num_gpus < 1:
+            plan_with(self._num_gpus, [config for config, _choices, _id in jobs])
         begun: list[Any] = []
         task = ray.remote(max_retries=self._retries)(_in_folder)
 
@@ -138,7 +149,6 @@ class OnRay:
         import ray
 
         from dfolora.errors import UserError
-        from dfolora.record import Store
 
         nodes = [node for node in ray.nodes() if node["Alive"]]
         for job in jobs:
@@ -149,12 +159,8 @@ class OnRay:
                     f"cluster.num_cpus and cluster.num_gpus to less."
                 )
         machines = {node["NodeManagerHostname"] for node in nodes}
-        uri = jobs[0][0].tracking.uri
-        if len(machines) > 1 and Store.file_of(uri):
-            raise UserError(
-                f"The Ray cluster has {len(machines)} machines, and the tracking store {uri} is a "
-                f"file, which one alone can use. Set MLFLOW_TRACKING_URI to a server."
-            )
+        if len(machines) > 1:
+            check_shared(jobs[0][0], f"The {len(machines)} machines of the Ray cluster")
 
     def _gpus_of(self, job: Job) -> float:
         import ray

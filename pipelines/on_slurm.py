@@ -1,6 +1,7 @@
 """Jobs on SLURM: an array in which each takes a task, through submitit."""
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +12,25 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from pipelines.crew import Show, Submit
-from pipelines.job import DEFECT, Job, JobResult, end_runs, of_job, work
+from pipelines.crew import Show, Submit, check_shared
+from pipelines.job import (
+    DEFECT,
+    Job,
+    JobResult,
+    end_runs,
+    exit_on_signals,
+    of_job,
+    signals_held,
+    work,
+)
 from pipelines.processes import GRACE_SECONDS, THREADS
 
 POLL_SECONDS = 2.0
 """Between two looks at what has ended."""
+PREEMPTED_SECONDS = 90.0
+"""In which SLURM, having told a task to end, also sends submitit's signal if it preempts it."""
+ASK_SECONDS = 10.0
+"""For SLURM to answer."""
 
 
 class OnSlurm:
@@ -31,6 +45,9 @@ class OnSlurm:
         gpus: GPUs that a job takes.
         at_once: Tasks that may run at once.
         options: Other options of sbatch, such as ``partition`` or ``account``.
+
+    Raises:
+        UserError: A number is none that SLURM takes.
     """
 
     def __init__(
@@ -44,6 +61,13 @@ class OnSlurm:
         at_once: int = 64,
         options: Mapping[str, Any] | None = None,
     ) -> None:
+        from dfolora.validation import whole  # late, for its package takes seconds
+
+        whole(timeout_min, "cluster.timeout_min", least=1)
+        whole(timeouts, "cluster.timeouts", least=0)
+        whole(cpus, "cluster.cpus", least=1)
+        whole(gpus, "cluster.gpus", least=0)
+        whole(at_once, "cluster.at_once", least=1)
         self._executor = executor
         self._folder = folder
         self._timeouts = timeouts
@@ -62,38 +86,47 @@ class OnSlurm:
         """Submits all jobs as one array.
 
         Raises:
-            UserError: submitit is not installed, or SLURM does not take the jobs.
+            UserError: submitit is not installed, the machines share no store, or SLURM does not
+                take the jobs.
         """
-        from dfolora.errors import UserError, first_line, installed
+        from dfolora.errors import installed
 
         with installed("slurm"):
             import submitit
+        if self._executor != "local":
+            check_shared(jobs[0][0], "SLURM's machines")
         # What SLURM starts has the command's environment.
         os.environ.setdefault(THREADS, str(self._parameters["cpus_per_task"]))
-        try:
+        with _told():
             executor = submitit.AutoExecutor(
                 self._folder, cluster=self._executor, slurm_max_num_timeout=self._timeouts
             )
             executor.update_parameters(**self._parameters)
-            with executor.batch():
-                array = [executor.submit(Task(Path.cwd(), job, 0.0)) for job in jobs]
-        except (OSError, RuntimeError, ValueError, subprocess.CalledProcessError) as error:
-            raise UserError(f"cluster=slurm takes no jobs here: {first_line(error)}") from error
+        array: list[Any] = []
         left = iter(array)
         begun: dict[Future[JobResult], Any] = {}
 
         def submit(job: Job, patience: float) -> Future[JobResult]:
-            # It waits in its task: to be queued over and over would be a burden to SLURM.
-            again = patience > 0
-            task = executor.submit(Task(Path.cwd(), job, None)) if again else next(left)
             future: Future[JobResult] = Future()
-            begun[future] = task
+            try:
+                with signals_held():
+                    # It waits in its task: to be queued over and over would be a burden to SLURM.
+                    again = patience > 0
+                    begun[future] = (
+                        executor.submit(Task(Path.cwd(), job, None)) if again else next(left)
+                    )
+            except Exception as error:  # submitit's own, of several kinds
+                future.set_exception(error)
             return future
 
         over = Event()
-        watch = Thread(target=_watch, args=(begun, over))
-        watch.start()
+        watch = Thread(target=_watch, args=(begun, over), daemon=True)
         try:
+            watch.start()
+            with _told(), signals_held():
+                with executor.batch():
+                    tasks = [executor.submit(Task(Path.cwd(), job, 0.0)) for job in jobs]
+                array += tasks
             yield submit
         except BaseException:
             tasks = [*begun.values(), *left]
@@ -105,9 +138,11 @@ class OnSlurm:
             raise
         finally:
             over.set()
-            watch.join()
-            config, _choices, sweep_id = jobs[0]
-            end_runs(config, sweep_id)
+            if watch.is_alive():
+                watch.join()
+            if array:
+                config, _choices, sweep_id = jobs[0]
+                end_runs(config, sweep_id)
 
     def lost(self, job: Job, error: BaseException) -> JobResult:
         """Fails: what SLURM may begin again, it has."""
@@ -115,7 +150,7 @@ class OnSlurm:
 
         _config, choices, _id = job
         line = (
-            f"error: its SLURM task ended without a result, see {self._folder}; call again to go "
+            f"error: its SLURM task gave no result, see {self._folder}; call again to go "
             f"on. submitit says: {first_line(Exception(error))}"
         )
         return JobResult(ending="failed", line=of_job(line, choices), status=DEFECT)
@@ -130,15 +165,69 @@ class Task:
     patience: float | None
 
     def __call__(self) -> JobResult:
-        """Do it."""
+        """Do it; told to end, it leaves its run in order."""
         os.chdir(self.folder)
-        return work(*self.job, patience=self.patience)
+        _bind_signals()
+        try:
+            return work(*self.job, patience=self.patience)
+        except SystemExit as end:
+            if end.code == 128 + signal.SIGTERM and _runs():
+                time.sleep(PREEMPTED_SECONDS)  # until it is told to queue itself again
+            raise
 
     def checkpoint(self) -> Any:
         """What submitit queues again when time is up: the same, which goes on from its journal."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _bind_signals() -> None:
+    """Unwind on SIGTERM and Ctrl-C; on submitit's signal, do what it does and say what it means."""
+    from submitit import JobEnvironment
+    from submitit.core.utils import UncompletedJobError
+
+    from dfolora.errors import ResourceError
+
+    number = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
+    queue_again: Any = signal.getsignal(number)
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a task that is queued again is told to end
+        try:
+            queue_again(number, frame)
+        except UncompletedJobError as error:
+            raise ResourceError(
+                "Its time limits are used up; raise cluster.timeout_min or cluster.timeouts."
+            ) from error
+
+    exit_on_signals()
+    signal.signal(number, stop)
+
+
+def _runs() -> bool:
+    """Whether SLURM still counts this task as running: it preempts it then, and cancels it not."""
+    from submitit import JobEnvironment
+
+    command = ["squeue", "--noheader", "--format=%T", "--jobs", JobEnvironment().job_id]
+    try:
+        asked = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=ASK_SECONDS
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return asked.stdout.strip() == "RUNNING"
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Raises UserError within if SLURM takes no jobs."""
+    from dfolora.errors import UserError, first_line
+
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, subprocess.CalledProcessError) as error:
+        raise UserError(f"cluster=slurm takes no jobs here: {first_line(error)}") from error
 
 
 def _watch(begun: dict[Future[JobResult], Any], over: Event) -> None:

@@ -1,5 +1,7 @@
 """Tells how long a sweep would take on so many workers, from the times that are recorded.
 
+All its jobs are counted, also those that are in the store already.
+
 python -m pipelines.plan experiment=table1 profile=paper workers=512
 python -m pipelines.plan experiment=table1 profile=paper workers=512 +seconds=900
 """
@@ -52,9 +54,13 @@ class Plan:
     def take(self, config: DictConfig) -> None:
         """Keep a job."""
         with reported():
+            from dfolora.validation import not_negative, whole
             from pipelines.identity import check_parts, labels_of
 
             check_parts(config)
+            whole(config.workers, "workers", least=1)
+            if (seconds := config.get("seconds")) is not None:
+                not_negative(seconds, "seconds")
             plain: Any = OmegaConf.to_container(config, resolve=True)
             checkpoint = built(config, "model", _convert_="all")
             self._jobs.append(labels_of(plain, chosen(), checkpoint, built(config, "method")))
@@ -64,13 +70,11 @@ class Plan:
         import pandas as pd
 
         from dfolora.record import Store
-        from dfolora.validation import whole
 
-        workers = whole(config.workers, "workers", least=1)
         uri = config.tracking.uri
         there = (file := Store.file_of(uri)) is None or file.exists()
         runs = Store(uri).runs() if there else pd.DataFrame()
-        return told(self._jobs, costs(self._jobs, runs, config.get("seconds")), workers)
+        return told(self._jobs, costs(self._jobs, runs, config.get("seconds")), config.workers)
 
 
 def costs(jobs: Sequence[Labels], runs: "pd.DataFrame", seconds: float | None) -> list[float]:
@@ -106,7 +110,7 @@ def costs(jobs: Sequence[Labels], runs: "pd.DataFrame", seconds: float | None) -
                 f"with profile={labels['profile']}. Run one job of each row, or give +seconds=N "
                 f"for those of which there is none."
             )
-        found.append(BESIDE_SECONDS + (float(seconds or 0) if times is None else fmean(times)))
+        found.append(BESIDE_SECONDS + ((seconds or 0) if times is None else fmean(times)))
     return found
 
 

@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -178,12 +178,17 @@ def _shared_out_gpus(configs: Sequence[DictConfig], workers: int) -> list[str]:
     """
     visible = visible_gpus()
     gpus = visible if all(config.device in ("auto", "cuda") for config in configs) else []
-    on_one = ceil(workers / max(1, len(gpus)))
+    if visible:
+        plan_with(1 / ceil(workers / max(1, len(gpus))), configs)
+    return gpus
+
+
+def plan_with(part: float, configs: Iterable[DictConfig]) -> None:
+    """Let jobs that share a GPU each plan with this part of its free memory."""
     for config in configs:
         share = OmegaConf.select(config, "engine.free_share")
-        if visible and isinstance(share, int | float):
-            config.engine.free_share = share / on_one
-    return gpus
+        if isinstance(share, int | float):
+            config.engine.free_share = share * part
 
 
 def alone(config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> JobResult:

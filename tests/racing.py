@@ -5,7 +5,7 @@ import sys
 
 
 def raced(script, folder, uri, names):
-    """Run a script once a name, let all go on at once, and see that each ends well.
+    """Run a script once a name, let all go on at once, and see that each ends well; their output.
 
     Args:
         script: Prints ``ready`` and reads a line before it does what is to happen at once; its
@@ -30,5 +30,7 @@ def raced(script, folder, uri, names):
     for racer in racers:
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    errors = [racer.communicate(timeout=300)[1] for racer in racers]
-    assert [racer.returncode for racer in racers] == [0] * len(racers), "\n".join(errors)
+    told = [racer.communicate(timeout=300) for racer in racers]
+    errors = "\n".join(error for _out, error in told)
+    assert [racer.returncode for racer in racers] == [0] * len(racers), errors
+    return [out for out, _error in told]

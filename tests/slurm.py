@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 from threading import Semaphore, Thread
 
-KILL_SECONDS = 2.0
+KILL_SECONDS = 60.0
 """Between being told to end and being killed."""
 
 
 def install(folder: Path) -> dict[str, str]:
     """Put SLURM's commands into a folder; the variables with which they are found."""
-    for name in ("sbatch", "srun", "scontrol", "scancel", "sacct"):
+    for name in ("sbatch", "srun", "scontrol", "scancel", "sacct", "squeue"):
         path = folder / name
         path.write_text(f'#!/bin/sh\nexec {sys.executable} -S {Path(__file__)} {name} "$@"\n')
         path.chmod(0o755)
@@ -87,17 +87,29 @@ def srun(*arguments: str) -> None:
 
 
 def scontrol(_requeue: str, task: str) -> None:
+    """The task is told to end as well."""
     beside(task, "requeue").touch()
+    os.kill(int(beside(task, "step").read_text()), signal.SIGTERM)
 
 
 def scancel(task: str) -> None:
+    """Comes back when the task has ended."""
     beside(task, "cancelled").touch()
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.kill(int(beside(task, "step").read_text()), number)
-        except (OSError, ValueError):
-            return
-        time.sleep(KILL_SECONDS)
+    try:
+        step = int(beside(task, "step").read_text())
+        os.kill(step, signal.SIGTERM)
+        deadline = time.monotonic() + KILL_SECONDS
+        while time.monotonic() < deadline:
+            os.kill(step, 0)
+            time.sleep(0.1)
+        os.kill(step, signal.SIGKILL)
+        beside(task, "killed").touch()
+    except (OSError, ValueError):
+        return  # it has ended, or never begun
+
+
+def squeue(*arguments: str) -> None:
+    print("COMPLETING" if beside(arguments[-1], "cancelled").exists() else "RUNNING")
 
 
 def sacct(*_arguments: str) -> None:

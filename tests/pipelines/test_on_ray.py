@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from dfolora.record import Store
-from tests.commands import command, environment
+from pipelines import on_ray
+from tests.commands import command, composed, environment
 
 SMALL = ["budget=120", "dim=40", "dev_interval=20"]
 METRICS = ("train/loss", "test/score", "dev/selected_score")
@@ -20,6 +22,35 @@ def test_extra_that_is_missing_is_told(ended, monkeypatch):
         2, "",
         "error: ray is not installed, which this needs: pip install 'dfolora[ray]'.\n",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "needed"),
+    [
+        ("num_cpus=two", "a whole number, 1 or more"),
+        ("num_cpus=0", "a whole number, 1 or more"),
+        ("num_gpus=one", "0 or a positive number"),
+        ("num_gpus=1.5", "a whole number, 0 or more"),
+        ("retries=-1", "a whole number, 0 or more"),
+    ],
+)
+def test_number_that_is_none_is_told(ended, value, needed):
+    assert ended("run", "cluster=ray", f"cluster.{value}") == (
+        2, "", f"error: cluster.{value} must be {needed}.\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("num_gpus", "planned"), [(0.25, 0.2), (1, 0.8), (None, 0.8), (0, 0.8)])
+def test_jobs_that_share_a_gpu_share_its_memory(monkeypatch, num_gpus, planned):
+    played = SimpleNamespace(remote=lambda **_: lambda work: work, shutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", played)
+    for name in ("_connect", "_check"):
+        monkeypatch.setattr(on_ray.OnRay, name, lambda *_given: None)
+    for name in ("exit_on_signals", "end_runs"):
+        monkeypatch.setattr(on_ray, name, lambda *_given: None)
+    jobs = [(composed()[0], {}, "s1") for _ in range(2)]
+    with on_ray.OnRay(num_gpus=num_gpus).hired(jobs, show=None):
+        assert [job[0].engine.free_share for job in jobs] == [planned] * 2
 
 
 @pytest.fixture

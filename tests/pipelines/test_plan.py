@@ -74,6 +74,21 @@ def test_what_limits_is_told():
     assert "what limits: the longest job; more than 2 workers make it no faster" in many
 
 
+@pytest.mark.parametrize(
+    ("value", "needed"),
+    [
+        ("+seconds=abc", "0 or a positive number"),
+        ("+seconds=-1", "0 or a positive number"),
+        ("workers=0", "a whole number, 1 or more"),
+    ],
+)
+def test_number_that_is_none_is_told_before_the_store_is_asked(ended, value, needed):
+    said = value.removeprefix("+")
+    assert ended("plan", value, "tracking.uri=folder") == (
+        2, "", f"error: {said} must be {needed}.\n"
+    )  # fmt: skip
+
+
 def test_sweep_is_planned_from_what_it_recorded(ended):
     sweep = ("-m", "row=manual_prompt,c_lora", "seed=8,13", "budget=25", "dim=40", "workers=4")
     assert ended("plan", *sweep)[0] == 2

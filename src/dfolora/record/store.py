@@ -263,13 +263,19 @@ class Store:
         """Leave one run of a ``digest`` of which a run has finished; its id.
 
         Several places may have worked on it at once. Each asks after its own run has finished, so
-        the last sees all, and all choose alike: the first to end stays, the others are deleted.
+        the last sees all. The first to end stays, with the tags that it lacks of the others, which
+        are deleted. When each ended is told by its own machine's clock: where clocks differ, a run
+        whose id was returned, for it was alone, may be replaced by one that finishes later.
         """
         self.forget(tags)
         with asking():
             first, *others = self._finished(tags["digest"])
+            kept = dict(first.data.tags)
             for run in others:
+                lacking = {key: value for key, value in run.data.tags.items() if key not in kept}
+                self._client.log_batch(first.info.run_id, tags=_entries(lacking), synchronous=True)
                 self._client.delete_run(run.info.run_id)
+                kept |= lacking
         return str(first.info.run_id)
 
     def end_sweep(self, sweep_id: str) -> None:
