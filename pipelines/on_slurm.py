@@ -130,7 +130,7 @@ class OnSlurm:
             yield submit
         except BaseException:
             tasks = [*begun.values(), *left]
-            for task in tasks:
+            for task in reversed(tasks):  # so that none begins as another ends
                 task.cancel(check=False)
             deadline = time.monotonic() + GRACE_SECONDS
             while time.monotonic() < deadline and not all(task.done(True) for task in tasks):

@@ -60,8 +60,10 @@ def control(job: str, file: str, tasks: str, at_once: str) -> None:
         given = {"SLURM_JOB_ID": job} | (array if int(tasks) > 1 else {})
         given |= dict.fromkeys(one, "1") | dict.fromkeys(first, "0") | {"PLAYED_TASK": task}
         again = True
-        while again and not beside(task, "cancelled").exists():
+        while again:
             with free, beside(task, "log").open("a") as log:
+                if beside(task, "cancelled").exists():
+                    break
                 ended = subprocess.run(
                     ["bash", file], env=os.environ | given, stdout=log, stderr=log, check=False
                 )
