@@ -4,10 +4,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
+from dfolora.errors import UserError
 from dfolora.record import Store
 from pipelines import on_ray
 from tests.commands import command, composed, environment
@@ -51,6 +53,19 @@ def test_jobs_that_share_a_gpu_share_its_memory(monkeypatch, num_gpus, planned):
     jobs = [(composed()[0], {}, "s1") for _ in range(2)]
     with on_ray.OnRay(num_gpus=num_gpus).hired(jobs, show=None):
         assert [job[0].engine.free_share for job in jobs] == [planned] * 2
+
+
+@pytest.mark.parametrize(("machines", "refused"), [("ab", True), ("aa", False)])
+def test_store_that_is_a_file_is_for_one_machine(monkeypatch, machines, refused):
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 1, "GPU": 0}, "NodeManagerHostname": name}
+        for name in machines
+    ]
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(nodes=lambda: nodes))
+    jobs = [(composed("tracking.uri=sqlite:///mlflow.db")[0], {}, "s1")]
+    said = pytest.raises(UserError, match="The 2 machines of the Ray cluster would write to")
+    with said if refused else nullcontext():
+        on_ray.OnRay(num_gpus=0)._check(jobs)
 
 
 @pytest.fixture
