@@ -16,7 +16,7 @@ from pipelines.processes import GRACE_SECONDS, THREADS, plan_with
 
 CONNECT_SECONDS = 20.0
 """For a cluster to answer; Ray itself tries for minutes."""
-PASSED = ("HF_", "HYDRA_FULL_ERROR", "MLFLOW_")
+PASSED = ("HF_", "HYDRA_FULL_ERROR", "MLFLOW_", "PYTHONPATH")
 """Beginnings of the environment variables that jobs have from the command."""
 
 
