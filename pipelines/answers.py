@@ -5,6 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
@@ -157,11 +158,12 @@ def check_new(output: Path, *, overwrite: bool) -> None:
         raise UserError(f"output={output} exists; set overwrite=true to replace it.")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text, at once or not at all."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A context that gives a place to write to, which takes the output's when all is written."""
     part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -185,12 +187,8 @@ def write(path: Path, tally: Tally, chunks: Iterable[Answers]) -> None:
         tally: Counts the rows.
         chunks: Read one by one.
     """
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with replacing(path) as part:
         WRITERS[path.suffix](part, tally.classes, (list(tally.rows(each)) for each in chunks))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _write_csv(path: Path, classes: Sequence[Any], chunks: Iterable[list[Values]]) -> None:

@@ -121,7 +121,7 @@ def new_task(config: DictConfig, given: list[str]) -> str:
     from dfolora.fewshot import TaskRows
     from dfolora.model import Architecture
     from dfolora.validation import file_name, flag, mapping, text, text_or_none, whole
-    from pipelines.answers import check_new, write_text
+    from pipelines.answers import check_new, replacing
     from pipelines.built import built
     from pipelines.identity import check_built
 
@@ -153,7 +153,8 @@ def new_task(config: DictConfig, given: list[str]) -> str:
     drafted = draft.text(title)
     output.parent.mkdir(parents=True, exist_ok=True)
     check_new(output, overwrite=overwrite)  # another may have written it meanwhile
-    write_text(output, drafted)
+    with replacing(output) as part:
+        part.write_text(drafted, encoding="utf-8")
     options = ["data.prompt=natural", *[f"data.k={shots}"] * (shots < SHOTS), *given]
     return (
         f"{told}\nwritten to {output} with {draft.questions} questions; when they are answered:\n"

@@ -40,11 +40,9 @@ class Processes:
     """
 
     def __init__(self, workers: int = 1) -> None:
-        if type(workers) is not int or workers < 1:  # True is an int
-            from dfolora.errors import UserError  # late, for its package takes seconds
+        from dfolora.validation import whole  # late, for its package takes seconds
 
-            raise UserError(f"workers={workers} must be a whole number, 1 or more.")
-        self._workers = workers
+        self._workers = whole(workers, "workers", least=1)
         self._killed = False
 
     @contextmanager

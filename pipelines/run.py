@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from hydra_plugins.in_turn import InTurnConf, check_launcher
 from pipelines.built import built
 from pipelines.command import CommandError, reported, run
 from pipelines.crew import Crew, share_out
@@ -30,14 +31,10 @@ def chosen() -> dict[str, str]:
     return choices | {SWEPT: " ".join(getattr(hydra_config.job, "swept", ()))}
 
 
-OURS = "hydra_plugins.in_turn.InTurn"
-"""The sweeper that hands over all jobs before the first one runs."""
-
-
 class Sweep:
     """The jobs of one command, which run when Hydra has given all.
 
-    But those of a sweeper of others, which waits for each one's dev score to choose the next.
+    But those of other sweepers than ours, which wait for each one's dev score to choose the next.
     """
 
     def __init__(self) -> None:
@@ -84,21 +81,11 @@ class Sweep:
 
 
 def _waits() -> bool:
-    """Whether Hydra's sweeper waits for what a job returns.
-
-    Raises:
-        UserError: A launcher would start the jobs, which ends them unheard.
-    """
-    from dfolora.errors import UserError
-
+    """Whether Hydra's sweeper waits for what a job returns; raises as ``check_launcher``."""
     node = HydraConfig.get()
-    if node.mode != RunMode.MULTIRUN or node.sweeper._target_ == OURS:
+    if node.mode != RunMode.MULTIRUN or node.sweeper._target_ == InTurnConf._target_:
         return False
-    if not node.launcher._target_.endswith(".BasicLauncher"):
-        raise UserError(
-            "hydra/launcher starts no jobs here, whatever the sweeper; leave it out, and set "
-            "workers or cluster"
-        )
+    check_launcher(node)
     return True
 
 

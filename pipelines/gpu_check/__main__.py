@@ -131,8 +131,9 @@ def _agreement(config: DictConfig, _models: Callable[..., Any]) -> str:
     ]
     for precision in ("fp32", "bf16"):
         twice = Comparison.between(*(search(config.device, precision) for _ in range(2)))
-        same = twice.same == twice.of and twice.gap == 0
-        bits = "the same bits" if same else f"other bits after {twice.same} of {twice.of}"
+        bits = (
+            "the same bits" if twice.identical else f"other bits after {twice.same} of {twice.of}"
+        )
         lines.append(f"{precision} twice on the GPU: {bits}.")
     return " ".join(lines)
 
@@ -152,8 +153,9 @@ def _graphs(config: DictConfig, models: Callable[..., Any]) -> str:
             for recorded in (False, True)
         )  # fmt: skip
         both = Comparison.between(single, graphs)
-        same = both.same == both.of and both.gap == 0
-        bits = "the same bits" if same else f"other bits (losses differ by {both.gap:.1e})"
+        bits = (
+            "the same bits" if both.identical else f"other bits (losses differ by {both.gap:.1e})"
+        )
         lines.append(f"engine.graphs=true in {precision}: {bits}.")
     backbone = copy(models("model", config.search.precision))
     backbone.limits = Limits(graphs=True)

@@ -61,6 +61,11 @@ class Comparison:
     gap: float
     """The largest difference between losses of the same candidate."""
 
+    @property
+    def identical(self) -> bool:
+        """Whether all is the same to the bit."""
+        return self.same == self.of and self.gap == 0
+
     @classmethod
     def between(cls, one: Recorder, other: Recorder) -> "Comparison":
         """Compare answers as long as the questions are the same."""

@@ -29,6 +29,21 @@ ConfigStore.instance().store(
 )
 
 
+def check_launcher(hydra: Any) -> None:
+    """Raise HydraException if a launcher was chosen, which would start jobs that end unheard.
+
+    Args:
+        hydra: Hydra's own part of a configuration.
+    """
+    launcher = str(hydra.launcher.get("_target_"))
+    if launcher.rpartition(".")[2] != "BasicLauncher":
+        raise HydraException(
+            f"hydra/launcher={hydra.runtime.choices['hydra/launcher']} starts no jobs here. Leave "
+            f"it out and set workers=N for processes of this machine, or cluster=ray or "
+            f"cluster=slurm for several machines"
+        )
+
+
 class InTurn(Sweeper):
     """Hands over all combinations of the swept values in this process, one after another.
 
@@ -42,18 +57,8 @@ class InTurn(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Called by Hydra before the sweep.
-
-        Raises:
-            HydraException: A launcher was chosen, which would start jobs that end unheard.
-        """
-        launcher = str(config.hydra.launcher.get("_target_"))
-        if launcher.rpartition(".")[2] != "BasicLauncher":
-            raise HydraException(
-                f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']} starts no jobs "
-                f"here. Leave it out and set workers=N for processes of this machine, or "
-                f"cluster=ray or cluster=slurm for several machines"
-            )
+        """Called by Hydra before the sweep; raises as ``check_launcher``."""
+        check_launcher(config.hydra)
         self._context = hydra_context
         self._config = config
         self._task_function = task_function
