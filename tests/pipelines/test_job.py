@@ -159,6 +159,15 @@ def _eventually(found, seconds=200.0):
     raise AssertionError("it never came")
 
 
+@pytest.mark.parametrize(("cluster", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_extra_that_is_missing_is_told(ended, monkeypatch, cluster, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert ended("run", f"cluster={cluster}") == (
+        2, "",
+        f"error: {package} is not installed, which this needs: pip install 'dfolora[{cluster}]'.\n",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

@@ -13,17 +13,9 @@ from dfolora.errors import UserError
 from dfolora.record import Store
 from pipelines import on_ray
 from tests.commands import command, composed, environment
+from tests.sweeps import assert_same_runs, eventually, journals
 
 SMALL = ["budget=120", "dim=40", "dev_interval=20"]
-METRICS = ("train/loss", "test/score", "dev/selected_score")
-
-
-def test_extra_that_is_missing_is_told(ended, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    assert ended("run", "cluster=ray") == (
-        2, "",
-        "error: ray is not installed, which this needs: pip install 'dfolora[ray]'.\n",
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -73,24 +65,6 @@ def ray():
     return pytest.importorskip("ray", reason="ray is not installed: pip install 'dfolora[ray]'")
 
 
-def runs_of(folder):
-    """All runs of a folder's store, by digest, each of which has finished."""
-    store = Store(f"sqlite:///{folder}/mlflow.db")
-    found = store._client.search_runs(store._experiment_ids())
-    assert {run.info.status for run in found} == {"FINISHED"}
-    digests = {run.data.tags["digest"]: run.data.metrics for run in found}
-    assert len(digests) == len(found)
-    return digests
-
-
-def assert_same_runs(folder, other):
-    one, two = runs_of(folder), runs_of(other)
-    assert one.keys() == two.keys()
-    for digest in one:
-        for metric in METRICS:
-            assert one[digest].get(metric) == two[digest].get(metric)
-
-
 @pytest.fixture
 def folders(tmp_path):
     """Where this machine's processes run the jobs, and where Ray does."""
@@ -133,7 +107,7 @@ def test_jobs_of_a_lost_node_go_on_at_another(ray, folders):
             cwd=there, env=environment(there), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        begun = _eventually(lambda: _journals(there, 2, lines=20), ran)
+        begun = eventually(lambda: journals(there, 2, lines=20), ran)
         cluster.remove_node(node, allow_graceful=False)
         out, error = ran.communicate(timeout=400)
     finally:
@@ -154,7 +128,7 @@ def test_interrupted_command_leaves_no_job(ray, folders):
         cwd=there, env=environment(there), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    _eventually(lambda: _journals(there, 2, lines=2), ran)
+    eventually(lambda: journals(there, 2, lines=2), ran)
     ran.send_signal(signal.SIGINT)
     out, error = ran.communicate(timeout=200)
     assert (ran.returncode, out) == (128 + signal.SIGINT, "")
@@ -182,22 +156,5 @@ def test_job_that_no_node_has_room_for_is_told(ray, ended):
     assert "No node of the Ray cluster has what a job takes, {'CPU': 9999, 'GPU': 0}." in error
 
 
-def _journals(folder, count, *, lines):
-    """The journals of so many runs, once each has so many lines."""
-    found = [*folder.glob("outputs/*/journal.jsonl")]
-    long = [path for path in found if path.read_bytes().count(b"\n") >= lines]
-    return long if len(long) >= count else None
-
-
 def _sizes(folder):
     return {path: path.stat().st_size for path in folder.glob("outputs/*/journal.jsonl")}
-
-
-def _eventually(found, process):
-    for _ in range(3000):
-        if value := found():
-            return value
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    process.kill()
-    raise AssertionError("it never came")

@@ -19,18 +19,10 @@ from pipelines import on_slurm
 from pipelines.job import SWEPT
 from tests import slurm
 from tests.commands import command, composed, environment
-from tests.pipelines.test_on_ray import _eventually, _journals, assert_same_runs
 from tests.servers import TrackingServer
+from tests.sweeps import assert_same_runs, eventually, journals
 
 NEEDED = "submitit is not installed: pip install 'dfolora[slurm]'"
-
-
-def test_extra_that_is_missing_is_told(ended, monkeypatch):
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    assert ended("run", "cluster=slurm") == (
-        2, "",
-        "error: submitit is not installed, which this needs: pip install 'dfolora[slurm]'.\n",
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -263,7 +255,7 @@ def test_tasks_go_on_after_being_preempted_and_a_lost_node(folders, played):
     (here, there), (state, variables) = folders, played
     sweep = ["seed=1,2", "dim=40", "budget=1500", "dev_interval=100"]
     ran = begun(there, variables, *sweep)
-    _eventually(lambda: _journals(there, 2, lines=20), ran)
+    eventually(lambda: journals(there, 2, lines=20), ran)
     preempted, lost = steps(state)
     os.kill(lost, signal.SIGKILL)
     os.kill(preempted, signal.SIGTERM)
@@ -282,7 +274,7 @@ def test_interrupted_command_leaves_no_task(folders, played):
     pytest.importorskip("submitit", reason=NEEDED)
     (_, there), (state, variables) = folders, played
     ran = begun(there, variables, "seed=1,2,3", "dim=40", "budget=100000", "cluster.at_once=2")
-    _eventually(lambda: _journals(there, 2, lines=2), ran)
+    eventually(lambda: journals(there, 2, lines=2), ran)
     ran.send_signal(signal.SIGINT)
     out, error = ran.communicate(timeout=200)
     assert (ran.returncode, out) == (128 + signal.SIGINT, "")

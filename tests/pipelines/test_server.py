@@ -7,8 +7,8 @@ import pytest
 
 from dfolora.record import Store
 from tests.commands import command, environment
-from tests.pipelines.test_on_ray import _eventually, _journals
 from tests.servers import tracking_server
+from tests.sweeps import eventually, journals
 
 pytestmark = pytest.mark.slow
 
@@ -62,10 +62,10 @@ def test_two_folders_finish_each_run_once(server, tmp_path):
 
 def test_nothing_is_lost_when_the_line_is_cut_and_the_server_restarted(server, tmp_path):
     ran = [begun(tmp_path / name, server) for name in "ab"]
-    _eventually(lambda: _journals(tmp_path / "a", 1, lines=5), ran[0])
+    eventually(lambda: journals(tmp_path / "a", 1, lines=5), ran[0])
     server.cut()
     server.stop()
-    _eventually(lambda: _journals(tmp_path / "a", 1, lines=15), ran[0])
+    eventually(lambda: journals(tmp_path / "a", 1, lines=15), ran[0])
     server.start()
     server.mend()
     for one in ran:
