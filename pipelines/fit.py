@@ -7,7 +7,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from dfolora.errors import ResourceError
-from dfolora.fewshot import Problem, score_paraphrases, score_test
+from dfolora.fewshot import Problem, foreseen, score_paraphrases, score_test
 from dfolora.methods import Method, Predictor, Progress
 from dfolora.model import Backbone
 from dfolora.record import ADAPTER, RunLog
@@ -65,6 +65,8 @@ def fit_and_test(
     metrics = {f"test/{name}": value for name, value in {**scores, **paraphrased}.items()}
     metrics |= _counts(predictor, problem, curve)
     metrics |= {"time/fit_s": fitted, "time/test_s": tested}
+    work = foreseen(method, backbone.architecture, problem)
+    metrics |= {"work/fit_tflop": work.fit / 1e12, "work/test_tflop": work.test / 1e12}
     metrics |= {f"memory/{part}_mb": peak for part, peak in peaks.items()}
     if curve.calls:
         metrics["time/calls_per_s"] = curve.calls[-1] / fitted

@@ -1,15 +1,17 @@
 """Tells how long a sweep would take on so many workers, from the times that are recorded.
 
-All its jobs are counted, also those that are in the store already.
+All its jobs are counted, also those that are in the store already. A job of which no run tells the
+time takes its arithmetic at the speed of runs like it.
 
 python -m pipelines.plan experiment=table1 profile=paper workers=512
 python -m pipelines.plan experiment=table1 profile=paper workers=512 +seconds=900
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from heapq import heapreplace
-from math import isnan, nan
+from math import fsum, isnan, nan
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +33,13 @@ WRITES = 12
 """To the store by a run, its files counted; and one more each time it flushes its curves."""
 NEAR = 1.05
 """So much longer than what nothing can undercut is as good as that."""
-LEFT_OUT = (("seed",), ("seed", "task"))
-"""Labels in which a recorded run may differ from the job whose time it tells, the closest first."""
+ALIKE: Sequence[Collection[str]] = (("model", "method"), ("model",))
+"""Labels by which runs are like a job, once there are none that differ in seed and task alone."""
+TEST_ROWS = 500
+"""Of a test set, that are encoded to tell how long its rows are."""
 
 Labels = Mapping[str, str]
+Key = frozenset[tuple[str, str]]
 
 
 class Plan:
@@ -42,14 +47,14 @@ class Plan:
 
     def __init__(self) -> None:
         self._jobs: list[Labels] = []
-        self._config: DictConfig | None = None
+        self._given: list[tuple[DictConfig, Mapping[str, str]]] = []
 
     def run(self) -> None:
         """Print what they would take."""
         run(hydra.main(version_base="1.3", config_path="../conf", config_name="run")(self.take))
-        if self._config is not None:  # not with --help
+        if self._jobs:  # not with --help
             with reported():
-                print(self._told(self._config))
+                print(self._told(self._given[-1][0]))
 
     def take(self, config: DictConfig) -> None:
         """Keep a job."""
@@ -64,7 +69,7 @@ class Plan:
             plain: Any = OmegaConf.to_container(config, resolve=True)
             checkpoint = built(config, "model", _convert_="all")
             self._jobs.append(labels_of(plain, chosen(), checkpoint, built(config, "method")))
-            self._config = config
+            self._given.append((config, chosen()))
 
     def _told(self, config: DictConfig) -> str:
         import pandas as pd
@@ -74,48 +79,108 @@ class Plan:
         uri = config.tracking.uri
         there = (file := Store.file_of(uri)) is None or file.exists()
         runs = Store(uri).runs() if there else pd.DataFrame()
-        return told(self._jobs, costs(self._jobs, runs, config.get("seconds")), config.workers)
+        seconds = costs(self._jobs, runs, config.get("seconds"), self._teraflops)
+        return told(self._jobs, seconds, config.workers)
+
+    def _teraflops(self, number: int) -> float:
+        """What a job computes; its rows and its tokenizer are loaded for it."""
+        from dfolora.fewshot import foreseen
+        from pipelines.execute import Job
+
+        job = Job.checked(*self._given[number], sweep_id="")
+        test = job.rows.test
+        some = test.select(range(0, len(test), max(1, len(test) // TEST_ROWS)))
+        problem = replace(job, rows=replace(job.rows, test=some)).problem()
+        work = foreseen(job.method, job.architecture, problem)
+        return (work.fit + work.test * len(test) / len(some)) / 1e12
 
 
-def costs(jobs: Sequence[Labels], runs: "pd.DataFrame", seconds: float | None) -> list[float]:
-    """The seconds of each job: those of runs that differ in the seed alone, or also in the task.
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """A run that tells how long it took."""
+
+    labels: Labels
+    seconds: float
+    teraflops: float
+    """What it computed; NaN if it does not tell."""
+
+
+def costs(
+    jobs: Sequence[Labels],
+    runs: "pd.DataFrame",
+    seconds: float | None,
+    teraflops: Callable[[int], float],
+) -> list[float]:
+    """The seconds of each job: those of runs of other seeds, or what its arithmetic would take.
+
+    The speed of that is the one of the runs that are most like it.
 
     Args:
         jobs: Their labels.
         runs: As of ``Store.runs``.
-        seconds: For a job of which there are none.
+        seconds: For a job of which no run tells.
+        teraflops: What the job of this number computes; asked where no run tells its time.
 
     Raises:
-        UserError: There are none, and ``seconds`` are not given.
+        UserError: No run tells of a job, and ``seconds`` are not given.
     """
     from dfolora.errors import UserError
 
-    names = sorted({name for labels in jobs for name in labels})
-    recorded: dict[tuple[str | None, ...], list[float]] = defaultdict(list)
-    for one in runs.to_dict("records"):
-        took = one.get("metrics.time/fit_s", nan) + one.get("metrics.time/test_s", nan)
-        if isnan(took):
-            continue
-        tags = {name: one.get(f"tags.{name}") for name in names}
-        told_by = {name: value for name, value in tags.items() if isinstance(value, str)}
-        for left_out in LEFT_OUT:
-            recorded[_key(told_by, names, left_out)].append(took)
+    names = {name for labels in jobs for name in labels}
+    same = names - {"seed"}
+    recorded = _recorded(runs, names)
+    timed = _grouped(recorded, same)
+    counted = [run for run in recorded if not isnan(run.teraflops)]
+    alike = [same - {"task"}, *ALIKE]
+    speeds = [(shared, _grouped(counted, shared)) for shared in alike]
+    work: dict[Key, float] = {}
     found = []
-    for labels in jobs:
-        keys = [_key(labels, names, left_out) for left_out in LEFT_OUT]
-        times = next((recorded[key] for key in keys if key in recorded), None)
-        if times is None and seconds is None:
+    for number, labels in enumerate(jobs):
+        of_other_seeds = timed.get(which := _key(labels, same))
+        like = next((by[key] for shared, by in speeds if (key := _key(labels, shared)) in by), None)
+        if of_other_seeds:
+            took = fmean(run.seconds for run in of_other_seeds)
+        elif like:
+            if which not in work:
+                work[which] = teraflops(number)
+            speed = fsum(run.teraflops for run in like) / fsum(run.seconds for run in like)
+            took = work[which] / speed
+        elif seconds is not None:
+            took = seconds
+        else:
             raise UserError(
-                f"No finished run tells how long {labels['method']} of {labels['model']} takes "
-                f"with profile={labels['profile']}. Run one job of each row, or give +seconds=N "
-                f"for those of which there is none."
+                f"No finished run tells how fast {labels['model']} is with "
+                f"profile={labels['profile']}. Run a job of it on the machine that the plan is "
+                f"for, better one of each row; or give +seconds=N for jobs of which nothing tells."
             )
-        found.append(BESIDE_SECONDS + ((seconds or 0) if times is None else fmean(times)))
+        found.append(BESIDE_SECONDS + took)
     return found
 
 
-def _key(labels: Labels, names: Sequence[str], left_out: Sequence[str]) -> tuple[str | None, ...]:
-    return tuple(None if name in left_out else labels.get(name) for name in names)
+def _recorded(runs: "pd.DataFrame", names: Collection[str]) -> list[Recorded]:
+    found = []
+    for one in runs.to_dict("records"):
+        tags = {name: one.get(f"tags.{name}") for name in names}
+        took, computed = (
+            one.get(f"metrics.{fit}", nan) + one.get(f"metrics.{test}", nan)
+            for fit, test in (("time/fit_s", "time/test_s"), ("work/fit_tflop", "work/test_tflop"))
+        )
+        if not isnan(took):
+            labels = {name: value for name, value in tags.items() if isinstance(value, str)}
+            found.append(Recorded(labels=labels, seconds=took, teraflops=computed))
+    return found
+
+
+def _grouped(recorded: Iterable[Recorded], names: Collection[str]) -> Mapping[Key, list[Recorded]]:
+    """Runs by their labels of these names."""
+    groups: dict[Key, list[Recorded]] = defaultdict(list)
+    for one in recorded:
+        groups[_key(one.labels, names)].append(one)
+    return groups
+
+
+def _key(labels: Labels, names: Collection[str]) -> Key:
+    return frozenset((name, labels[name]) for name in names if name in labels)
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:

@@ -1,6 +1,7 @@
 """The formulae give what torch counts while transformers and the engine work."""
 
 from functools import lru_cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dfolora.engine.forward import COARSE, Engine
 from dfolora.engine.work import Shape, work_of
+from dfolora.fewshot import foreseen
+from dfolora.methods import FewShotData, LayerwiseSearch, ManualPrompt
 from dfolora.model.architecture import Architecture
 from dfolora.model.backbone import Backbone
+from dfolora.search.schedule import LastK
+from dfolora.search.subspace import CoreSubspaceSpec, LoraSubspaceSpec
 from pipelines.benchmark.flops import flops_authors, flops_engine
 from tests.conftest import random_batch, tiny_model
 from tests.searching import limited, some_solution, subspace_of
@@ -133,3 +138,29 @@ def test_a_search_of_roberta_large_costs_a_fifth():
     theirs = flops_authors(large, lengths, 50_265)
     assert theirs == pytest.approx(1.014e12, rel=0.01)
     assert 5 < theirs / flops_engine(large, lengths, 20) < 7
+
+
+@pytest.mark.parametrize(
+    ("method", "within"),
+    [
+        (ManualPrompt(), 0),
+        # LoRA's own products are not foreseen.
+        (LayerwiseSearch(subspace=LoraSubspaceSpec(dim=20), budget=240), 0.05),
+        (LayerwiseSearch(subspace=CoreSubspaceSpec(), budget=320, schedule=LastK(k=1)), 0.05),
+        (LayerwiseSearch(subspace=CoreSubspaceSpec(), budget=80, layers_per_block="all"), 0.05),
+    ],
+    ids=["prompt", "in turn", "last layer", "joint"],
+)
+def test_fit_and_its_test_cost_what_was_foreseen(method, within):
+    train, test = batch(), random_batch([9, 40, 22], [8, 39, 21])
+    data = FewShotData(train=train, dev=train, label_ids=LABELS, metric="accuracy")
+    problem = SimpleNamespace(task=SimpleNamespace(classes="abc"), data=data, test=test)
+    wide = Backbone(
+        tiny_model("roberta", **SIZES["roberta"] | {"hidden_size": 256, "vocab_size": 200})
+    )
+    work = foreseen(method, wide.architecture, problem)
+    fit = method.begin(wide, data, 0)
+    got = counted(lambda: list(fit)) if method.budget else 0
+    assert got == pytest.approx(work.fit, rel=within)
+    predictor = fit.predictor()
+    assert counted(lambda: predictor.logits(test)) == pytest.approx(work.test, rel=within)

@@ -41,29 +41,69 @@ def test_enough_workers_are_the_fewest(seconds):
 
 @pytest.fixture
 def runs(in_folder):
+    """Of one row two tasks, which ran at 2 and 4 TFLOP/s; of another one, at 10."""
     store = Store(f"sqlite:///{in_folder}/mlflow.db")
-    for task, seed, fit in (("sst2", "8", 10.0), ("sst2", "13", 20.0), ("rte", "8", 60.0)):
-        tags = labels(task, seed) | {"digest": f"{task}{seed}"}
-        with store.start("runs", "a run", tags=tags, params={}) as log:
+    for tags, fit, computed in (
+        (labels("sst2", "8"), 10.0, 22.0),
+        (labels("sst2", "13"), 20.0, 42.0),
+        (labels("rte", "8"), 59.0, 240.0),
+        (labels("rte", "8", method="lora"), 9.0, 100.0),
+        (labels("rte", "8", method="older"), 7.0, None),
+    ):
+        digest = f"{tags['method']}{tags['task']}{tags['seed']}"
+        with store.start("runs", "a run", tags=tags | {"digest": digest}, params={}) as log:
             log.metrics({"time/fit_s": fit, "time/test_s": 1.0})
+            if computed is not None:
+                log.metrics({"work/fit_tflop": computed - 1.0, "work/test_tflop": 1.0})
     return store.runs()
 
 
-def labels(task, seed, method="dfo_lora"):
-    return {"task": task, "seed": seed, "method": method, "model": "m", "profile": "mini"}
+def labels(task, seed, method="dfo_lora", optimizer="cma", model="m"):
+    return {
+        "task": task, "seed": seed, "method": method, "optimizer": optimizer, "model": model,
+        "profile": "mini",
+    }  # fmt: skip
 
 
-def test_job_takes_what_its_other_seeds_took_or_else_other_tasks(runs):
-    jobs = [labels("sst2", "42"), labels("rte", "42"), labels("snli", "42")]
-    expected = [16.0, 61.0, (11.0 + 21.0 + 61.0) / 3]
-    assert costs(jobs, runs, None) == [BESIDE_SECONDS + cost for cost in expected]
+def never(_number):
+    raise AssertionError
 
 
-def test_job_of_which_nothing_is_known_is_refused_or_estimated(runs):
-    jobs = [labels("sst2", "42"), labels("sst2", "42", method="bbt")]
-    with pytest.raises(UserError, match=r"bbt of m takes with profile=mini.*\+seconds=N"):
-        costs(jobs, runs, None)
-    assert costs(jobs, runs, 300)[1] == BESIDE_SECONDS + 300
+def test_job_takes_what_its_other_seeds_took(runs):
+    jobs = [labels("sst2", "42"), labels("rte", "42"), labels("rte", "42", method="older")]
+    assert costs(jobs, runs, None, never) == [BESIDE_SECONDS + cost for cost in (16.0, 60.0, 8.0)]
+
+
+@pytest.mark.parametrize(
+    ("job", "teraflops_a_second"),
+    [
+        ({}, 304 / 92),  # the row's own, of other tasks
+        ({"optimizer": "fwa"}, 304 / 92),  # its method's
+        ({"method": "lora"}, 10.0),
+        ({"method": "bbt"}, 404 / 102),  # its model's
+    ],
+)
+def test_job_without_times_takes_its_arithmetic_at_the_speed_of_the_runs_most_like_it(
+    runs, job, teraflops_a_second
+):
+    asked = []
+
+    def teraflops(number):
+        asked.append(number)
+        return 606.0
+
+    jobs = [labels("rte", "8"), *(labels("snli", seed, **job) for seed in ("8", "13"))]
+    _known, *seconds = costs(jobs, runs, None, teraflops)
+    expected = BESIDE_SECONDS + 606.0 / teraflops_a_second
+    assert seconds == [pytest.approx(expected)] * 2
+    assert asked == [1]  # another seed's arithmetic is the same
+
+
+def test_job_of_which_nothing_is_known_is_refused_or_given(runs):
+    jobs = [labels("sst2", "42"), labels("sst2", "42", model="another")]
+    with pytest.raises(UserError, match=r"how fast another is with profile=mini.*\+seconds=N"):
+        costs(jobs, runs, None, never)
+    assert costs(jobs, runs, 300, never)[1] == BESIDE_SECONDS + 300
 
 
 def test_what_limits_is_told():
@@ -93,7 +133,8 @@ def test_sweep_is_planned_from_what_it_recorded(ended):
     sweep = ("-m", "row=manual_prompt,c_lora", "seed=8,13", "budget=25", "dim=40", "workers=4")
     assert ended("plan", *sweep)[0] == 2
     assert ended("run", *sweep[:-1])[0] == 0
-    status, out, error = ended("plan", *sweep)
-    assert (status, error) == (0, "")
-    assert out.startswith("4 jobs on 4 workers: ")
-    assert len(out.splitlines()) == 5
+    for other in ((), ("task=mini/rte",)):
+        status, out, error = ended("plan", *sweep, *other)
+        assert (status, error) == (0, "")
+        assert out.startswith("4 jobs on 4 workers: ")
+        assert len(out.splitlines()) == 5

@@ -4,11 +4,13 @@ FewShotClassifier fits texts and classes as scikit-learn's estimators do, saves 
 Fitted is a fit with all that it needs, whoever made it; Saved is its folder; push uploads it.
 ProblemSpec poses a task for a model and a seed; `fit` draws, encodes and fits.
 `score_test` reads test scores beside what constant predictors score.
+`foreseen` counts the FLOPs that a fit and its test will take.
 """
 
 from dfolora.fewshot.card import About
 from dfolora.fewshot.classifier import FewShotClassifier, NotFittedError
 from dfolora.fewshot.fitting import fit
+from dfolora.fewshot.foreseen import Foreseen, foreseen
 from dfolora.fewshot.problem import Problem, ProblemSpec, Source, TaskRows
 from dfolora.fewshot.publish import push
 from dfolora.fewshot.saved import Fitted, Saved, fitted_of
@@ -18,6 +20,7 @@ __all__ = [
     "About",
     "FewShotClassifier",
     "Fitted",
+    "Foreseen",
     "NotFittedError",
     "Problem",
     "ProblemSpec",
@@ -26,6 +29,7 @@ __all__ = [
     "TaskRows",
     "fit",
     "fitted_of",
+    "foreseen",
     "push",
     "score_paraphrases",
     "score_test",

@@ -63,6 +63,8 @@ from dfolora.validation import choice, whole
 
 LABEL_WORDS = "label_words.json"
 """Beside an adapter: the tokens of each class, if they are not the task's label words alone."""
+STARTING = 2
+"""Passes before the first generation: the first solution's own, and one up to the first layer."""
 UNITS = ("calls", "flops")
 """What a budget may be counted in."""
 
@@ -224,6 +226,20 @@ class LayerwiseSearch:
         population = self.block_optimizer(0, architecture, 0).population
         blocks = range(self.blocks(architecture))
         return [float(price.usual(block, population)) for block in blocks]
+
+    def passes(self, shape: Shape, lengths: Sequence[int]) -> float:
+        """Passes of a candidate through the whole model whose arithmetic is the whole search's.
+
+        Args:
+            shape: Of the model.
+            lengths: Tokens of each train row.
+        """
+        if self.budget_in == "flops":
+            return self.budget
+        model = shape.architecture
+        first = [block * self._together(model) for block in range(self.blocks(model))]
+        prices = self.prices(model, PerFlop(shape, lengths, first))
+        return STARTING + sum(map(mul, self.candidates(model), prices))
 
     def _together(self, architecture: Architecture) -> int:
         layers = self.subspace.blocks(architecture)
