@@ -78,6 +78,10 @@ class Emulation:
         """Where new tensors go; None: where those are that they are made of."""
         self.recording: Graph | None = None
         """The CUDA graph that is being recorded."""
+        self.stream: object = "usual"
+        """The current stream."""
+        self.broken = False
+        """Whether recordings of graphs cannot be ended once something in them has failed."""
         self.sees = True
         """Whether operations are checked and counted."""
         self._shortages = dict[int, Exception]()
@@ -316,13 +320,25 @@ def emulated_cuda(devices: int = 1, free: int = 70 * 10**9) -> Iterator[Emulatio
         on.tell("wait")
 
     @contextmanager
-    def record(graph: Graph, pool: object, stream: object) -> Iterator[None]:
-        assert on.recording is None
-        on.recording = graph
+    def on_stream(stream: object) -> Iterator[None]:
+        before, on.stream = on.stream, stream
         try:
             yield
         finally:
+            on.stream = before
+
+    @contextmanager
+    def record(graph: Graph, pool: object, stream: object) -> Iterator[None]:
+        assert on.recording is None
+        before, on.stream, on.recording, ended = on.stream, stream, graph, False
+        try:
+            yield
+            ended = True
+        finally:
             on.recording = None
+            if on.broken and not ended:  # as torch, whose stream then stays
+                raise torch.AcceleratorError("CUDA error: operation failed when capturing")
+            on.stream = before
         graph.end()
 
     named = SimpleNamespace(name="Emulated GPU", total_memory=TOTAL, uuid="0", major=9, minor=0)
@@ -344,7 +360,8 @@ def emulated_cuda(devices: int = 1, free: int = 70 * 10**9) -> Iterator[Emulatio
         "get_device_name": lambda device=0: f"{named.name} {on.resolved(device).index}",
     }
     if torch.cuda.Stream is STREAM:  # else a test watches what its own are asked for
-        fakes["Stream"] = lambda device: device
+        fakes |= {"Stream": lambda device: device, "stream": on_stream}
+        fakes["current_stream"] = lambda _device: on.stream
     with (
         patch.multiple(torch.cuda, **fakes),
         patch.object(

@@ -65,13 +65,17 @@ def test_bits_in_half_precision_are_too(family, batch, label_ids):
     assert launches > 20
 
 
-@pytest.mark.parametrize("after", [3, 60], ids=["in a recording", "between them"])
-def test_recorded_passes_survive_a_shortage(after, batch, label_ids, monkeypatch):
-    """All is recorded anew, in smaller pieces."""
+@pytest.mark.parametrize(
+    ("after", "broken"),
+    [(3, False), (3, True), (60, False)],
+    ids=["in a recording", "and it cannot be ended", "between them"],
+)
+def test_recorded_passes_survive_a_shortage(after, broken, batch, label_ids, monkeypatch):
+    """All is recorded anew, in smaller pieces, and the stream is the one that it was."""
     with emulated_cuda():
         expected = search("roberta", batch, label_ids)
     with emulated_cuda() as gpu:
-        graph, recordings = torch.cuda.CUDAGraph, []
+        graph, recordings, gpu.broken = torch.cuda.CUDAGraph, [], broken
 
         def begun():
             if not recordings:
@@ -83,6 +87,7 @@ def test_recorded_passes_survive_a_shortage(after, batch, label_ids, monkeypatch
         with pytest.warns(UserWarning, match="Out of memory with"):
             found = search("roberta", batch, label_ids, graphs=True)
         monkeypatch.undo()
+        assert gpu.stream == "usual"
     assert len(recordings) > 5
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)

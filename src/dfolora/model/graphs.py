@@ -54,7 +54,7 @@ class _Place:
     def __init__(self, device: torch.device, numbers: int) -> None:
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
-        self._device = device
+        self.device = device
         self._numbers = numbers
         self._room: Tensor | None = None
 
@@ -112,7 +112,9 @@ class _Pass:
         self._given = intervention
         self._own = None if intervention is None else intervention.cloned()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=place.pool, stream=place.stream):
+        recording = torch.cuda.graph(self._graph, pool=place.pool, stream=place.stream)
+        # Where a recording cannot be ended, torch leaves its stream the current one.
+        with torch.cuda.stream(torch.cuda.current_stream(place.device)), recording:
             left = layer(self._hidden, packed, self._own, answers_only=answers_only)
             # At the answers alone it is small.
             self._left = left if answers_only else self._hidden.copy_(left)
