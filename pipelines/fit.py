@@ -49,6 +49,7 @@ def fit_and_test(
     Raises:
         UserError: The fit shows that something given is wrong.
     """
+    work = foreseen(method, backbone.architecture, problem)
     memory = PeakMemory(backbone.device, weights=backbone.nbytes)
     with attempt.journal() as journal:
         fit = method.begin(backbone, problem.data, seed, journal)
@@ -65,7 +66,6 @@ def fit_and_test(
     metrics = {f"test/{name}": value for name, value in {**scores, **paraphrased}.items()}
     metrics |= _counts(predictor, problem, curve)
     metrics |= {"time/fit_s": fitted, "time/test_s": tested}
-    work = foreseen(method, backbone.architecture, problem)
     metrics |= {"work/fit_tflop": work.fit / 1e12, "work/test_tflop": work.test / 1e12}
     metrics |= {f"memory/{part}_mb": peak for part, peak in peaks.items()}
     if curve.calls:

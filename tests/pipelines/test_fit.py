@@ -17,14 +17,16 @@ def test_memory_is_that_of_the_fit_and_not_of_the_test(tmp_path):
         held = np.ones(40_000_000)  # 320 MB
         return torch.zeros(len(batch.labels), 2) * held[0]
 
-    rows = SimpleNamespace(labels=torch.tensor([0, 1]), truncated=0)
+    rows = SimpleNamespace(
+        labels=torch.tensor([0, 1]), attention_mask=torch.ones(2, 5, dtype=int), truncated=0
+    )
     problem = SimpleNamespace(
         data=SimpleNamespace(train=rows, dev=rows), test=rows,
-        task=SimpleNamespace(metric="accuracy"), label_words=("bad", "great"),
+        task=SimpleNamespace(metric="accuracy", classes=("bad", "good")), label_words=("bad", "great"),
         dropped_tests=0, seen_tests=0, repeated=0, paraphrases={},
         unlabelled={"train": 2, "test": 3}, empty={"dev": 1},
     )  # fmt: skip
-    method = SimpleNamespace(begin=lambda *_: NoFit(Predictor(logits=logits)))
+    method = SimpleNamespace(begin=lambda *_: NoFit(Predictor(logits=logits)), budget=0)
     told = {}
     attempt = SimpleNamespace(
         folder=tmp_path,

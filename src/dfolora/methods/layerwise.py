@@ -234,7 +234,7 @@ class LayerwiseSearch:
             shape: Of the model.
             lengths: Tokens of each train row.
         """
-        if self.budget_in == "flops":
+        if self.budget_in == "flops" or not self.budget:
             return self.budget
         model = shape.architecture
         first = [block * self._together(model) for block in range(self.blocks(model))]
