@@ -22,7 +22,8 @@ def test_memory_is_that_of_the_fit_and_not_of_the_test(tmp_path):
     )
     problem = SimpleNamespace(
         data=SimpleNamespace(train=rows, dev=rows), test=rows,
-        task=SimpleNamespace(metric="accuracy", classes=("bad", "good")), label_words=("bad", "great"),
+        task=SimpleNamespace(metric="accuracy", classes=("bad", "good")),
+        label_words=("bad", "great"),
         dropped_tests=0, seen_tests=0, repeated=0, paraphrases={},
         unlabelled={"train": 2, "test": 3}, empty={"dev": 1},
     )  # fmt: skip
