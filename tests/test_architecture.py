@@ -39,7 +39,9 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "huggingface_hub": {"fewshot.publish"},
     "jinja2": {"report.pages"},
     "matplotlib": {"record.curve", "report.figures"},
-    "mlflow": {"record.failures", "record.runlog", "record.serving", "record.store"},
+    "mlflow": {
+        "record.direct", "record.failures", "record.runlog", "record.serving", "record.store",
+    },
     "nevergrad": {"search.optim.nevergrad"},
     "numpy": {"data.metric", "engine", "fewshot", "methods", "mini", "record", "search", "seeding"},
     "pyarrow": {"data.files"},

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dfolora.errors import ResourceError
 from dfolora.record.failures import asking, failures, reason_of
 
 FLUSH_SECONDS = 30.0
@@ -98,8 +99,13 @@ class RunLog:
         Raises:
             ResourceError: The store failed.
         """
-        with asking():
+        try:
             self._client.log_artifacts(self.run_id, str(folder))
+        except failures() as error:  # a server whose disk is full says no more than 500
+            raise ResourceError(
+                f"The tracking store failed to take the run's files; look whether their disk is "
+                f"full. It said: {reason_of(error)}."
+            ) from error
 
     def flush(self) -> None:
         """Write the buffer in batches."""

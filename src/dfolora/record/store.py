@@ -8,6 +8,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from math import nan
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from dfolora.errors import ResourceError, UserError, is_shortage
-from dfolora.record.direct import tagged_runs
+from dfolora.record.direct import AT_ONCE, served_runs, tagged_runs
 from dfolora.record.failures import asking, failures, reason_of
 from dfolora.record.moved import FOLDER, Misplaced, here, local_path, mend, misplaced
 from dfolora.record.runlog import RunLog
@@ -326,7 +327,7 @@ class Store:
         """
         import pandas as pd
 
-        return pd.DataFrame([_row(run) for run in self._search("status = 'FINISHED'")])
+        return pd.DataFrame(self._rows("status = 'FINISHED'"))
 
     def tagged(self, name: str) -> "pd.DataFrame":
         """All runs with the tag, of any status; columns as in ``runs``."""
@@ -337,21 +338,23 @@ class Store:
             with asking():
                 rows = tagged_runs(self._file, name, SQLITE_SECONDS)
         if rows is None:
-            rows = [_row(run) for run in self._search(f"tags.`{name}` LIKE '%'")]
+            rows = self._rows(f"tags.`{name}` LIKE '%'")
         return pd.DataFrame(rows)
 
     def history(self, run_ids: Sequence[str], metric: str) -> "pd.DataFrame":
         """A metric's points: ``run_id``, ``step``, ``seconds`` since the run began, ``value``."""
         import pandas as pd
 
-        points = []
-        for run_id in run_ids:
+        def points(run_id: str) -> list[tuple[Any, ...]]:
             began = self._client.get_run(run_id).info.start_time
-            points += [
+            return [
                 (run_id, point.step, (point.timestamp - began) / 1000, point.value)
                 for point in self._client.get_metric_history(run_id, metric)
             ]
-        return pd.DataFrame(points, columns=["run_id", "step", "seconds", "value"])
+
+        with ThreadPoolExecutor(AT_ONCE) as several:
+            found = [point for each in several.map(points, run_ids) for point in each]
+        return pd.DataFrame(found, columns=["run_id", "step", "seconds", "value"])
 
     def artifact(self, folder: str, name: str) -> bytes | None:
         """The contents of a run's file; None if there is no such file.
@@ -360,18 +363,19 @@ class Store:
             folder: The run's ``artifact_uri``.
             name: The file's name.
         """
-        from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         path = self._local(folder)
         try:
             if path is not None:  # a hundred times faster
                 return (path / name).read_bytes()
             with tempfile.TemporaryDirectory() as copy:
-                found = download_artifacts(
-                    artifact_uri=f"{folder}/{name}", dst_path=copy, tracking_uri=self.uri
-                )
-                return Path(found).read_bytes()
+                repository = get_artifact_repository(folder, tracking_uri=self.uri)
+                found = Path(copy, "file")
+                # What is public lists the folder first, which takes a request more.
+                repository._download_file(name, str(found))
+                return found.read_bytes()
         except (MlflowException, OSError):
             return None
 
@@ -419,6 +423,14 @@ class Store:
             now = here(place, self._artifacts)
             path = now if now is not None and now.exists() else path
         return path
+
+    def _rows(self, wanted: str) -> list[Any]:
+        """The runs of a search, oldest first, as ``runs`` describes them."""
+        if not self.uri.startswith("http"):
+            return [_row(run) for run in self._search(wanted)]
+        with asking():
+            ids = self._experiment_ids()
+            return [*served_runs(self._client, ids, wanted)] if ids else []
 
     def _search(self, wanted: str) -> Iterator[Any]:
         ids, token = self._experiment_ids(), None

@@ -5,6 +5,7 @@ Pages are self-contained, so nothing is fetched; the template engine escapes eve
 
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,11 @@ def run_pages(table: Table, picture_of: Callable[[str], bytes | None]) -> Iterat
         table: Whose runs.
         picture_of: A run's curve as a PNG, by its ``artifact_uri``.
     """
-    for run in table.runs.to_dict("records"):
-        yield _file_name(run["run_id"]), run_page(run, picture_of(run["artifact_uri"]))
+    runs = table.runs.to_dict("records")
+    with ThreadPoolExecutor() as several:  # each may wait for a server
+        pictures = several.map(picture_of, [run["artifact_uri"] for run in runs])
+        for run, picture in zip(runs, pictures, strict=True):
+            yield _file_name(run["run_id"]), run_page(run, picture)
 
 
 def _file_name(run_id: str) -> str:
