@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fcntl import LOCK_EX, LOCK_NB, flock
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -18,7 +19,8 @@ MARK = b'{"answers of": "pipelines.predict", '
 """What a file of answers so far begins with; any other file is somebody's own."""
 
 Values = Sequence[Any]
-"""A row of the output: its label and the probability of each class; None if there are none."""
+"""A row of the output: its id, if asked for, its label and the probability of each class; these are
+None if there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,8 @@ class Answers:
     """Of the classes, ``(N, C)``; None where the model gave NaN or infinity."""
     cut: int
     """Rows that lost text to the length limit."""
+    ids: Sequence[Sequence[str | int]]
+    """Each row's id alone, ``(N, 1)``; ``(N, 0)`` where none is asked for."""
 
 
 @dataclass
@@ -36,16 +40,23 @@ class Tally:
     """Rows by what became of them."""
 
     classes: Sequence[Any]
+    id: str | None = None
+    """The column of the ids."""
     labels: Counter[Any] = field(default_factory=Counter)
     cut: int = 0
+
+    @property
+    def columns(self) -> list[str]:
+        """The output's."""
+        return [*([] if self.id is None else [self.id]), *columns_of(self.classes)]
 
     def rows(self, answers: Answers) -> Iterator[Values]:
         """The output's rows, which are counted."""
         self.cut += answers.cut
-        for row in answers.probabilities:
+        for ids, row in zip(answers.ids, answers.probabilities, strict=True):
             label = None if row is None else self.classes[row.index(max(row))]
             self.labels[label] += 1
-            yield label, *(row or (None,) * len(self.classes))
+            yield *ids, label, *(row or (None,) * len(self.classes))
 
     def __str__(self) -> str:
         """In words."""
@@ -170,7 +181,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def columns_of(classes: Sequence[Any]) -> list[str]:
-    """The output's columns."""
+    """The columns of what is said of a row."""
     return ["label", *(f"probability_{name}" for name in classes)]
 
 
@@ -188,38 +199,40 @@ def write(path: Path, tally: Tally, chunks: Iterable[Answers]) -> None:
         chunks: Read one by one.
     """
     with replacing(path) as part:
-        WRITERS[path.suffix](part, tally.classes, (list(tally.rows(each)) for each in chunks))
+        WRITERS[path.suffix](part, tally, (list(tally.rows(each)) for each in chunks))
 
 
-def _write_csv(path: Path, classes: Sequence[Any], chunks: Iterable[list[Values]]) -> None:
+def _write_csv(path: Path, tally: Tally, chunks: Iterable[list[Values]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns_of(classes))
+        writer.writerow(tally.columns)
         for rows in chunks:
             writer.writerows(rows)
 
 
-def _write_jsonl(path: Path, classes: Sequence[Any], chunks: Iterable[list[Values]]) -> None:
-    columns = columns_of(classes)
+def _write_jsonl(path: Path, tally: Tally, chunks: Iterable[list[Values]]) -> None:
+    columns = tally.columns
     with path.open("w", encoding="utf-8") as file:
         for rows in chunks:
             file.writelines(json_line(columns, row) for row in rows)
 
 
-def _write_parquet(path: Path, classes: Sequence[Any], chunks: Iterable[list[Values]]) -> None:
+def _write_parquet(path: Path, tally: Tally, chunks: Iterable[list[Values]]) -> None:
     import pyarrow as pa  # late, for few outputs need it
     import pyarrow.parquet as pq
 
-    types = [pa.array([*classes]).type, *[pa.float64()] * len(classes)]
-    schema = pa.schema(list(zip(columns_of(classes), types, strict=True)))
+    first = next(chunks := iter(chunks))
+    ids = [] if tally.id is None else [pa.array([first[0][0]]).type]  # all are of one kind
+    types = [*ids, pa.array([*tally.classes]).type, *[pa.float64()] * len(tally.classes)]
+    schema = pa.schema(list(zip(tally.columns, types, strict=True)))
     with pq.ParquetWriter(path, schema) as writer:
-        for rows in chunks:
+        for rows in chain([first], chunks):
             columns = zip(zip(*rows, strict=True), types, strict=True)
             arrays = [pa.array(values, kind) for values, kind in columns]
             writer.write_table(pa.table(arrays, schema=schema))
 
 
-WRITERS: Mapping[str, Callable[[Path, Sequence[Any], Iterable[list[Values]]], None]] = {
+WRITERS: Mapping[str, Callable[[Path, Tally, Iterable[list[Values]]], None]] = {
     ".csv": _write_csv,
     ".jsonl": _write_jsonl,
     ".parquet": _write_parquet,

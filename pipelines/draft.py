@@ -163,9 +163,22 @@ def choose_fields(
 
 
 def choose_classes(
-    draft: Draft, columns: Columns, label: str, given: object, where: str
+    draft: Draft,
+    columns: Columns,
+    label: str,
+    given: object,
+    where: str,
+    named: Sequence[str] | None = None,
 ) -> tuple[tuple[str, ...], Task | None]:
     """The classes in their order, and a task of ours that has the same.
+
+    Args:
+        draft: Gets the questions.
+        columns: The rows.
+        label: The column of labels.
+        given: The classes that the user names; None to find them.
+        where: What the rows are called.
+        named: Those that the rows' source names; None if it does not.
 
     Raises:
         UserError: Rows have no label, or other classes than those given.
@@ -180,7 +193,16 @@ def choose_classes(
         _classes(column), key=lambda name: (_number(name) is None, _number(name) or 0, name)
     )
     known = _known(found)
-    if given is not None:
+    if named is not None:
+        if given not in (None, [*named]):
+            raise UserError(
+                f"classes={shown(given)}: {where} names them {shown([*named])}, by whose order its "
+                f"labels are read; leave classes out, and rename them in the file that is written."
+            )
+        if lacking := [name for name in named if name not in found]:
+            raise UserError(f"{where} has no rows of {shown(lacking)}; take a split with some.")
+        classes = texts(named, "the names of the classes")
+    elif given is not None:
         listed = given if isinstance(given, list) else texts(given, "classes")
         classes = texts([str(spelled(name)) for name in listed], "classes")
         if {*classes} != {*found}:
@@ -201,7 +223,8 @@ def choose_classes(
         )
     if None not in map(_number, classes):
         places = [str(place) for place in range(len(classes))]
-        beside = f", and data.labels=[{','.join(classes)}] to every run" * (list(classes) != places)
+        by_place = named is not None or list(classes) == places
+        beside = f", and data.labels=[{','.join(classes)}] to every run" * (not by_place)
         draft.ask(
             "classes",
             f"The labels are numbers. What do they stand for? Give names in their place, in this "

@@ -1,6 +1,7 @@
-"""Writes a task file from a file of rows, and shows what a model makes of it.
+"""Writes a task file from rows, and shows what a model makes of it.
 
 python -m pipelines.new_task data=reviews.csv
+python -m pipelines.new_task data=nyu-mll/glue config=sst2
 python -m pipelines.new_task data=DIR/train.jsonl test=DIR/test.jsonl name=mine model.path=DIR
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # their import takes seconds
     from dfolora.fewshot import TaskRows
     from dfolora.model import Architecture, Checkpoint
     from pipelines.draft import Draft
+    from pipelines.hub import HubInput
 
 TASKS = Path(__file__).parents[1] / "conf" / "task"
 """Where ``task=NAME`` finds a file."""
@@ -35,7 +37,6 @@ OF_A_MODEL = ("model", "device", "precision")
 """Keys that a run takes as well."""
 SHOTS = 16
 """Rows of a class in train, and as many in dev, where there are so many."""
-TEST_NAMES = ("test", "validation", "dev", "valid")
 SEED = 42
 
 
@@ -56,6 +57,8 @@ class Input:
     test: str
     path: Path
     """The one that the task is drafted from."""
+    names: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Files have none for the numbers of their classes."""
 
     @classmethod
     def of(cls, data: str, test: str | None) -> "Input":
@@ -77,17 +80,33 @@ class Input:
     @property
     def name(self) -> str:
         """A name for the task: the file's or its folder's, as a command line takes it."""
-        given = self.folder.name if self.train in ("train", *TEST_NAMES) else self.train
+        from pipelines.hub import TESTS
+
+        given = self.folder.name if self.train in ("train", *TESTS) else self.train
         return re.sub(r"[^A-Za-z0-9_-]+", "_", given).strip("_-") or "task"
 
-    def question(self) -> str | None:
-        """About its test rows; None where they have a file."""
+    @property
+    def where(self) -> str:
+        """What the rows are called in messages."""
+        return str(self.path)
+
+    def tested(self, _label: str) -> tuple[str, str | None]:
+        """The file to test on, and a question about it."""
+        from pipelines.hub import TESTS
+
         if self.train != self.test:
-            return None
+            return self.test, None
         others = (path for path in sorted(self.folder.iterdir()) if path != self.path)
-        other = next((path for path in others if _stem(path) in TEST_NAMES), None)
+        other = next((path for path in others if _stem(path) in TESTS), None)
         beside = f" {other.name} lies beside it (test: {_stem(other)})." if other else ""
-        return f"A fifth of the texts of each class is the test. Is there a better one?{beside}"
+        return (
+            self.test,
+            f"A fifth of the texts of each class is the test. Is there a better one?{beside}",
+        )
+
+    def dataset(self, test: str) -> Mapping[str, str]:
+        """As a task names it."""
+        return {"path": str(self.folder), "train": self.train, "test": test}
 
     def columns(self) -> "Columns":
         """What the file holds.
@@ -100,7 +119,7 @@ class Input:
         from pipelines.draft import check_header
 
         columns = read_files((self.path,))
-        check_header(columns, str(self.path))
+        check_header(columns, self.where)
         if not columns or not any(columns.values()):
             raise UserError(f"{self.path} holds no rows; give a file that has some.")
         return columns
@@ -120,13 +139,13 @@ def new_task(config: DictConfig, given: list[str]) -> str:
     from dfolora.data import Task
     from dfolora.fewshot import TaskRows
     from dfolora.model import Architecture
-    from dfolora.validation import file_name, flag, mapping, text, text_or_none, whole
+    from dfolora.validation import file_name, flag, mapping, text_or_none, whole
     from pipelines.answers import check_new, replacing
     from pipelines.built import built
     from pipelines.identity import check_built
 
     plain = mapping(OmegaConf.to_container(config, resolve=True), "the configuration")
-    source = Input.of(text(plain["data"], "data"), text_or_none(plain["test"], "test"))
+    source = _source(plain)
     name = file_name(text_or_none(plain["name"], "name") or source.name, "name")
     output = Path(text_or_none(plain["output"], "output") or OWN / f"{name}.yaml")
     overwrite = flag(plain["overwrite"], "overwrite")
@@ -146,9 +165,10 @@ def new_task(config: DictConfig, given: list[str]) -> str:
             f"(data.k={shots}). Are there more?",
         )
     told = _tried(rows, checkpoint, architecture, tokenizer, shots, most)
+    drawn_from = Path(source.path).name
     title = (
-        f"Drafted from {source.path.name} for {checkpoint.label}. Answer the questions (lines with "
-        f"a question mark in front) by changing what stands below them, then take them out."
+        f"Drafted from {drawn_from} for {checkpoint.label}. Answer the questions (lines with a "
+        f"question mark in front) by changing what stands below them, then take them out."
     )
     drafted = draft.text(title)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -174,26 +194,55 @@ def _command(output: Path, options: list[str]) -> str:
     return shlex.join(["python", "-m", "pipelines.run", *place, f"task={task}", *options])
 
 
+def _source(plain: Mapping[str, Any]) -> "Input | HubInput":
+    """Files that are there, or else what may be a dataset of the hub.
+
+    Raises:
+        UserError: The files are not as they need to be, or keys are given that are not for them.
+    """
+    from dfolora.errors import UserError
+    from dfolora.validation import text, text_or_none
+    from pipelines.hub import HubInput, is_name
+
+    data, test = text(plain["data"], "data"), text_or_none(plain["test"], "test")
+    of_hub = {key: text_or_none(plain[key], key) for key in ("config", "split", "revision")}
+    if is_name(data) and not Path(data).exists():
+        return HubInput(
+            path=data, test=test, config=of_hub["config"], train=of_hub["split"] or "train",
+            revision=of_hub["revision"] or "main",
+        )  # fmt: skip
+    if given := [key for key, value in of_hub.items() if value is not None]:
+        raise UserError(f"data={data} is no dataset of the hub, which {given} are for; leave out.")
+    return Input.of(data, test)
+
+
 def _draft(
-    plain: Mapping[str, Any], source: Input, name: str, kind: "Kind", tokenizer: Any
+    plain: Mapping[str, Any],
+    source: "Input | HubInput",
+    name: str,
+    kind: "Kind",
+    tokenizer: Any,
 ) -> "Draft":
-    """The values and questions, from the file and what was given."""
+    """The values and questions, from the rows and what was given."""
     from dfolora.validation import text_or_none
     from pipelines import draft as of_rows
 
-    columns, where, draft = source.columns(), str(source.path), of_rows.Draft()
+    columns, where, draft = source.columns(), source.where, of_rows.Draft()
     label = of_rows.choose_label(draft, columns, text_or_none(plain["label"], "label"), where)
     fields = of_rows.choose_fields(draft, columns, label, plain["fields"], where)
-    classes, known = of_rows.choose_classes(draft, columns, label, plain["classes"], where)
+    classes, known = of_rows.choose_classes(
+        draft, columns, label, plain["classes"], where, source.names.get(label)
+    )
     of_rows.check_enough(columns, fields, label, where)
     of_rows.ask_about_repeats(draft, columns, fields, label)
-    if asked := source.question():
+    test, asked = source.tested(label)
+    if asked is not None:
         draft.ask("dataset", asked)
     prompts = of_rows.choose_prompt(draft, fields, classes, known, plain["words"], kind, tokenizer)
     draft.values = {
         "name": name,
         "title": name,
-        "dataset": {"path": str(source.folder), "train": source.train, "test": source.test},
+        "dataset": source.dataset(test),
         "fields": [*fields],
         "label": label,
         "classes": [*classes],
@@ -269,8 +318,8 @@ def _file(given: str, key: str) -> Path:
     path = Path(given).absolute()
     if not path.exists():
         raise UserError(
-            f"{key}={given}: there is no such file. Of a dataset of the hub, give the folder that "
-            f"datasets.load_dataset(NAME, split=...).save_to_disk(FOLDER) writes."
+            f"{key}={given}: there is no such file. Of a dataset of the hub, give its name or, "
+            f"with its splits in files, the folder that save_to_disk(FOLDER) writes."
         )
     unpacked = path.with_suffix("") if path.suffix in PACKED else path
     if not (path.is_file() and unpacked.suffix in ENDINGS) and not (path / SAVED).is_file():

@@ -6,11 +6,12 @@ python -m pipelines.predict folder=DIR input=- output=- < reviews.jsonl
 
 import hashlib
 import os
+import re
 import signal
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,10 @@ CHARACTERS = 2_000_000
 """Of a chunk that holds fewer rows; tokenizing takes about a hundred times its memory."""
 
 Row = Mapping[str, object]
+Ids = Sequence[str | int]
+"""A row's id alone, or nothing."""
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""What JSON can spell alone and no file can hold."""
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
@@ -53,14 +58,16 @@ class Input:
 
     name: str
     """A file, or ``-`` for JSON Lines from standard input."""
+    id: str | None = None
+    """A column that the output has too."""
 
     @property
     def path(self) -> Path | None:
         """None of standard input."""
         return None if self.name == STANDARD else Path(self.name)
 
-    def chunks(self, task: "Task", together: int) -> "Iterator[Rows]":
-        """The rows, read and checked a chunk at a time.
+    def chunks(self, task: "Task", together: int) -> "Iterator[tuple[Rows, list[Ids]]]":
+        """The rows and their ids, read and checked a chunk at a time.
 
         Args:
             task: Says which columns there are and how texts are cleaned.
@@ -74,13 +81,21 @@ class Input:
         from dfolora.fewshot.inputs import read_rows
 
         where = "standard input" if self.path is None else self.name
+        ids = () if self.id is None else (self.id,)
+        columns = tuple(dict.fromkeys((*task.fields, *ids)))  # an id may be a text of the task
         if self.path is None:
-            rows = stream_lines(sys.stdin.buffer, where, task.fields)
+            rows = stream_lines(sys.stdin.buffer, where, columns)
         else:
-            rows = stream_rows(self.path, task.fields)
-        before = 0
+            rows = stream_rows(self.path, columns)
+        before, kinds = 0, set[type]()
         for chunk in chunked(rows, together):
-            yield read_rows(chunk, task, where, before=before)
+            yield (
+                read_rows(chunk, task, where, before=before),
+                [
+                    tuple(_checked_id(row[name], f"{where}, row {number}", kinds) for name in ids)
+                    for number, row in enumerate(chunk, before + 1)
+                ],
+            )
             before += len(chunk)
         if not before:
             raise UserError(f"{where} holds no rows; it needs some, with {list(task.fields)}.")
@@ -91,7 +106,33 @@ class Input:
         Raises:
             UserError: One is not as it needs to be, or there is none.
         """
-        return None if self.path is None else sum(map(len, self.chunks(task, 1)))
+        return None if self.path is None else sum(len(rows) for rows, _ in self.chunks(task, 1))
+
+
+def _checked_id(value: object, where: str, kinds: set[type]) -> str | int:
+    """A row's id.
+
+    Args:
+        value: What the row has for one.
+        where: The row.
+        kinds: The types of all ids so far.
+
+    Raises:
+        UserError: It is none that every output can hold, or of another type than those before.
+    """
+    from dfolora.errors import UserError
+    from dfolora.validation import shown
+
+    kinds.add(type(value))
+    match value:
+        case str() if len(kinds) == 1 and value.strip() and not SURROGATE.search(value):
+            return value
+        case int() if len(kinds) == 1 and not isinstance(value, bool) and abs(value) < 2**63:
+            return value
+    raise UserError(
+        f"{where} has the id {shown(value)}; give each row one, all texts or all whole numbers of "
+        f"64 bits."
+    )
 
 
 def chunked(rows: Iterable[Row], together: int) -> Iterator[list[Row]]:
@@ -121,21 +162,29 @@ def predict(config: DictConfig) -> str:
     from dfolora.errors import UserError
     from dfolora.fewshot import Saved
     from dfolora.validation import flag, mapping, text, text_or_none
+    from pipelines.answers import columns_of
+    from pipelines.built import built
+    from pipelines.identity import check_built
 
     plain = mapping(OmegaConf.to_container(config, resolve=True), "the configuration")
-    source = Input(name=text(plain.get("input"), "input"))
+    source = Input(name=text(plain.get("input"), "input"), id=text_or_none(plain.get("id"), "id"))
     target = text(plain.get("output"), "output")
     overwrite = flag(plain.get("overwrite"), "overwrite")
     if target != STANDARD:
         _check_output(Path(target), source, overwrite=overwrite)
     model = mapping(plain.get("model"), "model")
+    check_built(plain.get("engine"), "engine")
     folder = _folder(plain)
     saved = Saved.read(
         folder,
         model=text_or_none(model.get("path"), "model.path"),
         tokenizer=text_or_none(model.get("tokenizer"), "model.tokenizer"),
         device=text(plain.get("device"), "device"),
+        precision=text_or_none(plain.get("precision"), "precision"),
+        limits=built(config, "engine"),
     )
+    if source.id in (columns := columns_of(saved.task.classes)):
+        raise UserError(f"id={source.id}: the output has {columns} anyway; rename the id's column.")
     if saved.transductive:
         raise UserError(
             f"{folder} was fitted with calibration=batch_test, by which what is said of a row "
@@ -149,14 +198,14 @@ def predict(config: DictConfig) -> str:
 def _answer(
     saved: "Saved", source: Input, target: str, total: int | None, *, overwrite: bool
 ) -> str:
-    from pipelines.answers import Partial, Tally, check_new, columns_of, json_line, write
+    from pipelines.answers import Partial, Tally, check_new, json_line, write
 
     fitted = saved.load()
-    tally = Tally(fitted.classes)
+    tally = Tally(fitted.classes, id=source.id)
     chunks = source.chunks(saved.task, saved.together)
     bar = tqdm(total=total, unit="row", disable=None, leave=False)  # none but on a terminal
     if target == STANDARD:
-        columns = columns_of(fitted.classes)
+        columns = tally.columns
         with bar:
             for answers in _answers(fitted, chunks, bar):
                 _tell("".join(json_line(columns, row) for row in tally.rows(answers)))
@@ -194,13 +243,13 @@ def _tell(lines: str) -> None:
 
 
 def _answers(
-    fitted: "Fitted", chunks: "Iterable[Rows]", bar: tqdm, *, done: int = 0
+    fitted: "Fitted", chunks: "Iterable[tuple[Rows, list[Ids]]]", bar: tqdm, *, done: int = 0
 ) -> "Iterator[Answers]":
     """Those of a fit, a chunk at a time.
 
     Args:
         fitted: The fit.
-        chunks: All of them.
+        chunks: All of them, each with its rows' ids.
         bar: Moves on with each.
         done: So many of the first are answered already.
 
@@ -210,7 +259,7 @@ def _answers(
     from dfolora.fewshot.score import count_not_finite
     from pipelines.answers import Answers
 
-    for number, rows in islice(enumerate(chunks), done, None):
+    for number, (rows, ids) in islice(enumerate(chunks), done, None):
         batch = fitted.batch(rows)
         logits = fitted.predictor.logits(batch).cpu()
         if not number:  # told at once; of later chunks the last line counts them
@@ -222,6 +271,7 @@ def _answers(
                 row if known else None for row, known in zip(shares, finite, strict=True)
             ],
             cut=batch.truncated,
+            ids=ids,
         )
         bar.update(len(rows))
 
@@ -280,10 +330,12 @@ def _identity(saved: "Saved", fitted: "Fitted", source: Input) -> Mapping[str, A
         contents = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "input": contents,
+        "id": source.id,
         "fitted": folder_digest(saved.folder),
         "versions": versions(),
         "device": str(fitted.backbone.device),
         "dtype": str(fitted.backbone.model.dtype),
+        "engine": asdict(fitted.backbone.limits),
         "chunks": [CHUNK, CHARACTERS],
     }
 

@@ -3,12 +3,14 @@
 Hydra looks for plugins in the package of this folder's name, and nowhere else.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import run_job
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
@@ -51,7 +53,7 @@ class InTurn(Sweeper):
         params: What to sweep over besides what the command line says.
     """
 
-    def __init__(self, params: dict[str, Any] | None) -> None:
+    def __init__(self, params: Mapping[str, Any] | None) -> None:
         self._params = [f"{key}={values}" for key, values in (params or {}).items()]
 
     def setup(
@@ -71,21 +73,38 @@ class InTurn(Sweeper):
         Args:
             arguments: The command line's overrides.
         """
-        loader = self._context.config_loader
-        overrides = OverridesParser.create(loader).parse_overrides([*self._params, *arguments])
+        overrides = self.overrides(arguments)
         (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
         # All before the first one runs, so that a mistake in the last is told at once.
-        configs = [loader.load_sweep_config(self._config, job) for job in jobs]
+        configs = [self.composed(job) for job in jobs]
         shared = set.intersection(*map(set, jobs))
         for number, (job, config) in enumerate(zip(jobs, configs, strict=True)):
-            swept = [override for override in job if override not in shared]
-            with open_dict(config.hydra.job):
-                config.hydra.job.update(id=str(number), num=number, swept=swept)
-            done = run_job(
-                task_function=self._task_function,
-                config=config,
-                job_dir_key="hydra.run.dir",
-                job_subdir_key=None,
-                hydra_context=self._context,
-            )
-            _ = done.return_value  # raises what the job raised
+            self.run(config, [override for override in job if override not in shared], number)
+
+    def overrides(self, arguments: list[str]) -> list[Override]:
+        """What the configuration and the command line say."""
+        parser = OverridesParser.create(self._context.config_loader)
+        return parser.parse_overrides([*self._params, *arguments])
+
+    def composed(self, job: Sequence[str]) -> DictConfig:
+        """The configuration of a job, given by its overrides."""
+        return self._context.config_loader.load_sweep_config(self._config, list(job))
+
+    def run(self, config: DictConfig, swept: Sequence[str], number: int) -> Any:
+        """Run a job, and return what it returns; raises what it raises.
+
+        Args:
+            config: Its configuration.
+            swept: The overrides that other jobs do not have.
+            number: Its place among the jobs.
+        """
+        with open_dict(config.hydra.job):
+            config.hydra.job.update(id=str(number), num=number, swept=swept)
+        done = run_job(
+            task_function=self._task_function,
+            config=config,
+            job_dir_key="hydra.run.dir",
+            job_subdir_key=None,
+            hydra_context=self._context,
+        )
+        return done.return_value

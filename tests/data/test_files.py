@@ -230,6 +230,19 @@ def test_column_that_is_named_twice_is_told(tmp_path):
         read(tmp_path, "text,label,label\na,0,1\n", "train.csv")
 
 
+TWICE = '{"text": "b", "label": 1, "label": 0}'
+
+
+@pytest.mark.parametrize("content", [f'{{"text": "a", "label": 0}}\n{TWICE}\n', f"[{TWICE}]"])
+def test_key_that_a_row_has_twice_is_told(tmp_path, content):
+    """Python's reader would take the last."""
+    where = r"train\.jsonl" + (r", line 2" if content.startswith("{") else "")
+    with pytest.raises(UserError, match=rf"{where} has a row that names \['label'\] twice; keep"):
+        read(tmp_path, content, "train.jsonl")
+    with pytest.raises(UserError, match=r"it, line 1 has a row that names \['label'\] twice"):
+        list(stream_lines(io.BytesIO(TWICE.encode()), "it", ["text"]))
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [

@@ -1,11 +1,13 @@
 """The commands within the test's own process."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
@@ -18,6 +20,7 @@ import pipelines.report
 import pipelines.run
 import pipelines.show
 from pipelines.command import run
+from tests.commands import PROJECT
 
 COMMANDS: dict[str, Callable[[], None]] = {
     "run": pipelines.run.main,
@@ -29,6 +32,15 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "predict": partial(run, pipelines.predict.main),
     "pretrain": partial(run, pipelines.pretrain.__main__.main),
 }
+
+
+@pytest.fixture
+def multirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Sweep as the command line would, with a task of one's own."""
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        hydra: Any = GlobalHydra.instance().hydra
+        yield lambda task, *overrides: hydra.multirun("run", task, list(overrides))
 
 
 @pytest.fixture

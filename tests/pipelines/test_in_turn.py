@@ -4,10 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
@@ -19,16 +17,6 @@ ConfigStore.instance().store(
     "elsewhere", {"_target_": "elsewhere.Launcher"}, group="hydra/launcher"
 )
 SWEEP = ["rank=2,4", "seed=range(1,4)", "task=mini/sst2", "budget=100"]
-
-
-@pytest.fixture
-def multirun(tmp_path, monkeypatch):
-    """Sweep as the command line would, with a task of one's own."""
-    monkeypatch.chdir(tmp_path)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield lambda task, *overrides: GlobalHydra.instance().hydra.multirun(
-            "run", task, list(overrides)
-        )
 
 
 @pytest.fixture

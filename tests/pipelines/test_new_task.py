@@ -3,22 +3,26 @@
 import re
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pandas as pd
 import pytest
 import yaml
 
 import dfolora
 import pipelines.new_task
-from dfolora.data import Prompt, label_word_ids, load_rows
+from dfolora.data import Dataset, Prompt, label_word_ids, load_rows
 from dfolora.mini import BUNDLED, world
 from dfolora.record import Store
 from pipelines.draft import Draft, choose_classes, choose_prompt
 from tests.shared import real_tokenizer, shared
 
 NAMES = ("negative", "positive")
-FEW = [(f"the {food} was {word}", label) for food in ("soup", "rice", "bread", "tea")
+FOODS = ("soup", "rice", "bread", "tea")
+FEW = [(f"the {food} was {word}", label) for food in FOODS
        for word, label in (("bad", "negative"), ("good", "positive"))]  # fmt: skip
 
 
@@ -277,6 +281,139 @@ def test_task_is_a_users_own_unless_a_place_is_given(ended, tmp_path, monkeypatc
     assert command[3:] == ["task=own/reviews", "data.prompt=natural", "model=mini_gpt2"]
     status, out, _ = ended("show", f"--config-dir={tmp_path}/conf", *command[3:])
     assert (status, out.partition("-")[0]) == (0, "own/reviews")
+
+
+# Of the hub, in whose place a folder stands.
+
+NAMED = datasets.Features(
+    {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["positive", "negative"])}
+)
+
+
+def repository(folder: Path, splits: dict[str, list[int]], features: Any = NAMED) -> None:
+    """A dataset's configuration, with so many rows as there are labels in each split."""
+    folder.mkdir(parents=True)
+    for split, labels in splits.items():
+        texts = [f"the {FOODS[n % len(FOODS)]} was {split} {n}" for n in range(len(labels))]
+        rows = datasets.Dataset.from_dict({"text": texts, "label": labels}, features=features)
+        rows.to_parquet(folder / f"{split}.parquet")
+    files = "".join(f"\n  - {{split: {split}, path: {split}.parquet}}" for split in splits)
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files:{files}\n---\n"
+    )
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The hub as a folder: what the library asks it for is looked up there."""
+    folder, asked = tmp_path / "hub", list[tuple[str, ...]]()
+    for name in ("load_dataset", "get_dataset_config_names"):
+
+        def local(whole, path, *given, revision, **options):
+            asked.append((path, revision))
+            return whole(str(folder / path), *given, **options)
+
+        monkeypatch.setattr(datasets, name, partial(local, getattr(datasets, name)))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    yield folder, asked
+    datasets.enable_progress_bars()
+
+
+LABELS = [0, 1, 1, 0] * 5
+"""Of rows, not sorted; the names' alphabet has them the other way round."""
+
+
+def test_dataset_of_the_hub_is_a_task_that_reads_it(ended, tmp_path, hub):
+    folder, asked = hub
+    repository(folder / "owner/toy", {"train": LABELS, "test": [-1] * 8, "validation": LABELS[1:]})
+    output = tmp_path / "conf" / "task" / "owner_toy.yaml"
+    given = ["data=owner/toy", "revision=abc", f"output={output}"]
+    status, out, error = ended("new_task", *given)
+    assert (status, error) == (0, "")
+    task = dfolora.Task.from_file(output)
+    assert (task.name, task.fields, task.label) == ("owner_toy", ("text",), "label")
+    assert task.classes == ("positive", "negative")
+    assert task.dataset == Dataset(
+        path="owner/toy", revision="abc", train="train", test="validation"
+    )
+    assert [question for question in questions(output) if "split" in question] == [
+        "The split validation is the test. Is there a better one? There are ['test', "
+        "'validation'], of which ['test'] have no labels."
+    ]
+    assert not [question for question in questions(output) if "numbers" in question]
+    assert load_rows(task, "train").labels == tuple(LABELS)
+    assert load_rows(task, "test").labels == tuple(LABELS[1:])
+    assert {*asked} == {("owner/toy", "abc")}
+    command = shlex.split(out.splitlines()[-1])[3:]
+    assert ended("run", *command, "method=manual_prompt")[0] == 0
+
+
+def test_dataset_with_one_split_has_a_fifth_as_its_test(ended, tmp_path, hub):
+    text = datasets.Features({"text": datasets.Value("string"), "label": datasets.Value("int8")})
+    repository(hub[0] / "toy", {"whole": LABELS}, text)
+    output = tmp_path / "toy.yaml"
+    status, _, error = ended("new_task", "data=toy", "split=whole", f"output={output}")
+    assert (status, error) == (0, "")
+    task = dfolora.Task.from_file(output)
+    assert (task.dataset.train, task.dataset.test) == ("whole", "whole")
+    assert len(load_rows(task, "test")) == 4
+    asked = questions(output)
+    assert [
+        question for question in asked if "A fifth of the texts of each class of whole" in question
+    ]
+    assert [question for question in asked if "labels are numbers" in question]  # without names
+
+
+def test_hub_is_not_asked_before_all_else_is_right(ended, tmp_path, hub):
+    (tmp_path / "mine.yaml").touch()
+    assert ended("new_task", "data=owner/toy", f"output={tmp_path}/mine.yaml")[0] == 2
+    assert not hub[1]
+
+
+BAD_OF_HUB = {
+    "several configurations": ([], r"several .* choose one with config=NAME, of \['de', 'en'\]"),
+    "no such configuration": (["config=fr"], r"'fr' not found\. Available: \['de', 'en'\]"),
+    "no such split": (["config=en", "split=all"], r"split=all: .* splits \['train', 'test'\]; ch"),
+    "no such test": (["config=en", "test=dev"], r"test=dev: .* has the splits \['train', 'test'\]"),
+    "no rows of a class": (["config=de"], r"\(de, train\) has no rows of \['mixed'\]; take"),
+    "a test without labels": (["config=en", "test=test"], r"has no labelled rows \(3 rows in"),
+    "no such dataset": (["data=owner/none"], r"data=owner/none is no file here, and could not"),
+    "classes of one's own": (
+        ["config=en", "classes=[negative,positive]"], r"names them .*; leave classes out",
+    ),
+    "a file's configuration": (["data=x.csv", "config=en"], r"is no dataset of the hub, which"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_OF_HUB)
+def test_what_a_dataset_leaves_open_is_told_with_the_choices(ended, tmp_path, hub, case):
+    arguments, expected = BAD_OF_HUB[case]
+    folder = hub[0] / "owner" / "toy"
+    repository(folder / "en", {"train": LABELS, "test": [-1] * 3})
+    three = datasets.ClassLabel(names=[*NAMES, "mixed"])
+    repository(folder / "de", {"train": LABELS}, datasets.Features({**NAMED, "label": three}))
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: de\n  data_files: de/train.parquet\n- config_name: en\n"
+        "  data_files:\n  - {split: train, path: en/train.parquet}\n"
+        "  - {split: test, path: en/test.parquet}\n---\n"
+    )
+    given = ["data=owner/toy"] * (not arguments or not arguments[0].startswith("data="))
+    status, out, error = ended("new_task", *given, *arguments, "output=task/toy.yaml")
+    assert (status, out) == (2, ""), error
+    assert re.fullmatch(rf"error: .*{expected}.*\n", error), error
+    assert not (tmp_path / "task").exists()
+
+
+def test_without_network_a_line_says_what_to_give(ended, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    status, out, error = ended("new_task", "data=stanfordnlp/sst2")
+    assert (status, out) == (2, "")
+    expected = (
+        r"error: data=stanfordnlp/sst2 is .* Couldn't reach .* folder that save_to_disk wrote"
+    )
+    assert re.match(expected, error)
+    assert error.count("\n") == 1
 
 
 TEXT = "text,label\n" + "".join(f"{text},{label}\n" for text, label in FEW)

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,13 +28,14 @@ from dfolora.errors import UserError
 from dfolora.fewshot import Fitted, Saved
 from dfolora.fewshot.card import card
 from dfolora.fewshot.problem import TaskRows
-from dfolora.model import Checkpoint
+from dfolora.model import Checkpoint, Limits
 from dfolora.record import Store
 from pipelines import answers, predict
 from pipelines.command import CommandError, reported
 from pipelines.execute import Job, execute
 from tests.commands import composed, environment
 
+GOOD = '{"sentence": "the food was good"}\n'
 SMALL = ("budget=45", "dim=8", "data.k=4", "dev_interval=20")
 SETTINGS = {
     "a search": ("task=mini/sst2",),
@@ -332,6 +334,134 @@ def test_what_was_cut_is_counted_as_in_the_test_set(in_folder):
     assert 0 < cut < 1000
 
 
+# With an id.
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("source", ["a.csv", "a.jsonl", "a.parquet"])
+def test_rows_are_joined_by_their_ids(
+    source, ending, made, answered, expected, tmp_path, monkeypatch
+):
+    """The column keeps its name and its values, whatever the chunks and formats."""
+    monkeypatch.setattr(predict, "CHUNK", 7)
+    texts, shuffled = texts_of(made[2])[:40], np.random.default_rng(0).permutation(40)
+    rows = [{"key": f"00{n} \u00e9,", **texts[n]} for n in shuffled]
+    target = tmp_path / f"out.{ending}"
+    answered(written(tmp_path / source, rows), target, id="key")
+    reader = {"csv": pd.read_csv, "jsonl": partial(pd.read_json, lines=True)}
+    frame = reader.get(ending, pd.read_parquet)(target)
+    assert [*frame] == ["key", "label", "probability_negative", "probability_positive"]
+    assert frame["key"].tolist() == [row["key"] for row in rows]
+    assert frame["label"].tolist() == expected[0][shuffled].tolist() != expected[0][:40].tolist()
+
+
+def test_ids_that_are_numbers_stay_numbers(made, answered, tmp_path):
+    rows = [{"key": 2**62 + n, **text} for n, text in enumerate(texts_of(made[2])[:5])]
+    (tmp_path / "a.jsonl").write_bytes(lines_of(rows))  # pandas would read them as floats
+    for ending in ("jsonl", "parquet"):
+        answered(tmp_path / "a.jsonl", tmp_path / f"out.{ending}", id="key")
+    frame = pd.read_parquet(tmp_path / "out.parquet")
+    said = [*map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())]
+    assert frame["key"].tolist() == [row["key"] for row in said] == [2**62 + n for n in range(5)]
+
+
+def test_id_may_be_the_text_itself(made, answered, expected, tmp_path):
+    texts = texts_of(made[2])[:5]
+    answered(written(tmp_path / "a.parquet", texts), tmp_path / "out.csv", id="sentence")
+    frame = pd.read_csv(tmp_path / "out.csv")
+    assert frame["sentence"].tolist() == [text["sentence"] for text in texts]
+    assert frame["label"].tolist() == expected[0][:5].tolist()
+
+
+def test_rows_of_standard_input_keep_their_ids(made, answered, monkeypatch, capsysbinary):
+    given = lines_of({"key": f"r{n}", **text} for n, text in enumerate(texts_of(made[2])[:5]))
+    monkeypatch.setattr(predict.sys, "stdin", SimpleNamespace(buffer=io.BytesIO(given)))
+    answered("-", "-", id="key")
+    rows = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
+    assert [row["key"] for row in rows] == ["r0", "r1", "r2", "r3", "r4"]
+
+
+def keyed(*keys: str) -> str:
+    """Rows with these for an id, in JSON."""
+    return "".join(f'{{"sentence": "good", "key": {key}}}\n' for key in keys)
+
+
+WRONG_IDS = {
+    "no such column": (GOOD, "key", r"line 1 lacks the columns \['key'\]; it has"),
+    "null": (keyed("null"), "key", r"row 1 has the id None; give each row one"),
+    "nothing": (keyed('" "'), "key", r"row 1 has the id ' '"),
+    "a fraction": (keyed("1.5"), "key", r"row 1 has the id 1\.5"),
+    "a truth value": (keyed("true"), "key", r"row 1 has the id True"),
+    "128 bits": (keyed(str(2**64)), "key", r"row 1 has the id 18446744"),
+    "half a sign": (keyed(r'"\ud800"'), "key", r"row 1 has the id '\\ud800'"),
+    "two kinds": (keyed('"a"', "1"), "key", r"row 2 has the id 1; .* or all whole numbers"),
+    "the output's own column": (
+        GOOD, "label", r"id=label: the output has \['label', .* rename the id's column",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_IDS)
+def test_wrong_ids_are_told_before_weights_are_loaded(
+    name, answered, tmp_path, monkeypatch, without_weights
+):
+    content, column, message = WRONG_IDS[name]
+    monkeypatch.setattr(predict, "CHUNK", 1)
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(UserError, match=message):
+        answered(tmp_path / "a.jsonl", tmp_path / "out.parquet", id=column)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+# Within limits.
+
+
+@pytest.mark.parametrize("limits", [{"tokens": 50}, {"memory": 3}, {"stream": True}], ids=str)
+def test_limits_are_the_models_and_change_rounding_alone(
+    limits, made, answered, expected, tmp_path, monkeypatch
+):
+    loaded = []
+    load = Saved.load
+    monkeypatch.setattr(Saved, "load", lambda self: loaded.append(load(self)) or loaded[0])
+    source = written(tmp_path / "a.jsonl", texts_of(made[2])[:60])
+    answered(source, tmp_path / "out.csv", **{f"engine.{key}": at for key, at in limits.items()})
+    assert asdict(loaded[0].backbone.limits) == asdict(Limits()) | limits
+    labels, probabilities = read(tmp_path / "out.csv")
+    assert labels.tolist() == expected[0][:60].tolist()
+    assert np.allclose(probabilities, expected[1][:60], rtol=0, atol=1e-5)
+
+
+def test_fit_of_a_gpu_can_be_used_in_half_precision(made, answered, expected, tmp_path):
+    source = written(tmp_path / "a.jsonl", texts_of(made[2])[:60])
+    answered(source, tmp_path / "out.csv", precision="bf16")
+    probabilities = read(tmp_path / "out.csv")[1]
+    difference = np.abs(probabilities - expected[1][:60])
+    assert 1e-4 < difference.max() < 0.1  # 8 bits of a significand
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engine.stream": True}, r"was trained with gradients, .* set engine\.stream=false"),
+        ({"engine.graphs": True}, r"engine\.graphs=true records CUDA graphs, .* is on cpu"),
+    ],
+)
+def test_limits_that_a_fit_or_device_cannot_have_are_told_before_weights_are_loaded(
+    changes, message, made, answered, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Checkpoint, "_load_model", lambda *_: pytest.fail("weights were loaded"))
+    place = Store(f"sqlite:///{made[0]}/mlflow.db").fitted(made[1])
+    folder = shutil.copytree(place, tmp_path / "fit")
+    record = json.loads((folder / "classifier.json").read_text())
+    record["fitted"] = {"kind": "trained", "trained": "BitFit", "options": {}}
+    (folder / "classifier.json").write_text(json.dumps(record))
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    given = {"run": None, "folder": str(folder), "device": "cpu", **changes}
+    with pytest.raises(UserError, match=message):
+        answered(tmp_path / "in.jsonl", tmp_path / "out.csv", **given)
+    assert {path.name for path in tmp_path.iterdir()} == {"fit", "in.jsonl"}
+
+
 # Broken off.
 
 
@@ -458,7 +588,7 @@ def test_a_file_that_was_removed_as_it_was_locked_is_opened_again(tmp_path, monk
 
     monkeypatch.setattr(answers, "flock", late)
     with answers.Partial(path, {"a": 1}) as partial:
-        partial.add(answers.Answers(probabilities=[[0.5, 0.5]], cut=0))
+        partial.add(answers.Answers(probabilities=[[0.5, 0.5]], cut=0, ids=[()]))
         assert removed
         assert [each.probabilities for each in partial] == [[[0.5, 0.5]]]
 
@@ -600,7 +730,6 @@ def test_standard_input_is_never_gone_on_with(made, answered, tmp_path, monkeypa
 
 # What is refused.
 
-GOOD = '{"sentence": "the food was good"}\n'
 WRONG: dict[str, tuple[str, Any, str]] = {
     "no file": ("a.csv", None, r"a\.csv cannot be read as csv: .*No such file"),
     "an empty file": ("a.csv", b"", r"a\.csv is empty; its first line must name the columns"),
@@ -658,6 +787,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another store": ({"tracking.uri": "sqlite:///no.db"}, r"no tracking store sqlite:///no\.db"),
     "another model": ({"model.path": "mini-gpt2"}, r"model=, on the command line model\.path="),
     "no model": ({"model.path": "/no/such"}, r"model\.path=/no/such is not a folder"),
+    "no precision": ({"precision": "fp8"}, r"precision=fp8: .* was fitted in precision=auto; "),
+    "another precision": ({"precision": "int8"}, r"precision=int8: .* stand for each other"),
+    "no tokens": ({"engine.tokens": 0}, r"engine\.tokens=0 must be a whole number, 1"),
+    "no memory": ({"engine.memory": "all"}, r"engine\.memory=all must be a positive number"),
+    "no engine": ({"engine": None}, r"engine=None must name its class"),
+    "two ways": (
+        {"engine.stream": True, "engine.graphs": True}, r"engine\.graphs=true .* set one of them"
+    ),
     "no device": ({"device": "tpu"}, r"device=tpu; choose auto, cpu"),
     "words for a flag": ({"overwrite": "yes"}, r"overwrite must be true or false, got 'yes'"),
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """Hydra's sweepers that choose values by what a run returns: its dev score."""
 
 import re
+from functools import partial
 
 import pytest
 import yaml
@@ -8,23 +9,30 @@ import yaml
 from dfolora.record import Store
 from tests.commands import command
 
-pytest.importorskip("optuna", reason="the extra optuna is not installed")
 TRIALS = 5
 SMALL = ("profile=mini", "budget=41", "dim=40", "dev_interval=20", "data.k=4")
 
 
-def tune(folder, *arguments):
-    return command(
-        folder, "run", "-m", "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize",
-        "hydra.sweeper.sampler.seed=1", f"hydra.sweeper.n_trials={TRIALS}", *SMALL, *arguments,
+OPTUNA = ("hydra.sweeper.direction=maximize", "hydra.sweeper.sampler.seed=1")
+
+
+@pytest.fixture(params=["optuna", "nevergrad"])
+def tune(request, tmp_path):
+    """Runs a sweep of a few trials, by one of the sweepers."""
+    if request.param == "optuna":
+        pytest.importorskip("optuna", reason="the extra optuna is not installed")
+    own = OPTUNA if request.param == "optuna" else ()
+    return partial(
+        command, tmp_path, "run", "-m", f"hydra/sweeper={request.param}", *own,
+        f"hydra.sweeper.n_trials={TRIALS}", *SMALL,
     )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_optuna_chooses_by_dev_scores(tmp_path, monkeypatch):
+def test_values_are_chosen_by_dev_scores(tune, tmp_path, monkeypatch):
     """Each trial is a run as any other, and the best is the one with the highest dev score."""
     monkeypatch.chdir(tmp_path)
-    ended = tune(tmp_path, "alpha=interval(0.3,3.0)")
+    ended = tune("alpha=interval(0.3,3.0)")
     assert ended.returncode == 0, ended.stderr
     runs = Store(f"sqlite:///{tmp_path}/mlflow.db").runs()
     assert len(runs) == TRIALS
@@ -48,8 +56,8 @@ def test_optuna_chooses_by_dev_scores(tmp_path, monkeypatch):
     ],
     ids=["a wrong value", "no dev score", "a launcher"],
 )
-def test_mistake_ends_it_with_a_line(arguments, message, tmp_path):
-    ended = tune(tmp_path, *arguments)
+def test_mistake_ends_it_with_a_line(tune, arguments, message):
+    ended = tune(*arguments)
     assert ended.returncode == 2
     assert re.search(message, ended.stderr, re.M)
     assert "Traceback" not in ended.stderr

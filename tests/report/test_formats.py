@@ -20,6 +20,8 @@ GRID = Grid(
         ["gpt2-xl", "F_LoRA", "0", "n/a", "— (1/2)"],
     ],
     caption=[HOSTILE, HOSTILE],
+    blocks={0: HOSTILE, 2: ""},
+    leads=[["", "", "", "best", "near"], ["", "", "", "", ""], ["", "near", "", "", "best"]],
 )
 DOCUMENT = r"""\documentclass{article}
 \usepackage{booktabs,graphicx,longtable}
@@ -33,9 +35,9 @@ See Table~\ref{tab:table1}.
 def test_markdown_keeps_its_columns():
     lines = markdown(GRID).splitlines()
     assert lines[0] == "# A table of 5 % & more"
-    assert len({len(line) for line in lines[2:7]}) == 1  # aligned
-    assert [line.replace("\\|", "").count("|") for line in lines[2:7]] == [6] * 5
-    assert "<i>" not in lines[4]
+    assert len({len(line) for line in lines[2:8]}) == 1  # aligned
+    assert [line.replace("\\|", "").count("|") for line in lines[2:8]] == [6] * 6
+    assert not [line for line in lines if "<i>" in line]
     assert markdown(GRID, level=2).startswith("## A table")
 
 
@@ -73,8 +75,8 @@ def test_groups_are_ruled_off():
     assert lines[lines.index(r"\midrule", lines.index(r"\midrule") + 1) + 1].startswith("{gpt2-xl}")
 
 
-def test_methods_without_groups_are_not_ruled_off():
-    grid = replace(GRID, header=GRID.header[1:], rows=[row[1:] for row in GRID.rows])
+def test_rows_without_groups_are_not_ruled_off():
+    grid = replace(GRID, blocks={})
     assert latex(grid, "tab:x").splitlines().count(r"\midrule") == 1
 
 
@@ -97,8 +99,13 @@ def test_markdown_shows_every_text_as_it_is():
     ]
     grid = Grid(title=texts[1], header=texts, rows=[texts], caption=[" ".join(texts)])
     page = Read(reader.render(markdown(grid)))
-    assert set(page.tags) == {"h1", "table", "thead", "tbody", "tr", "th", "td", "p"}
+    tags = {"h1", "table", "thead", "tbody", "tr", "th", "td", "p"}
+    assert set(page.tags) == tags
     assert page.texts == [texts[1], *texts, *texts, " ".join(texts)]
+    marked = replace(grid, blocks={0: texts[2]}, leads=[["best", "near", "best", "near", "best"]])
+    page = Read(reader.render(markdown(marked)))
+    assert (set(page.tags), page.tags.count("strong")) == (tags | {"strong", "ins"}, 4)
+    assert page.texts == [texts[1], *texts, texts[2], *texts, " ".join(texts)]
     assert markdown(Grid(title="a\n# b", header=["c\nd"], rows=[])).splitlines()[0] == "# a # b"
 
 

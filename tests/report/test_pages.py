@@ -146,6 +146,12 @@ def test_run_page_has_configuration_scores_and_curve(reports):
     assert "data:image" not in (reports / "runs" / "sst2-cma-13.html").read_text()
 
 
+def test_run_page_puts_the_largest_classs_score_beside_its_own():
+    page = " ".join(run_page(run("sst2", 8, 0.8), None).split())
+    assert "<p>Test score 0.8; the largest class alone has 0.5092.</p>" in page
+    assert "the largest class" not in run_page(run("other", 8, 0.8), None)  # of which none is known
+
+
 @pytest.mark.parametrize(
     ("value", "told"),
     [

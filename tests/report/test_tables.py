@@ -10,18 +10,22 @@ import yaml
 
 from dfolora.report import Compare, Groups, Measure, Published, build_table
 from dfolora.report.dots import dots
-from dfolora.report.formats import markdown
+from dfolora.report.formats import latex, markdown
 from dfolora.report.write import write_item
 from tests.commands import PROJECT
 from tests.reporting import RUNS, SPEC, Archive, run, table
 
 
 def cells(built, label):
-    """What the row shows, without label and number of parameters."""
+    """What the row shows, without label, number of parameters and marks of the best."""
     shown = next(
         line for line in markdown(built.grid()).splitlines() if line.startswith(f"| {label}")
     )
-    return [cell.strip() for cell in shown.strip("|").split("|")][2:]
+    return [unmarked(cell).strip() for cell in shown.strip("|").split("|")][2:]
+
+
+def unmarked(text):
+    return re.sub(r"\*\*|</?ins>", "", text)
 
 
 def test_markdown_is_as_computed_by_hand():
@@ -30,13 +34,13 @@ def test_markdown_is_as_computed_by_hand():
     assert markdown(table(*RUNS).grid()) == (
         "# A table\n"
         "\n"
-        "| Method         | #Params | SST-2        | MRPC         | Avg.  |\n"
-        "| -------------- | ------- | ------------ | ------------ | ----- |\n"
-        "| Majority class | 0       | 50.92        | 81.22        | 66.07 |\n"
-        "| Constant Yes   | 0       | n/a          | 81.22        | n/a   |\n"
-        "| Manual prompt  | 0       | 75.00        | 50.00        | 62.50 |\n"
-        "| C-LoRA         | 1,500   | 85.00 (7.07) | 62.00 (2.83) | 73.50 |\n"
-        "| F-LoRA         | 1,500   | — (1/2)      | —            | —     |\n"
+        "| Method         | #Params | SST-2            | MRPC             | Avg.      |\n"
+        "| -------------- | ------- | ---------------- | ---------------- | --------- |\n"
+        "| Majority class | 0       | 50.92            | 81.22            | 66.07     |\n"
+        "| Constant Yes   | 0       | n/a              | 81.22            | n/a       |\n"
+        "| Manual prompt  | 0       | 75.00            | 50.00            | 62.50     |\n"
+        "| C-LoRA         | 1,500   | **85.00 (7.07)** | **62.00 (2.83)** | **73.50** |\n"
+        "| F-LoRA         | 1,500   | — (1/2)          | —                | —         |\n"
         "\n"
         "Test score in %.\n"
         "\n"
@@ -49,6 +53,8 @@ def test_markdown_is_as_computed_by_hand():
         "d: 500; Rank: 2; Alpha: 1.0; Sigma: 1.0; Commit: abc; Runs: 7.\n"
         "\n"
         "The note.\n"
+        "\n"
+        "Bold: the best score of a group; underlined: within one standard error of it.\n"
     )
 
 
@@ -278,7 +284,7 @@ def test_accuracy_stands_beside_another_metric_and_is_not_averaged():
         for given in RUNS
     ]
     built = table(*runs, spec=spec)
-    assert "| SST-2        | MRPC         | MRPC acc.    | Avg.  |" in markdown(built.grid())
+    assert built.grid().header[2:] == ["SST-2", "MRPC", "MRPC acc.", "Avg."]
     assert cells(built, "C-LoRA") == ["85.00 (7.07)", "62.00 (2.83)", "40.00 (0.00)", "73.50"]
     assert cells(built, "Majority") == ["50.92", "81.22", "68.38", "66.07"]
 
@@ -300,7 +306,7 @@ def test_groups_repeat_the_rows_for_each_value_of_a_tag():
         spec=spec,
     )
     lines = [line.split("|")[1:5] for line in markdown(built.grid()).splitlines() if "|" in line]
-    shown = [[cell.strip() for cell in line] for line in lines]
+    shown = [[unmarked(cell).strip() for cell in line] for line in lines]
     assert shown[0] == ["Model", "Method", "#Params", "SST-2"]
     assert shown[2:] == [
         ["", "Majority class", "0", "50.92"],
@@ -414,7 +420,7 @@ def test_mark_says_whether_better_or_worse_in_every_format(
     assert f"F-LoRA: {difference}, p = 0.016." in caption
     write_item(tmp_path, built, Published(), Archive())
     texts = {kind: (tmp_path / f"table1.{kind}").read_text() for kind in ("md", "html", "tex")}
-    assert f"| {average} |" in texts["md"]
+    assert f"| {average} " in unmarked(texts["md"])
     assert re.search(rf">\s*(<strong>)?{average}(</strong>)?\s*</td>", texts["html"])
     assert latex_mark in texts["tex"]
     frame = pd.read_csv(tmp_path / "table1.csv", keep_default_na=False)
@@ -428,6 +434,38 @@ def test_mark_says_whether_better_or_worse_in_every_format(
 
 
 SECTIONS = {"Given": "Manual prompt", "Searched": "C-LoRA"}
+
+
+def test_groups_and_the_best_of_each_are_the_same_in_markdown_and_latex():
+    """By hand, as of the next test: 80 and 60 are within one standard error, 70 on average not."""
+    other = [run(task, seed, score, "fwa") for seed in (8, 13)
+             for task, score in (("sst2", 0.8), ("mrpc", 0.6))]  # fmt: skip
+    grid = table(*RUNS[:6], *other, spec=replace(SPEC, sections=SECTIONS)).grid()
+    rows = [line.split(" | ") for line in markdown(grid).splitlines() if line.startswith("| ")]
+    shown = [[cell.strip("| ") for cell in row] for row in rows[2:]]
+    assert shown == [
+        ["Majority class", "0", "50.92", "81.22", "66.07"],
+        ["Constant Yes", "0", "n/a", "81.22", "n/a"],
+        ["**Given**", "", "", "", ""],
+        ["Manual prompt", "0", "75.00", "50.00", "62.50"],
+        ["**Searched**", "", "", "", ""],
+        ["C-LoRA", "1,500", "**85.00 (7.07)**", "**62.00 (2.83)**", "**73.50**"],
+        ["F-LoRA", "1,500", "<ins>80.00 (0.00)</ins>", "<ins>60.00 (0.00)</ins>", "70.00"],
+    ]
+    lines = latex(grid, "tab:x").splitlines()
+    assert lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")] == [
+        r"{Majority class} & {0} & {50.92} & {81.22} & {66.07} \\",
+        r"{Constant Yes} & {0} & {n/a} & {81.22} & {n/a} \\",
+        r"\midrule",
+        r"\multicolumn{5}{l}{\emph{Given}} \\",
+        r"{Manual prompt} & {0} & {75.00} & {50.00} & {62.50} \\",
+        r"\midrule",
+        r"\multicolumn{5}{l}{\emph{Searched}} \\",
+        r"{C-LoRA} & {1,500} & {\textbf{85.00 (7.07)}} & {\textbf{62.00 (2.83)}}"
+        r" & {\textbf{73.50}} \\",
+        r"{F-LoRA} & {1,500} & {\underline{80.00 (0.00)}} & {\underline{60.00 (0.00)}}"
+        r" & {70.00} \\",
+    ]
 
 
 def leads(built, label, group=""):

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -236,7 +237,8 @@ def _read_json(path: Path) -> Columns:
         lines = iter(lambda: file.readline(MOST_BYTES + 1), b"")
         first = next((line for line in lines if line.strip()), b"")
     if first.decode("utf-8-sig", errors="ignore").lstrip().startswith("["):
-        return _by_column(json.loads(_text(path)), path)
+        once = partial(_named_once, str(path))
+        return _by_column(json.loads(_text(path), object_pairs_hook=once), path)
     with _opened(path) as file:
         advice = "Write a row a line, or one list of rows."
         records = [record for _, record in _json_lines(file, str(path), advice)]
@@ -263,12 +265,25 @@ def _record(line: bytes, source: str, number: int, advice: str) -> Any:
         raise UserError(
             f"{where} is longer than {MOST_BYTES:,} bytes; shorten the row or leave it out."
         )
+    once = partial(_named_once, where)
     try:
-        return json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:  # a ValueError too
+        return json.loads(line.decode("utf-8-sig"), object_pairs_hook=once)
+    except UserError:  # a ValueError, as the next two
+        raise
+    except UnicodeDecodeError as error:
         raise UserError(_not_utf8(source, number, error)) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}. {advice}") from error
+
+
+def _named_once(where: str, pairs: Sequence[tuple[str, object]]) -> Mapping[str, object]:
+    """A JSON object; JSON would keep the last of equal names."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise UserError(f"{where} has a row that names {shown(twice)} twice; keep one of each.")
+    return found
 
 
 def _by_column(records: Sequence[Any], path: Path) -> Columns:

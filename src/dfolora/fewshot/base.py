@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from torch import nn
 
 from dfolora.errors import UserError
-from dfolora.model import Architecture, Backbone, Checkpoint
+from dfolora.model import Architecture, Backbone, Checkpoint, Limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,22 +23,32 @@ class Base:
     """See ``Checkpoint.origin``; of a loaded model its own name, or none."""
 
     @classmethod
-    def named(cls, checkpoint: Checkpoint, tokenizer: Any = None) -> Self:
+    def named(
+        cls, checkpoint: Checkpoint, tokenizer: Any = None, limits: Limits | None = None
+    ) -> Self:
         """Of a model given by its name or folder.
 
         Args:
             checkpoint: The model, with the name of its tokenizer.
             tokenizer: A loaded one in its place.
+            limits: How much goes through it at once; None for the defaults of its device.
         """
         return cls(
             architecture=Architecture.of(checkpoint.config(), quantized=checkpoint.quantized),
             tokenizer=checkpoint.load_tokenizer() if tokenizer is None else tokenizer,
-            load=checkpoint.load_backbone,
+            load=partial(checkpoint.load_backbone, limits),
             origin=checkpoint.origin(),
         )
 
     @classmethod
-    def loaded(cls, model: Any, tokenizer: Any, device: str, precision: str) -> Self:
+    def loaded(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        device: str,
+        precision: str,
+        limits: Limits | None = None,
+    ) -> Self:
         """Of a model that the user has loaded."""
         if not isinstance(model, nn.Module) or not hasattr(model, "config"):
             raise UserError(
@@ -63,7 +74,7 @@ class Base:
         return cls(
             architecture=Architecture.of(model.config),
             tokenizer=tokenizer,
-            load=lambda: Backbone(model),
+            load=lambda: Backbone(model, limits),
             origin=named.origin(),
         )
 

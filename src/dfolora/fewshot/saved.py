@@ -46,7 +46,7 @@ from dfolora.methods import (
     load_ensemble,
     load_readout,
 )
-from dfolora.model import Backbone, Checkpoint, load_adapter
+from dfolora.model import Backbone, Checkpoint, Limits, load_adapter
 from dfolora.search.subspace import PromptSubspaceSpec, load_soft_prompts
 from dfolora.validation import check_keys, mapping, text, text_or_none
 
@@ -74,6 +74,8 @@ PROBE = "It was GREAT, wasn't it?  N/A 10 %"
 """A text that tokenizers cut each in its way."""
 SAMPLE = 64
 """Numbers of each parameter that tell a model."""
+LIKE_EACH_OTHER = ("auto", "fp32", "bf16")
+"""Precisions in which ``weights_digest`` of a model is the same."""
 
 Logits = Callable[[Batch], Tensor]
 """Label-word logits ``(N, C)`` of an encoded batch."""
@@ -189,6 +191,8 @@ class Saved:
         model: Any = None,
         tokenizer: Any = None,
         device: str = "auto",
+        precision: str | None = None,
+        limits: Limits | None = None,
     ) -> Self:
         """Read a folder.
 
@@ -198,12 +202,20 @@ class Saved:
                 was then.
             tokenizer: Likewise; a loaded model needs it.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, for a model given by name.
+            precision: Likewise, of ``LIKE_EACH_OTHER`` if the fit's is; None: the fit's.
+            limits: How much goes through the model at once; None for the defaults of its device.
 
         Raises:
-            UserError: There is no such folder or model, or the tokenizer or the task are others.
+            UserError: There is no such folder or model, the tokenizer or the task are others, or
+                the fit cannot be used in this precision or within these limits.
         """
         record = read_record(folder)
-        base = _base(folder, record["model"], model, tokenizer, device)
+        if limits is not None and limits.stream and record["fitted"].get("kind") == "trained":
+            raise UserError(
+                f"{folder} was trained with gradients, and such a fit needs the layers' weights on "
+                f"the device; set engine.stream=false."
+            )
+        base = _base(folder, record["model"], model, tokenizer, device, precision, limits)
         if vocabulary_digest(base.tokenizer) != record["vocabulary"]:
             raise UserError(
                 f"{folder} was fitted with the tokenizer of {_named(record['model'])}, and "
@@ -278,19 +290,35 @@ class Saved:
         )
 
 
-def _base(folder: Path, origin: Mapping[str, Any], model: Any, tokenizer: Any, device: str) -> Base:
+def _base(
+    folder: Path,
+    origin: Mapping[str, Any],
+    model: Any,
+    tokenizer: Any,
+    device: str,
+    precision: str | None,
+    limits: Limits | None,
+) -> Base:
     """The model that is given, or else the one of the record."""
     if model is not None and not isinstance(model, str | Path):
-        return Base.loaded(model, tokenizer, device, "auto")
+        return Base.loaded(model, tokenizer, device, precision or "auto", limits)
+    fitted_in = origin["precision"]
+    if precision not in (None, fitted_in) and not {precision, fitted_in} <= {*LIKE_EACH_OTHER}:
+        raise UserError(
+            f"precision={precision}: {folder} was fitted in precision={fitted_in}; leave it out, "
+            f"or fit in one of {', '.join(LIKE_EACH_OTHER)}, which can stand for each other."
+        )
     if model is None and not origin["path"] and origin["weights"] == "pretrained":
         raise UserError(
             f"{folder} was saved from a loaded model without a name; give the same one ({MODEL}) "
             f"and its tokenizer ({TOKENIZER})."
         )
-    named = {} if model is None else {"path": str(model), "weights": "pretrained"}
+    named = {"precision": precision or fitted_in}
+    if model is not None:
+        named |= {"path": str(model), "weights": "pretrained"}
     if isinstance(tokenizer, str | Path):
         named["tokenizer"], tokenizer = str(tokenizer), None
-    return Base.named(Checkpoint(**{**origin, **named}, device=device), tokenizer)
+    return Base.named(Checkpoint(**{**origin, **named}, device=device), tokenizer, limits)
 
 
 def _named(origin: Mapping[str, Any]) -> str:

@@ -44,11 +44,7 @@ class Backbone:
                 f'with model.to("cpu").'
             )
         self.limits = limits or Limits()
-        if self.limits.graphs and model.device.type != "cuda":
-            raise UserError(
-                f"engine.graphs=true records CUDA graphs, and the model is on {model.device}; set "
-                f"engine.graphs=false, or device=cuda on a machine with a GPU."
-            )
+        self.limits.check(model.device)
         self.model = model.eval().requires_grad_(False)
         # An 8-bit weight is of a type of torchao's; all others are plain parameters.
         quantized = any(type(weight) is not nn.Parameter for weight in model.parameters())

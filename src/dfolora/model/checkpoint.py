@@ -126,11 +126,14 @@ class Checkpoint:
             limits: How much goes through it at once; None for the defaults of its device.
 
         Raises:
-            UserError: The weights could not be loaded, or are not those of a language model.
+            UserError: The weights could not be loaded, or are not those of a language model; or
+                the limits are not for its device.
         """
+        limits = limits or Limits()
         precision, device = self._resolved_precision(), self.resolved_device()
+        limits.check(device)
         model = self._load_model(PRECISIONS[precision])
-        if limits is not None and limits.stream:
+        if limits.stream:
             move_but_layers(model, Architecture.of(self.config()).family.layers, device)
         else:
             model.to(device)

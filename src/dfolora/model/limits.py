@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from dfolora.errors import UserError
 from dfolora.validation import flag, positive, share, whole
 
@@ -48,3 +50,11 @@ class Limits:
         ):
             raise UserError(f"engine.memory={memory} must be a positive number of megabytes.")
         positive(share(self.free_share, "engine.free_share"), "engine.free_share")
+
+    def check(self, device: torch.device) -> None:
+        """Raise UserError if a device does not do what they ask for."""
+        if self.graphs and device.type != "cuda":
+            raise UserError(
+                f"engine.graphs=true records CUDA graphs, and the model is on {device}; set "
+                f"engine.graphs=false, or device=cuda on a machine with a GPU."
+            )

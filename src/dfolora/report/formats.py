@@ -1,11 +1,11 @@
 """Writes grids as Markdown and LaTeX; each escapes text that comes from data."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from dfolora.report.grid import Grid
 
-MARKDOWN = re.compile(r"[\\`\[|~]|\*(?=\S)|(?<![^\W_])_(?=\S)|&(?=#?\w+;)")
+MARKDOWN = re.compile(r"[\\`\[|~*]|(?<![^\W_])_(?=\S)|&(?=#?\w+;)")
 """What begins markup in Markdown, except ``<``, which not every reader lets a backslash escape."""
 LATEX = str.maketrans(
     {
@@ -22,6 +22,10 @@ LATEX = str.maketrans(
         **{character: f"\\{character}" for character in "&%$#_{}"},
     }
 )
+IN_MARKDOWN = {"": "{}", "best": "**{}**", "near": "<ins>{}</ins>"}
+IN_LATEX = {"": "{{{}}}", "best": r"{{\textbf{{{}}}}}", "near": r"{{\underline{{{}}}}}"}
+"""How a text is marked by its lead. GitHub keeps ``<ins>``, which it underlines, and drops ``<u>``;
+braces keep what begins with [ or * from being taken for an option of LaTeX's last row."""
 
 
 def markdown(grid: Grid, level: int = 1) -> str:
@@ -31,15 +35,20 @@ def markdown(grid: Grid, level: int = 1) -> str:
         grid: The table.
         level: The heading's level.
     """
-    texts = [[plain(text) for text in row] for row in (grid.header, *grid.rows)]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    header, *rows = [[plain(text) for text in row] for row in (grid.header, *grid.rows)]
+    body, empty = list[Sequence[str]](), [""] * (len(header) - 1)
+    for number, (row, leads) in enumerate(zip(rows, _leads(grid), strict=True)):
+        if heading := grid.blocks.get(number):
+            body.append([f"**{plain(heading)}**", *empty])
+        body.append(_marked(row, leads, IN_MARKDOWN))
+    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
     rule = ["-" * width for width in widths]
-    body = "\n".join(
+    table = "\n".join(
         f"| {' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True))} |"
-        for row in [texts[0], rule, *texts[1:]]
+        for row in [header, rule, *body]
     )
     caption = "".join(f"\n{plain(paragraph)}\n" for paragraph in grid.caption)
-    return f"{'#' * level} {plain(grid.title)}\n\n{body}\n{caption}"
+    return f"{'#' * level} {plain(grid.title)}\n\n{table}\n{caption}"
 
 
 def plain(text: str) -> str:
@@ -67,7 +76,7 @@ def latex(grid: Grid, label: str) -> str:
             r"\resizebox{\textwidth}{!}{%",
             rf"\begin{{tabular}}{{{_alignment(grid)}}}",
             r"\toprule",
-            _row(grid.header),
+            _header(grid),
             r"\midrule",
             *_body(grid),
             r"\bottomrule",
@@ -92,7 +101,7 @@ def long_latex(grid: Grid) -> str:
             rf"\begin{{longtable}}{{{_alignment(grid)}}}",
             rf"\caption{{{_captioned(grid)}}}\\",
             r"\toprule",
-            _row(grid.header),
+            _header(grid),
             r"\midrule",
             r"\endhead",
             *_body(grid),
@@ -135,17 +144,27 @@ def _alignment(grid: Grid) -> str:
     return "l" * texts + "r" * (len(grid.header) - texts)
 
 
-def _row(texts: Sequence[str]) -> str:
-    # Braces keep a cell that begins with [ or * from being taken for an option of the last row.
-    return " & ".join(f"{{{escaped(text)}}}" for text in texts) + r" \\"
+def _row(texts: Sequence[str], leads: Sequence[str]) -> str:
+    return " & ".join(_marked([*map(escaped, texts)], leads, IN_LATEX)) + r" \\"
 
 
-def _body(grid: Grid) -> Sequence[str]:
-    """The rows, with a rule where the first column's group changes."""
-    lines: list[str] = []
-    grouped = grid.header.index("#Params") > 1 if "#Params" in grid.header else False
-    for above, row in zip([None, *grid.rows], grid.rows, strict=False):
-        if grouped and above is not None and above[0] != row[0]:
-            lines.append(r"\midrule")
-        lines.append(_row(row))
-    return lines
+def _header(grid: Grid) -> str:
+    return _row(grid.header, [""] * len(grid.header))
+
+
+def _body(grid: Grid) -> Iterator[str]:
+    """The rows, with a rule between blocks, and their headings."""
+    for number, (row, leads) in enumerate(zip(grid.rows, _leads(grid), strict=True)):
+        if number and number in grid.blocks:
+            yield r"\midrule"
+        if heading := grid.blocks.get(number):
+            yield rf"\multicolumn{{{len(row)}}}{{l}}{{\emph{{{escaped(heading)}}}}} \\"
+        yield _row(row, leads)
+
+
+def _leads(grid: Grid) -> Sequence[Sequence[str]]:
+    return grid.leads or [[""] * len(row) for row in grid.rows]
+
+
+def _marked(texts: Sequence[str], leads: Sequence[str], marks: Mapping[str, str]) -> Sequence[str]:
+    return [marks[lead].format(text) for text, lead in zip(texts, leads, strict=True)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from math import hypot, isnan
 from typing import Any
 
@@ -23,6 +23,8 @@ from dfolora.report.cells import (
 from dfolora.report.grid import Grid
 from dfolora.report.significance import Verdict, judge
 from dfolora.report.spec import Column, TableSpec
+
+LEGEND = "Bold: the best score of a group; underlined: within one standard error of it."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,17 @@ class Table:
         (best, error), (mean, _) = max(known), line.point(column)
         return "best" if mean == best else "near" if mean >= best - error else ""
 
+    def leads(self, line: Line) -> Sequence[str]:
+        """How a row stands in each of its columns of numbers, the average included."""
+        averages = [None] if self.averages else []
+        return [self.lead(line, column) for column in (*line.cells, *averages)]
+
+    @property
+    def paragraphs(self) -> Sequence[str]:
+        """The caption, and what marks of scores mean if some are marked."""
+        marked = any(any(self.leads(line)) for line in self.lines)
+        return [*self.caption, *([LEGEND] if marked else [])]
+
     def verdict(self, line: Line) -> Verdict | None:
         """What the test says of a line; None if it is not tested."""
         mine = line.group, line.label
@@ -145,7 +158,18 @@ class Table:
             ]
             for line in self.lines
         ]
-        return Grid(title=self.spec.title, header=header, rows=rows, caption=self.caption)
+        starts = accumulate((len(lines) for _, lines in self.blocks), initial=0)
+        beside = [""] * (3 if grouped else 2)
+        return Grid(
+            title=self.spec.title,
+            header=header,
+            rows=rows,
+            caption=self.paragraphs,
+            blocks={
+                start: heading for start, (heading, _) in zip(starts, self.blocks, strict=False)
+            },
+            leads=[[*beside, *self.leads(line)] for line in self.lines],
+        )
 
     def holes(self) -> Iterator[str]:
         """Each cell without a number, and why."""
