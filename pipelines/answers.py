@@ -166,7 +166,9 @@ def _locked(path: Path) -> IO[bytes]:
 def check_new(output: Path, *, overwrite: bool) -> None:
     """Raise UserError if an output is there that is to be kept."""
     if output.exists() and not overwrite:
-        raise UserError(f"output={output} exists; set overwrite=true to replace it.")
+        raise UserError(
+            f"output={output} exists; give another, or set overwrite=true to replace it."
+        )
 
 
 @contextmanager

@@ -58,6 +58,6 @@ def _line(error: Exception) -> str:
     key = named[1] if named else "KEY"
     return (
         f"error: {key} is no key of the parts that are chosen; with -m, of the default parts, "
-        f"before a sweep chooses others. docs/how-to/settings.md lists the keys; ++{key}=VALUE "
-        f"sets it wherever it belongs."
+        f"before a sweep chooses others. --help lists the keys; ++{key}=VALUE sets one of a part "
+        f"that a sweep chooses."
     )

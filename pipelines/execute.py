@@ -21,7 +21,16 @@ from dfolora.validation import whole
 from pipelines.attempt import OUTPUTS, Attempt
 from pipelines.built import built
 from pipelines.fit import fit_and_test, log_step
-from pipelines.identity import SEEDS, code, labels_of, name_of, settings_of, source, used_keys
+from pipelines.identity import (
+    SEEDS,
+    code,
+    labels_of,
+    name_of,
+    settings_of,
+    source,
+    untasked,
+    used_keys,
+)
 from pipelines.progress import RunBar, telling_warnings
 
 
@@ -82,7 +91,7 @@ class Job:
             plain["paraphrases"], task, architecture.family.kind, method
         )
         task_rows = _task_rows(task, spec.source)
-        settings = settings_of(plain, checkpoint, method)
+        settings = settings_of(untasked(plain, config), checkpoint, method)
         rows = {"task": plain["task"], "rows": task_rows.fingerprint}
         seeds = {key: plain[key] for key in SEEDS if method.seeded}
         # Named only where there are some, for a run without any is what it was before there were.

@@ -39,6 +39,7 @@ NAMED = {"task", "model", "method", "row", "optimizer", "rank", "seed", *SEEDS, 
 ALWAYS = (("budget_in", "calls"), ("batch_size", None))
 """Values of a method that are left out of its settings, so that runs of before have the same."""
 LIBRARY = Path(dfolora.__file__).parent
+TASK = "${task."
 REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 
 
@@ -66,6 +67,20 @@ def _digest(packages: Mapping[Path, Sequence[str]]) -> str:
             if place.parts[0] not in without:
                 digest.update(str(place).encode() + path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def untasked(plain: Any, config: DictConfig) -> Any:
+    """The resolved values, with what the method takes from its task left as it refers to it.
+
+    A table's row shares its settings over the tasks, and the rows' digest holds the task.
+    """
+    raw: Any = OmegaConf.to_container(config, resolve=False)
+    given = raw["method"]
+    method = {
+        key: given[key] if TASK in str(given[key]) else value
+        for key, value in plain["method"].items()
+    }
+    return {**plain, "method": method}
 
 
 def settings_of(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[str, Any]:

@@ -48,6 +48,8 @@ def text(value: object, where: str, *, empty: bool = False) -> str:
     if isinstance(value, str) and (value or empty):
         return value
     advice = " (YAML reads a bare Yes or No as a truth value: quote it)" * isinstance(value, bool)
+    if value is None and where.isidentifier():
+        advice = f"; set {where}=VALUE"
     raise UserError(f"{where} must be {'' if empty else 'non-empty '}text, got {value!r}{advice}.")
 
 

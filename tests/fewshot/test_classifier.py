@@ -327,10 +327,22 @@ def test_a_second_fit_starts_anew_and_leaves_the_weights():
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
 
 
-def test_a_fit_that_fails_leaves_nothing_fitted():
+def test_a_fit_that_is_refused_leaves_the_earlier_one():
     fitted = classifier(method="manual_prompt").fit(*rows())
+    before = fitted.predict_proba(["one"])
     with pytest.raises(UserError):
         fitted.fit(["one", "two"], ["good", "bad"])
+    assert np.array_equal(fitted.predict_proba(["one"]), before)
+
+
+def test_a_fit_that_is_broken_off_leaves_nothing_fitted():
+    def stop(_progress):
+        raise KeyboardInterrupt
+
+    fitted = classifier().fit(*rows())
+    fitted.callback = stop
+    with pytest.raises(KeyboardInterrupt):
+        fitted.fit(*rows())
     with pytest.raises(NotFittedError):
         fitted.predict(["one"])
     assert not hasattr(fitted, "classes_")

@@ -3,6 +3,8 @@
 import pytest
 
 from pipelines import identity
+from pipelines.execute import Job
+from tests.commands import composed
 
 
 @pytest.fixture
@@ -37,3 +39,15 @@ def test_values_that_were_always_so_are_no_part_of_the_settings():
     assert identity._said(plain | {"budget_in": "flops", "batch_size": 4}) == plain | {
         "budget_in": "flops", "batch_size": 4,
     }  # fmt: skip
+
+
+def test_rows_of_several_tasks_share_their_settings():
+    """Also where a method takes its templates from the task; those that are given are a setting."""
+
+    def settings(*overrides):
+        job = Job.checked(*composed("row=prompt_boosting", *overrides), "sweep")
+        return job.labels["settings"]
+
+    assert settings("task=mini/sst2") == settings("task=mini/rte") == settings("task=mini/dbpedia")
+    given = "method.templates=['{sentence} It was {mask}.']"
+    assert settings("task=mini/sst2", given) != settings("task=mini/sst2")

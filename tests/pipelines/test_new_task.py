@@ -246,7 +246,9 @@ def test_file_that_is_there_is_kept_unless_it_is_to_be_replaced(ended, tmp_path,
     # Told before anything is read: this model is nowhere.
     status, out, error = ended("new_task", *arguments, "model.path=no/where/at/all")
     assert (status, out) == (2, "")
-    assert re.fullmatch(r"error: output=\S+ exists; set overwrite=true to replace it\.\n", error)
+    assert re.fullmatch(
+        r"error: output=\S+ exists; give another, or set overwrite=true to replace it\.\n", error
+    )
     assert output.read_text() == "mine"
 
     def full(*_arguments):

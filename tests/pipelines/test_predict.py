@@ -98,7 +98,7 @@ def test_run_is_found_in_its_store_and_nowhere_else(made, in_folder, monkeypatch
     uri = f"sqlite:///{folder}/mlflow.db"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert dfolora.load(run_id, tracking_uri=uri).classes_.tolist() == ["negative", "positive"]
-    with pytest.raises(UserError, match=r"There is no tracking store sqlite:///mlflow\.db; give a"):
+    with pytest.raises(UserError, match=r"There is no tracking store sqlite:///mlflow\.db; work"):
         dfolora.load(run_id)
     assert not list(in_folder.iterdir())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -599,7 +599,7 @@ def test_output_that_another_command_wrote_meanwhile_is_kept(answered, tmp_path,
     monkeypatch.setattr(
         Saved, "load", lambda self: (tmp_path / "out.csv").write_text("theirs") and load(self)
     )
-    with pytest.raises(UserError, match=r"out\.csv exists; set overwrite=true"):
+    with pytest.raises(UserError, match=r"out\.csv exists; give another, or set overwrite=true"):
         answered(tmp_path / "in.jsonl", tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text() == "theirs"
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.csv"}
@@ -731,7 +731,7 @@ def test_standard_input_is_never_gone_on_with(made, answered, tmp_path, monkeypa
 # What is refused.
 
 WRONG: dict[str, tuple[str, Any, str]] = {
-    "no file": ("a.csv", None, r"a\.csv cannot be read as csv: .*No such file"),
+    "no file": ("a.csv", None, r"There is no file .*a\.csv; give one"),
     "an empty file": ("a.csv", b"", r"a\.csv is empty; its first line must name the columns"),
     "a header alone": ("a.csv", b"sentence\n", r"holds no rows; it needs some, with"),
     "an empty JSON Lines": ("a.jsonl", b"", r"holds no rows"),
@@ -771,7 +771,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no input": ({"input": None}, r"input must be non-empty text, got None"),
     "no output": ({"output": None}, r"output must be non-empty text, got None"),
     "an output of another kind": ({"output": "out.txt"}, r"output=out\.txt has no known end"),
-    "an output that exists": ({"output": "{here}/a.csv"}, r"a\.csv exists; set overwrite=true"),
+    "an output that exists": ({"output": "{here}/a.csv"}, r"a\.csv exists; give another, or"),
     "the input": ({"output": "{here}/in.jsonl", "overwrite": True}, r"in\.jsonl is the input"),
     "the input by a way round": (
         {"output": "{here}/x.csv/../in.jsonl", "overwrite": True}, r"in\.jsonl is the input"
@@ -911,7 +911,7 @@ def test_sweep_of_one_leaves_no_folder_of_hydras(command, tmp_path, ended):
     ("arguments", "status", "message"),
     [
         (["input=in.jsonl", "output=out.csv"], 0, r"^1 rows: \d negative, \d positive; cut: 0; wr"),
-        (["input=no.jsonl", "output=out.csv"], 2, r"^error: no\.jsonl cannot be read as jsonl: "),
+        (["input=no.jsonl", "output=out.csv"], 2, r"^error: There is no file no\.jsonl; "),
         (["input=in.jsonl", "output=out.csv", "foo=1"], 2, r"^error: foo is no key"),
     ],
 )

@@ -217,6 +217,8 @@ def _lines(path: Path) -> Iterator[IO[str]]:
 def _unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return _not_utf8(str(path), _first_undecodable(path), error)
+    if isinstance(error, FileNotFoundError):
+        return f"There is no file {path}; give one that exists."
     return f"{path} cannot be read as {_ending(path)[1:] or 'a saved dataset'}: {error}"
 
 

@@ -109,7 +109,7 @@ class FewShotClassifier:
         self.callback = callback
 
     def fit(self, X: Any, y: Any, *, dev: tuple[Any, Any] | None = None) -> Self:  # noqa: N803
-        """Fit to rows; an earlier fit is forgotten.
+        """Fit to rows; an earlier fit is forgotten once all is checked.
 
         Args:
             X: N texts (a list, an array, a pandas Series), or for a prompt with several fields N
@@ -125,8 +125,6 @@ class FewShotClassifier:
             UserError: Parameters, rows and model do not fit together; all but what only the
                 weights can show is told before these are loaded.
         """
-        for name in ("_fitted", "classes_", "predictor_"):
-            vars(self).pop(name, None)
         method = method_of(self.method)
         seed = whole(self.random_state, "random_state", least=0)
         labels = read_labels(y, "y")
@@ -146,6 +144,8 @@ class FewShotClassifier:
             metric=task.metric,
             encode=encode,
         )
+        for name in ("_fitted", "classes_", "predictor_"):  # of an earlier fit, with its model
+            vars(self).pop(name, None)
         backbone = base.load()
         predictor = self._followed(method.begin(backbone, data, seed), method.budget)
         self.classes_, self.predictor_ = classes, predictor

@@ -109,7 +109,10 @@ class Store:
         """
         uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
         if (file := cls.file_of(uri)) and not file.exists():
-            raise UserError(f"There is no tracking store {uri}; give a run's, or a folder.")
+            raise UserError(
+                f"There is no tracking store {uri}; work where it lies, set MLFLOW_TRACKING_URI "
+                f"to it, or give a folder in place of the run."
+            )
         return cls(uri)
 
     def check_experiment(self, name: str) -> None:
