@@ -1,5 +1,6 @@
 """dfolora: the bench for tuning language models without gradients."""
 
+import logging
 import os
 
 # Before torch and numpy are imported: elsewhere only what the user set counts. Threads that spin
@@ -7,6 +8,9 @@ import os
 # more than one thread of OpenBLAS those learners are slower too, and their bits others.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# transformers imports torchao wherever it is, which warns of kernels for other machines.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path

@@ -1,6 +1,8 @@
 """The library in one call, as the README shows it."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from peft import PeftModel
@@ -71,3 +73,11 @@ def test_fit_needs_no_test_rows(tmp_path):
 def test_wrong_seed_is_told_before_anything_else():
     with pytest.raises(dfolora.UserError, match="seed=-1 must be a whole number, 0 or more"):
         dfolora.fit(None, None, dfolora.Task.from_mapping(TASK), seed=-1)
+
+
+def test_a_script_that_imports_the_library_prints_what_it_prints_and_no_more(tmp_path):
+    script = "import dfolora, transformers, peft; print(len(dfolora.tasks()))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.stdout.strip(), done.stderr) == (str(len(dfolora.tasks())), "")
