@@ -28,7 +28,10 @@ def chosen() -> dict[str, str]:
     hydra_config = HydraConfig.get()
     options = hydra_config.runtime.choices
     choices = {group: option for group, option in options.items() if option is not None}
-    return choices | {SWEPT: " ".join(getattr(hydra_config.job, "swept", ()))}
+    swept = getattr(hydra_config.job, "swept", None)
+    if swept is None:  # of a sweeper that is not ours; it does not tell which ones it varies
+        swept = hydra_config.overrides.task if hydra_config.mode == RunMode.MULTIRUN else ()
+    return choices | {SWEPT: " ".join(swept)}
 
 
 class Sweep:

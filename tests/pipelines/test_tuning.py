@@ -41,7 +41,10 @@ def test_values_are_chosen_by_dev_scores(tune, tmp_path, monkeypatch):
     assert best["best_value"] == scores.max()
     of_the_best = runs[scores == scores.max()]["params.method.subspace.alpha"].astype(float)
     assert best["best_params"]["alpha"] in of_the_best.tolist()
-    assert ended.stdout.count(": test 0.") == TRIALS
+    told = re.findall(r"^(\S+): test 0\.", ended.stdout, re.M)
+    assert len(told) == TRIALS
+    alphas = runs["params.method.subspace.alpha"].nunique()
+    assert len(set(told)) == alphas > 1  # each line tells which one it is
 
 
 @pytest.mark.parametrize(
