@@ -159,11 +159,11 @@ def test_run_waits_in_its_folder_until_the_servers_disk_has_room(tmp_path, monke
         _, error = first.communicate(timeout=500)
         (line,) = [line for line in error.splitlines() if "error" in line]
         assert first.returncode == 1
-        assert line.startswith(
-            "error: The tracking store failed to take the run's files; look whether their disk is "
-            "full. It said: "
+        assert line.startswith("error: The tracking store failed: ")
+        assert line.endswith(
+            "; look whether the disk of the run's files is full. What was done is kept; call again "
+            "to go on."
         )
-        assert line.endswith("What was done is kept; call again to go on.")
         (over,) = tmp_path.glob("a/outputs/*/summary.json")
         fitted = sorted(over.parent.glob("adapter/*"))
         store = Store(server.uri)

@@ -100,11 +100,13 @@ class RunLog:
             ResourceError: The store failed.
         """
         try:
-            self._client.log_artifacts(self.run_id, str(folder))
-        except failures() as error:  # a server whose disk is full says no more than 500
+            with asking():
+                self._client.log_artifacts(self.run_id, str(folder))
+        except ResourceError as error:
+            if "500" not in str(error):  # all that a server whose disk is full says
+                raise
             raise ResourceError(
-                f"The tracking store failed to take the run's files; look whether their disk is "
-                f"full. It said: {reason_of(error)}."
+                f"{str(error).removesuffix('.')}; look whether the disk of the run's files is full."
             ) from error
 
     def flush(self) -> None:
