@@ -19,6 +19,7 @@ from typing import Any
 from dfolora.errors import UserError
 from dfolora.record import RunLog
 from dfolora.record.journal import Journal
+from pipelines.answers import replacing
 
 OUTPUTS = Path("outputs")
 
@@ -159,6 +160,5 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
     """Write a file atomically."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

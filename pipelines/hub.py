@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from dfolora.data.files import ENDINGS, PACKED, Columns
-from dfolora.data.labels import NO_LABEL, spelled
+from dfolora.data.rows import labelled
 from dfolora.errors import UserError, explained, first_line, installed
 from dfolora.validation import shown
 
@@ -114,9 +114,7 @@ class HubInput:
 
     def _labelled(self, split: str, label: str) -> bool:
         data = self._splits[split]
-        return label in data.column_names and any(
-            spelled(value) not in (*NO_LABEL, "", None) for value in data[label]
-        )
+        return label in data.column_names and labelled({label: data[label]}, label)
 
     def dataset(self, test: str) -> Mapping[str, str | None]:
         """As a task names it."""

@@ -39,7 +39,6 @@ NAMED = {"task", "model", "method", "row", "optimizer", "rank", "seed", *SEEDS, 
 ALWAYS = (("budget_in", "calls"), ("batch_size", None))
 """Values of a method that are left out of its settings, so that runs of before have the same."""
 LIBRARY = Path(dfolora.__file__).parent
-TASK = "${task."
 REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 
 
@@ -77,7 +76,7 @@ def untasked(plain: Any, config: DictConfig) -> Any:
     raw: Any = OmegaConf.to_container(config, resolve=False)
     given = raw["method"]
     method = {
-        key: given[key] if TASK in str(given[key]) else value
+        key: given[key] if "${task." in str(given[key]) else value
         for key, value in plain["method"].items()
     }
     return {**plain, "method": method}

@@ -67,9 +67,9 @@ class Plan:
             if (seconds := config.get("seconds")) is not None:
                 not_negative(seconds, "seconds")
             plain: Any = OmegaConf.to_container(config, resolve=True)
-            checkpoint = built(config, "model", _convert_="all")
-            self._jobs.append(labels_of(plain, chosen(), checkpoint, built(config, "method")))
-            self._given.append((config, chosen()))
+            checkpoint, choices = built(config, "model", _convert_="all"), chosen()
+            self._jobs.append(labels_of(plain, choices, checkpoint, built(config, "method")))
+            self._given.append((config, choices))
 
     def _told(self, config: DictConfig) -> str:
         import pandas as pd
@@ -136,11 +136,11 @@ def costs(
     work: dict[Key, float] = {}
     found = []
     for number, labels in enumerate(jobs):
-        of_other_seeds = timed.get(which := _key(labels, same))
-        like = next((by[key] for shared, by in speeds if (key := _key(labels, shared)) in by), None)
-        if of_other_seeds:
-            took = fmean(run.seconds for run in of_other_seeds)
-        elif like:
+        which = _key(labels, same)
+        groups = ((by, _key(labels, shared)) for shared, by in speeds)
+        if which in timed:
+            took = fmean(run.seconds for run in timed[which])
+        elif like := next((by[key] for by, key in groups if key in by), None):
             if which not in work:
                 work[which] = teraflops(number)
             speed = fsum(run.teraflops for run in like) / fsum(run.seconds for run in like)

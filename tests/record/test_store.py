@@ -627,3 +627,28 @@ def test_missing_drivers_are_told_with_what_to_install(uri, package):
         pytest.skip(f"{name} is installed")
     with pytest.raises(UserError, match=rf"which is not installed: pip install '{package}'\."):
         Store(uri)
+
+
+@pytest.mark.parametrize(
+    ("said", "suspected"),
+    [
+        ("too many 500 error responses", True),
+        ("connection refused by http://host/artifacts/1/a500b/journal.jsonl", False),
+    ],
+)
+def test_disk_of_the_files_is_suspected_where_the_server_says_500(
+    store, tmp_path, monkeypatch, said, suspected
+):
+    """Not where an address has these figures."""
+
+    def refuse(*_given):
+        raise MlflowException(said)
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", refuse)
+    advice = "; look whether the disk of the run's files is full" * suspected
+    with (
+        pytest.raises(ResourceError) as told,
+        store.start("runs", "run", tags=RECORDED, params={}) as log,
+    ):
+        log.artifacts(tmp_path)
+    assert str(told.value) == f"The tracking store failed: {said}{advice}."

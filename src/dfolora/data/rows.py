@@ -252,7 +252,7 @@ def _from_files(
         stems = tuple(dict.fromkeys((part, split) if given else (split, part)))
     files = find_files(folder, stems, what)
     columns = None if files is None else read_files(files, names)
-    if part == "test" and not given and not (columns and _labelled(columns, task.label)):
+    if part == "test" and not given and not (columns and labelled(columns, task.label)):
         others = find_files(folder, DEV, what)
         if others and split in VALIDATION:
             files, columns = others, read_files(others, names)
@@ -272,5 +272,6 @@ def _from_files(
     return columns, str(files[0])
 
 
-def _labelled(columns: Columns, label: str) -> bool:
+def labelled(columns: Columns, label: str) -> bool:
+    """Whether any row has a label."""
     return any(spelled(value) not in (*NO_LABEL, "", None) for value in columns.get(label, ()))

@@ -1,6 +1,7 @@
 """The log of one run in the store."""
 
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,6 +12,8 @@ from typing import Any
 from dfolora.errors import ResourceError
 from dfolora.record.failures import asking, failures, reason_of
 
+FAILED = re.compile(r"\b500\b")
+"""All that a server says whose disk is full; an id may hold these figures too."""
 FLUSH_SECONDS = 30.0
 RETRY_SECONDS = 300.0
 """Between two attempts to reach a store that failed."""
@@ -103,7 +106,7 @@ class RunLog:
             with asking():
                 self._client.log_artifacts(self.run_id, str(folder))
         except ResourceError as error:
-            if "500" not in str(error):  # all that a server whose disk is full says
+            if not FAILED.search(str(error)):
                 raise
             raise ResourceError(
                 f"{str(error).removesuffix('.')}; look whether the disk of the run's files is full."
