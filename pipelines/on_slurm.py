@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,8 +27,6 @@ from pipelines.processes import GRACE_SECONDS, THREADS
 
 POLL_SECONDS = 2.0
 """Between two looks at what has ended."""
-PREEMPTED_SECONDS = 90.0
-"""In which SLURM, having told a task to end, also sends submitit's signal if it preempts it."""
 ASK_SECONDS = 10.0
 """For SLURM to answer."""
 
@@ -165,14 +163,14 @@ class Task:
     patience: float | None
 
     def __call__(self) -> JobResult:
-        """Do it; told to end, it leaves its run in order."""
+        """Do it; told to end, it leaves its run in order, and if preempted queues itself again."""
         os.chdir(self.folder)
-        _bind_signals()
+        queue_again = _bind_signals()
         try:
             return work(*self.job, patience=self.patience)
         except SystemExit as end:
             if end.code == 128 + signal.SIGTERM and _runs():
-                time.sleep(PREEMPTED_SECONDS)  # until it is told to queue itself again
+                queue_again()  # a task that ends by itself before its grace is over is not
             raise
 
     def checkpoint(self) -> Any:
@@ -182,27 +180,31 @@ class Task:
         return DelayedSubmission(self)
 
 
-def _bind_signals() -> None:
-    """Unwind on SIGTERM and Ctrl-C; on submitit's signal, do what it does and say what it means."""
+def _bind_signals() -> Callable[[], None]:
+    """Unwind on SIGTERM and Ctrl-C; on submitit's signal, queue again and say why not if it cannot.
+
+    What is returned does the same as that signal.
+    """
     from submitit import JobEnvironment
     from submitit.core.utils import UncompletedJobError
 
     from dfolora.errors import ResourceError
 
     number = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
-    queue_again: Any = signal.getsignal(number)
+    theirs: Any = signal.getsignal(number)
 
-    def stop(number: int, frame: object) -> None:
+    def queue_again(*_given: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a task that is queued again is told to end
         try:
-            queue_again(number, frame)
+            theirs(number, None)
         except UncompletedJobError as error:
             raise ResourceError(
                 "Its time limits are used up; raise cluster.timeout_min or cluster.timeouts."
             ) from error
 
     exit_on_signals()
-    signal.signal(number, stop)
+    signal.signal(number, queue_again)
+    return queue_again
 
 
 def _runs() -> bool:
