@@ -10,11 +10,12 @@ from hydra.utils import instantiate
 
 import dfolora
 from dfolora.data import Encoder
-from dfolora.engine import Affine, SolvedReadout, classify, cross_entropy
+from dfolora.engine import Affine, Answers, SolvedReadout, answers, classify, cross_entropy
 from dfolora.errors import UserError
 from dfolora.methods import CalibratedPrompt, FewShotData
 from dfolora.methods.calibrated_prompt import CALIBRATIONS, CONTENT_FREE, RIDGES
-from dfolora.methods.readouts import BatchMean, Neighbours, load_readout, save_readout
+from dfolora.methods.probe import GRADIENT, Probe
+from dfolora.methods.readouts import BatchMean, Neighbours, applied, load_readout, save_readout
 from dfolora.model.architecture import Architecture
 from dfolora.search.optim import Lotfwa
 from tests.methods.test_every_method import SMALL, rows
@@ -104,6 +105,91 @@ def test_linear_has_the_ridge_of_the_least_dev_loss_and_sees_no_test_row():
     assert len(set(losses.values())) == len(RIDGES)
 
 
+def test_probe_has_the_ridge_of_the_least_dev_loss():
+    backbone, problem, _, predictor = calibrated("probe", task="agnews")
+    data = problem.data
+    train, dev = (answers(backbone, data.label_ids, part).cpu() for part in (data.train, data.dev))
+    losses = {}
+    for ridge in RIDGES:
+        probe = Probe.fit(train.logits, train.states, data.train.labels, ridge)
+        losses[ridge] = cross_entropy(applied(probe, dev)[None], data.dev.labels)[0]
+    assert predictor.found["ridge"] == min(losses, key=losses.get)
+    assert len(set(losses.values())) == len(RIDGES)
+
+
+def test_answers_are_what_classify_says_of_what_the_head_reads():
+    backbone, _, problem = posed("method=calibrated_prompt")
+    ids, test = problem.data.label_ids, problem.test
+    asked = answers(backbone, ids, test)
+    assert torch.equal(asked.logits, classify(backbone, ids, test))
+    said = backbone.answer_logits(asked.states, ids)
+    torch.testing.assert_close(said, asked.logits, rtol=0, atol=1e-5)
+    hidden = backbone.forward(input_ids=test.input_ids, attention_mask=test.attention_mask)
+    read = hidden[torch.arange(len(test.answer)), test.answer]
+    torch.testing.assert_close(asked.states, read, rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def shots():
+    """Logits, states and labels that a probe is fitted to: fewer rows than numbers."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(24) % 3
+    states = torch.randn(24, 40, generator=generator) + 5
+    states[:, 0] += 20 * labels
+    return torch.randn(24, 3, generator=generator), states, labels
+
+
+@pytest.mark.parametrize("ridge", [0.001, 1.0])
+def test_probe_is_where_the_penalised_loss_is_flat(shots, ridge):
+    logits, states, labels = shots
+    probe = Probe.fit(logits, states, labels, ridge)
+    mean = states.double().mean(0)
+    scale = (states.double() - mean).square().sum(-1).mean().sqrt()
+    weight, bias = (part.clone().requires_grad_() for part in (probe.weight, probe.bias))
+    mapped = logits.double() + states.double() @ weight + bias
+    penalty = ridge / 2 * (weight * scale).square().sum()
+    loss = torch.nn.functional.cross_entropy(mapped, labels) + penalty
+    slope, shift = torch.autograd.grad(loss, (weight, bias))
+    assert shift.abs().max() < 10 * GRADIENT
+    assert ((slope - mean[:, None] * shift) / scale).abs().max() < 10 * GRADIENT
+    assert probe.weight.abs().max() > 1e-4
+
+
+def test_probe_of_infinite_ridge_is_the_bias(shots):
+    logits, states, labels = shots
+    probe = Probe.fit(logits, states, labels, 1e9)
+    bias = SolvedReadout(form="bias").solve(logits[None], labels)[0]
+    torch.testing.assert_close(probe(logits, states), bias(logits), rtol=0, atol=1e-6)
+    stronger = Probe.fit(logits, states, labels, 1e-4)(logits, states)
+    assert (stronger.argmax(-1) == labels).all()
+    assert not (bias(logits).argmax(-1) == labels).all()
+
+
+def test_probe_does_not_mind_where_states_lie_nor_their_unit(shots):
+    logits, states, labels = shots
+    plain = Probe.fit(logits, states, labels, 0.1)(logits, states)
+    moved = 8 * states - 100
+    other = Probe.fit(logits, moved, labels, 0.1)(logits, moved)
+    torch.testing.assert_close(other, plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_probe_of_states_that_are_not_finite_is_the_bias(shots, broken):
+    logits, states, labels = shots
+    states = states.clone()
+    states[2, 3] = broken
+    probe = Probe.fit(logits, states, labels, 0.1)
+    assert not probe.weight.any()
+    assert torch.equal(probe.bias, SolvedReadout(form="bias").solve(logits[None], labels).bias[0])
+
+
+def test_probe_of_states_that_are_all_alike_is_the_bias(shots):
+    logits, states, labels = shots
+    probe = Probe.fit(logits, torch.ones_like(states), labels, 0.1)
+    bias = SolvedReadout(form="bias").solve(logits[None], labels)[0]
+    torch.testing.assert_close(probe(logits, states), bias(logits), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("neighbours", [1, 3, 1000])
 def test_knn_votes_as_the_nearest_train_rows(neighbours):
     generator = torch.Generator().manual_seed(0)
@@ -145,9 +231,11 @@ def test_readout_is_the_same_after_saving(name, tmp_path):
     again = load_readout(tmp_path)
     logits = 3 * torch.randn(30, 2, generator=torch.Generator().manual_seed(1))
     save_readout(tmp_path / "twice", again)
-    np.testing.assert_array_equal(load_readout(tmp_path / "twice")(logits), again(logits))
+    answered = Answers(logits=logits, states=torch.randn(30, 64))
+    twice = load_readout(tmp_path / "twice")
+    assert torch.equal(applied(twice, answered), applied(again, answered))
     assert json.loads((tmp_path / "readout.json").read_text())["kind"] in (
-        "Affine", "BatchMean", "Neighbours",
+        "Affine", "BatchMean", "Neighbours", "Probe",
     )  # fmt: skip
 
 
@@ -207,8 +295,9 @@ def test_infinite_ridge_is_the_search_of_today(form):
             readout=SolvedReadout(form="words", ridge=0.01),
         ),
         "calibrated_prompt",
+        CalibratedPrompt(calibration="probe"),
     ],
-    ids=["search", "words", "prompt"],
+    ids=["search", "words", "prompt", "probe"],
 )  # fmt: skip
 def test_saved_classifier_answers_with_its_readout(method, tmp_path):
     texts = [f"the garden was {word} ." for word in ("awful", "lovely", "dull", "fine") * 4]
@@ -250,7 +339,7 @@ def test_what_cannot_be_is_refused_before_weights_are_read(overrides, told):
         instantiate(config.method).check(Architecture.of(checkpoint.config()))
 
 
-@pytest.mark.parametrize("row", ["calibrated_bias", "c_lora_bias", "gap3"])
+@pytest.mark.parametrize("row", ["calibrated_bias", "calibrated_probe", "c_lora_bias", "gap3"])
 def test_class_without_a_train_row_is_refused_with_the_data(row):
     config = composed(*SMALL, f"row={row}", "readout=bias")
     checkpoint = instantiate(config.model, _convert_="all")

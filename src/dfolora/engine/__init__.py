@@ -4,7 +4,7 @@ It shares, trims and packs what one padded forward a candidate would repeat; mem
 goes through the model at once. Objectives turn the logits into one loss a candidate.
 """
 
-from dfolora.engine.forward import Engine, Interventions, classify
+from dfolora.engine.forward import Answers, Engine, Interventions, answers, classify
 from dfolora.engine.objective import (
     AGAINST_OTHERS,
     LOSSES,
@@ -22,11 +22,13 @@ __all__ = [
     "NORMALISED",
     "TARGETS",
     "Affine",
+    "Answers",
     "Engine",
     "Interventions",
     "Shape",
     "SolvedReadout",
     "Work",
+    "answers",
     "check_objective",
     "check_readout",
     "classify",

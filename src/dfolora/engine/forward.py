@@ -65,6 +65,7 @@ class _Sized(Protocol):
 
 
 Part = TypeVar("Part", bound=_Sized)
+Found = TypeVar("Found")
 
 
 class Engine:
@@ -152,6 +153,25 @@ class Engine:
         places = None if places is None else places.to(self._backbone.device)
         return self._retried(lambda: self._vocabulary(places), 1)
 
+    @torch.inference_mode()
+    def answers(self, incumbents: Interventions = NOTHING) -> "Answers":
+        """What the head reads and says at the answers, by the model with these interventions.
+
+        Raises:
+            UserError: Not even one example finds enough memory.
+        """
+        return self._retried(lambda: self._answers(incumbents), 1)
+
+    def _answers(self, incumbents: Interventions) -> "Answers":
+        examples, device = len(self._sequences.lengths), self._backbone.device
+        logits = torch.empty(examples, len(self._label_ids), device=device)
+        states = torch.empty(examples, self._backbone.architecture.body_width, device=device)
+        for piece in self._through(self._embedded(), 0, incumbents):
+            rows = piece.packed.pack.rows
+            logits[rows] = self._read(piece.hidden)[0]
+            states[rows] = self._backbone.final(piece.hidden)[0].float()
+        return Answers(logits=logits, states=states)
+
     def _vocabulary(self, places: Tensor | None) -> Tensor:
         number = 1 if places is None else places.shape[1]
         shape = len(self._sequences.lengths), number, len(self._backbone.embedding)
@@ -166,7 +186,7 @@ class Engine:
         return logits
 
     @no_cudnn_attention()
-    def _retried(self, work: Callable[[], Tensor], population: int) -> Tensor:
+    def _retried(self, work: Callable[[], Found], population: int) -> Found:
         while True:
             try:
                 return work()
@@ -390,6 +410,27 @@ def classify(
         UserError: As of ``Engine``.
     """
     return Engine(backbone, batch, label_ids, carry=False)(interventions)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a model's head reads and says of N examples."""
+
+    logits: Tensor
+    """``(N, C)``, float32."""
+    states: Tensor
+    """What leaves the body, past its final norm, ``(N, H)``, float32."""
+
+    def cpu(self) -> "Answers":
+        """The same on the CPU."""
+        return Answers(logits=self.logits.cpu(), states=self.states.cpu())
+
+
+def answers(
+    backbone: Backbone, label_ids: Tensor, batch: Batch, interventions: Interventions = NOTHING
+) -> Answers:
+    """As ``classify``, in the same pass with what the head reads."""
+    return Engine(backbone, batch, label_ids, carry=False).answers(interventions)
 
 
 @dataclass

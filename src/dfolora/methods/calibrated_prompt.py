@@ -15,18 +15,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfolora.data import Batch, Encode, Encoder, Rows
-from dfolora.engine import Affine, SolvedReadout, classify, cross_entropy
+from dfolora.engine import Affine, Answers, SolvedReadout, answers, cross_entropy
 from dfolora.methods.method import FewShotData, Predictor, Progress
-from dfolora.methods.readouts import BatchMean, Neighbours, Readout, divided, mapped, save_readout
+from dfolora.methods.probe import BIAS, Probe
+from dfolora.methods.readouts import (
+    BatchMean,
+    Neighbours,
+    Readout,
+    applied,
+    class_logits,
+    divided,
+    save_readout,
+)
 from dfolora.model import Architecture, Backbone
 from dfolora.search import Memo, forgetful
 from dfolora.validation import choice, whole
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """Texts that say nothing (Zhao et al. 2021)."""
-BIAS = SolvedReadout(form="bias")
 RIDGES = (0.001, 0.01, 0.1, 1.0)
-"""Of the linear readout, from which dev chooses."""
+"""Of the linear readout and the probe, from which dev chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +50,7 @@ class CalibratedPrompt:
       about, the test set, as published (Zhou et al. 2024);
     - ``bias``: one number a class, by the least cross-entropy on the train set;
     - ``linear``: a C x C map and a bias likewise, its ridge penalty chosen by dev cross-entropy;
+    - ``probe``: an affine map of what the head reads, added to the logits, likewise;
     - ``knn``: the vote of the nearest train rows (Xu et al. 2023).
     """
     neighbours: int = 3
@@ -58,7 +67,7 @@ class CalibratedPrompt:
 
     def encoder(self, plain: Encoder, train: Rows, seed: int) -> Encode:
         """The prompt as it is; errors as of ``SolvedReadout.check_classes``."""
-        if self.calibration == "bias":
+        if self.calibration in ("bias", "probe"):
             BIAS.check_classes(train.labels, len(plain.prompt.label_words))
         return plain
 
@@ -67,7 +76,7 @@ class CalibratedPrompt:
     ) -> "Calibration":
         """Prepare it; the model is not asked yet."""
         self.check(backbone.architecture)
-        return Calibration(self, partial(classify, backbone, data.label_ids), data)
+        return Calibration(self, backbone, data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +95,10 @@ class OneCall:
 class Asked:
     """What a calibration is fitted to."""
 
-    classify: Callable[[Batch], Tensor]
-    """Class logits ``(N, C)`` of the unadapted model, on the CPU."""
+    ask: Callable[[Batch], Answers]
+    """The unadapted model's answers, on the CPU."""
     data: FewShotData
-    logits: Tensor
-    """Those of the train rows."""
+    train: Answers
     neighbours: int
     found: dict[str, float] = field(default_factory=dict)
     """What was chosen on the way."""
@@ -99,11 +107,9 @@ class Asked:
 class Calibration:
     """One fit of a calibration."""
 
-    def __init__(
-        self, method: CalibratedPrompt, classify: Callable[[Batch], Tensor], data: FewShotData
-    ) -> None:
+    def __init__(self, method: CalibratedPrompt, backbone: Backbone, data: FewShotData) -> None:
         self._method = method
-        self._classify = classify
+        self._backbone = backbone
         self._data = data
         self._fitted: tuple[Readout, Asked] | None = None
 
@@ -112,28 +118,30 @@ class Calibration:
         readout, asked = self._fit()
         labels = self._data.train.labels
         before, after = (
-            cross_entropy(logits[None], labels) for logits in (asked.logits, readout(asked.logits))
+            cross_entropy(logits[None], labels)
+            for logits in (asked.train.logits, applied(readout, asked.train))
         )
         yield Progress(step=OneCall(losses=before, loss=float(after[0])), looks=(), selected=None)
 
     def predictor(self) -> Predictor:
         """The model with its calibrated logits."""
         readout, asked = self._fit()
+        label_ids = self._data.label_ids
         return Predictor(
-            logits=lambda batch: mapped(self._logits(batch), readout),
+            logits=lambda batch: class_logits(self._backbone, label_ids, batch, {}, readout),
             write=partial(save_readout, readout=readout),
             found=asked.found,
         )
 
-    def _logits(self, batch: Batch) -> Tensor:
-        return self._classify(batch).cpu()
+    def _ask(self, batch: Batch) -> Answers:
+        return answers(self._backbone, self._data.label_ids, batch).cpu()
 
     def _fit(self) -> tuple[Readout, Asked]:
         if self._fitted is None:
             asked = Asked(
-                classify=self._logits,
+                ask=self._ask,
                 data=self._data,
-                logits=self._logits(self._data.train),
+                train=self._ask(self._data.train),
                 neighbours=self._method.neighbours,
             )
             self._fitted = CALIBRATIONS[self._method.calibration](asked), asked
@@ -149,11 +157,11 @@ def _contextual(asked: Asked) -> Affine:
     empty = replace(rows, texts=texts, labels=(0,) * len(texts))
     # A causal prompt that is the text alone has no token without one.
     written = empty.select(n for n, count in enumerate(encode.token_counts(empty)) if count)
-    return _divided_by(asked.classify(encode(written)))
+    return _divided_by(asked.ask(encode(written)).logits)
 
 
 def _batch(asked: Asked) -> Affine:
-    return _divided_by(asked.logits)
+    return _divided_by(asked.train.logits)
 
 
 def _divided_by(reference: Tensor) -> Affine:
@@ -165,17 +173,27 @@ def _divided_by(reference: Tensor) -> Affine:
 
 
 def _solved(asked: Asked, readout: SolvedReadout) -> Affine:
-    return readout.solve(asked.logits[None], asked.data.train.labels)[0]
+    return readout.solve(asked.train.logits[None], asked.data.train.labels)[0]
 
 
-def _linear(asked: Asked) -> Affine:
-    """Of the ridges that with the least cross-entropy on dev, of equals the larger."""
+def _linear(asked: Asked) -> Readout:
+    return _best_on_dev(
+        asked, lambda ridge: _solved(asked, SolvedReadout(form="linear", ridge=ridge))
+    )
+
+
+def _probe(asked: Asked) -> Readout:
+    train, labels = asked.train, asked.data.train.labels
+    return _best_on_dev(asked, lambda ridge: Probe.fit(train.logits, train.states, labels, ridge))
+
+
+def _best_on_dev(asked: Asked, fitted: Callable[[float], Readout]) -> Readout:
+    """Of the ridges' readouts that with the least cross-entropy on dev, of equals the larger's."""
     dev = asked.data.dev
-    logits = asked.classify(dev)
-    maps = {ridge: _solved(asked, SolvedReadout(form="linear", ridge=ridge)) for ridge in RIDGES}
+    answered, maps = asked.ask(dev), {ridge: fitted(ridge) for ridge in RIDGES}
 
     def rank(ridge: float) -> tuple[float, float]:
-        return cross_entropy(maps[ridge](logits)[None], dev.labels).item(), -ridge
+        return cross_entropy(applied(maps[ridge], answered)[None], dev.labels).item(), -ridge
 
     chosen = asked.found["ridge"] = min(RIDGES, key=rank)
     return maps[chosen]
@@ -183,7 +201,7 @@ def _linear(asked: Asked) -> Affine:
 
 def _knn(asked: Asked) -> Neighbours:
     return Neighbours(
-        log_probabilities=asked.logits.double().log_softmax(-1),
+        log_probabilities=asked.train.logits.double().log_softmax(-1),
         labels=asked.data.train.labels,
         neighbours=asked.neighbours,
     )
@@ -195,5 +213,6 @@ CALIBRATIONS: Mapping[str, Callable[[Asked], Readout]] = {
     "batch_test": lambda _asked: BatchMean(),
     "bias": lambda asked: _solved(asked, BIAS),
     "linear": _linear,
+    "probe": _probe,
     "knn": _knn,
 }

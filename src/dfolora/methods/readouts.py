@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from dfolora.data import Batch
-from dfolora.engine import Affine, Interventions, classify
+from dfolora.engine import Affine, Answers, Interventions, answers, classify
+from dfolora.methods.probe import Probe
 from dfolora.model import Backbone
 
 READOUT = "readout.json"
 """Beside an adapter, or alone."""
 
 
-class Readout(Protocol):
-    """A fitted map of class logits."""
+class OfLogits(Protocol):
+    """A fitted map of class logits alone."""
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Map ``(N, C)``, or a column of each label word, to ``(N, C)``, float64."""
@@ -67,6 +68,10 @@ class Neighbours:
         return (votes + own / 2).log()
 
 
+Readout = OfLogits | Probe
+"""A fitted map of class logits; a probe also has what the head reads."""
+
+
 def divided(logits: Tensor, reference: Tensor) -> Tensor:
     """Logits after division of the probabilities by the mean of those of ``reference``, ``(M, C)``.
 
@@ -76,9 +81,11 @@ def divided(logits: Tensor, reference: Tensor) -> Tensor:
     return logits - known.softmax(-1).mean(0).log() if len(known) else logits
 
 
-def mapped(logits: Tensor, readout: Readout) -> Tensor:
-    """Class logits as a readout maps the model's: ``(N, C)``, float32."""
-    return readout(logits.cpu()).float()
+def applied(readout: Readout, answered: Answers) -> Tensor:
+    """The logits of answers as a readout maps them: ``(N, C)``, float64."""
+    if isinstance(readout, Probe):
+        return readout(answered.logits, answered.states)
+    return readout(answered.logits)
 
 
 def class_logits(
@@ -103,11 +110,13 @@ def class_logits(
     """
     if isinstance(readout, Affine) and len(readout.weight) > len(label_ids):
         label_ids = label_ids.flatten()
+    if isinstance(readout, Probe):
+        return applied(readout, answers(backbone, label_ids, batch, interventions).cpu()).float()
     logits = classify(backbone, label_ids, batch, interventions)
-    return logits if readout is None else mapped(logits, readout)
+    return logits if readout is None else readout(logits.cpu()).float()
 
 
-KINDS: Mapping[str, type] = {kind.__name__: kind for kind in (Affine, BatchMean, Neighbours)}
+KINDS: Mapping[str, type] = {kind.__name__: kind for kind in (Affine, BatchMean, Neighbours, Probe)}
 
 
 def save_readout(folder: Path, readout: Readout) -> None:

@@ -151,12 +151,12 @@ class Backbone:
         Returns:
             ``(..., C)``, float32.
         """
-        return self._head(self._final(hidden), label_ids)
+        return self._head(self.final(hidden), label_ids)
 
     @torch.inference_mode()
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         """Logits of all V tokens: ``(..., H) -> (..., V)``, float32; see `label_logits`."""
-        return self._head(self._final(hidden), slice(None))
+        return self._head(self.final(hidden), slice(None))
 
     @no_cudnn_attention()
     def forward(self, **inputs: Any) -> Tensor:
@@ -177,8 +177,8 @@ class Backbone:
         """As ``label_logits``, from the output of ``forward`` at the answers; gradients pass."""
         return self._head(hidden, label_ids)
 
-    def _final(self, hidden: Tensor) -> Tensor:
-        """What the body does after its last layer."""
+    def final(self, hidden: Tensor) -> Tensor:
+        """What the body does after its last layer, which gives what the head reads."""
         for path in self._family.final:
             parent, _, name = path.rpartition(".")
             module = getattr(self.model.get_submodule(parent), name, None)
