@@ -104,7 +104,7 @@ def failure(error: Exception, consolation: str = "") -> JobResult:
     """The result of an error: one line, unless its traceback was asked for.
 
     Args:
-        error: Being handled.
+        error: What ended it.
         consolation: What else to tell where nobody did anything wrong.
     """
     from hydra.errors import HydraException
@@ -115,7 +115,7 @@ def failure(error: Exception, consolation: str = "") -> JobResult:
     mistaken = isinstance(error, UserError | HydraException | OmegaConfBaseException)
     status = MISTAKE if mistaken else DEFECT
     if os.environ.get(TRACEBACK) == "1":
-        line = traceback.format_exc()
+        line = "".join(traceback.format_exception(error))
     elif mistaken:
         line = f"error: {_one_line(error)}."
     elif isinstance(error, ResourceError | OSError) or is_shortage(error):

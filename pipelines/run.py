@@ -103,6 +103,8 @@ def _crew(configs: list[DictConfig]) -> Crew:
     ]
     if any(one != asked[0] for one in asked):
         raise UserError("cluster and workers differ between the jobs; give each one value.")
+    if len({config.tracking.uri for config in configs}) > 1:
+        raise UserError("tracking.uri differs between the jobs; call once for each store.")
     check_built(asked[0], "cluster")
     if configs[0].workers != 1 and "workers" not in asked[0]:
         raise UserError(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 
 import dfolora
@@ -16,7 +17,10 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]  # o
         self._fitted = dfolora.load(context.artifacts["fitted"])
 
     def predict(self, context: Any, model_input: pd.DataFrame) -> pd.DataFrame:
-        """A row for each row: ``label``, and ``probability_CLASS`` of each class."""
+        """A row for each row: ``label``, and ``probability_CLASS`` of each class.
+
+        All are None where the model gave NaN or infinity.
+        """
         names = [str(name) for name in self._fitted.classes_]
         rows = model_input if model_input.shape[1] > 1 else model_input.iloc[:, 0]
         try:
@@ -25,6 +29,7 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]  # o
             raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
         answers = pd.DataFrame(shares, columns=[f"probability_{name}" for name in names])
         answers.insert(0, "label", [names[best] for best in shares.argmax(-1)])
+        answers[np.isnan(shares).any(-1)] = None
         return answers
 
 

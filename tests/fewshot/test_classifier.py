@@ -469,6 +469,27 @@ def test_a_loaded_one_is_saved_again(tmp_path):
     assert np.allclose(again.predict_proba(texts), fitted.predict_proba(texts), atol=1e-5)
 
 
+def test_a_loaded_one_is_not_saved_from_a_folder_that_holds_another_fit(tmp_path):
+    fitted, folder = saved(tmp_path)
+    loaded = FewShotClassifier.load(folder)
+    texts, labels = rows()
+    classifier(random_state=7).fit(texts, labels).save(folder)
+    with pytest.raises(UserError, match="no longer holds the fit that was loaded from it"):
+        loaded.save(tmp_path / "copy")
+    assert not (tmp_path / "copy" / "classifier.json").exists()
+    assert np.allclose(loaded.predict_proba(texts), fitted.predict_proba(texts), atol=1e-5)
+
+
+def test_a_loaded_one_is_fitted_again_by_a_method_that_is_given(tmp_path):
+    _, folder = saved(tmp_path)
+    loaded, (texts, labels) = FewShotClassifier.load(folder, model="mini-roberta"), rows()
+    loaded.set_params(method=repr(dfolora.CLora()))  # as of one that was fitted by an object
+    with pytest.raises(UserError, match=r"set_params\(method=\.\.\.\) with the object itself"):
+        loaded.fit(texts, labels)
+    loaded.set_params(method="manual_prompt").fit(texts, labels)
+    assert np.isfinite(loaded.predict_proba(texts)).all()
+
+
 @pytest.mark.parametrize(
     ("names", "library"),
     [

@@ -231,7 +231,7 @@ def test_readout_is_the_same_after_saving(name, tmp_path):
     again = load_readout(tmp_path)
     logits = 3 * torch.randn(30, 2, generator=torch.Generator().manual_seed(1))
     save_readout(tmp_path / "twice", again)
-    answered = Answers(logits=logits, states=torch.randn(30, 64))
+    answered = Answers(logits=logits, states=torch.randn(30, 128))
     twice = load_readout(tmp_path / "twice")
     assert torch.equal(applied(twice, answered), applied(again, answered))
     assert json.loads((tmp_path / "readout.json").read_text())["kind"] in (

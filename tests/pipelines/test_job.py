@@ -284,6 +284,12 @@ def test_workers_on_a_cluster_are_refused(ended):
     )
 
 
+def test_jobs_of_several_stores_are_refused(ended):
+    assert ended("run", "-m", "tracking.uri=sqlite:///a.db,sqlite:///b.db") == (
+        2, "", "error: tracking.uri differs between the jobs; call once for each store.\n",
+    )  # fmt: skip
+
+
 def test_jobs_that_do_not_agree_on_who_does_them_are_refused(ended):
     told = ended("run", "-m", "workers=1,2")
     assert told == (

@@ -9,10 +9,12 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import dfolora
@@ -116,6 +118,24 @@ def test_server_answers_as_the_library_does_and_outlives_nonsense(logged):
                 assert answer["message"]
             long = [{name: "the market " * 90_000 for name in rows[0]}]
             assert asked(address, records(long))[0] == 200  # cut, as everywhere
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")  # MLflow's, of no type at all
+def test_row_without_an_answer_has_no_label(monkeypatch):
+    """NaN's argmax would be the first class."""
+    shares = np.array([[0.1, 0.9], [np.nan, np.nan], [0.7, 0.3]])
+    fitted = SimpleNamespace(classes_=["bad", "good"], predict_proba=lambda _rows: shares)
+    monkeypatch.setattr(dfolora, "load", lambda _folder: fitted)
+    from pipelines.served import Served
+
+    served = Served()
+    served.load_context(SimpleNamespace(artifacts={"fitted": "folder"}))
+    answers = served.predict(None, pd.DataFrame({"text": ["a", "b", "c"]}))
+    assert json.loads(answers.to_json(orient="records")) == [
+        {"label": "good", "probability_bad": 0.1, "probability_good": 0.9},
+        {"label": None, "probability_bad": None, "probability_good": None},
+        {"label": "bad", "probability_bad": 0.7, "probability_good": 0.3},
+    ]
 
 
 @pytest.mark.slow

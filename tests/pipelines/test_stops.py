@@ -113,6 +113,8 @@ def test_traceback_comes_when_it_is_asked_for(in_folder, monkeypatch):
     stopped_after(monkeypatch, [1], ZeroDivisionError("division by zero"))
     config, choices = composed(*SMALL)
     assert work(config, choices, "s").line.startswith("Traceback (most recent call last):")
+    # Also of an error that is not being handled, as Ray's of another process.
+    assert failure(KeyError("gone")).line == "KeyError: 'gone'\n"
 
 
 def test_disk_that_is_really_full_tears_a_line_that_is_dropped(store, expected, in_folder):

@@ -126,6 +126,18 @@ def test_a_search_survives_when_all_evaluations_fail(make):
     assert np.isfinite(optimizer.best.loss)
 
 
+@pytest.mark.parametrize("name", ["OnePlusOne", "TBPSA", "DE"])
+@pytest.mark.parametrize("population", [1, 5])
+def test_nevergrad_finds_its_way_after_a_failed_beginning(name, population):
+    """OnePlusOne never forgets its best."""
+    sized = factory("nevergrad", f"optimizer.name={name}", f"optimizer.population={population}")
+    optimizer = build(sized)
+    run(optimizer, lambda points: np.full(len(points), np.nan), turns=1)
+    run(optimizer, turns=1500 // population)
+    start = ellipsoid(np.zeros((1, DIM)))[0]
+    assert ellipsoid(optimizer.center[None])[0] < 0.5 * start
+
+
 @every_optimizer
 def test_arrays_of_the_caller_are_left_alone(make):
     optimizer, asked = build(make), []
@@ -217,7 +229,8 @@ def test_the_search_finds_its_way(option):
 @every_optimizer
 def test_hyper_parameters_that_users_sweep_are_keys_of_the_group(make):
     option = next(name for name, other in FACTORIES.items() if other is make)
-    assert build(factory(option, "optimizer.sigma=0.25")).population > 0
+    smaller = run(build(factory(option, "optimizer.sigma=0.25")), turns=1)
+    assert not np.array_equal(smaller, run(build(make), turns=1))
 
 
 def test_nevergrad_is_chosen_by_name():

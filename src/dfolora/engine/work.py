@@ -22,7 +22,7 @@ class Shape:
     rank: int
     """r; 0 leaves out what LoRA adds."""
     classes: int
-    """C."""
+    """Of the task, C."""
 
     @property
     def word(self) -> int:

@@ -52,9 +52,9 @@ class FewShotClassifier:
             classes (``classes_``).
         tokenizer: Needed beside a loaded model; for a name or folder that of another one.
         method: A name (``c_lora``, ``f_lora``, ``bbt``, ``bbtv2``, ``random_search``,
-            ``random_lora``, ``gap3``, ``manual_prompt``, ``in_context``, ``model_tuning``,
-            ``adapter``, ``bitfit``, ``lora``, ``prompt_tuning``, ``p_tuning_v2``, ``feature_mlp``,
-            ``feature_bilstm``), or an object such as ``CLora(budget=1000)``.
+            ``random_lora``, ``gap3``, ``manual_prompt``, ``calibrated_prompt``, ``in_context``,
+            ``model_tuning``, ``adapter``, ``bitfit``, ``lora``, ``prompt_tuning``, ``p_tuning_v2``,
+            ``feature_mlp``, ``feature_bilstm``), or an object such as ``CLora(budget=1000)``.
         k: Rows per class that are drawn from those given to ``fit`` to train on, and as many to
             choose the solution by (dev); more are left unused. None uses all: half of each class to
             train, half as dev, the odd one to train.
@@ -172,7 +172,11 @@ class FewShotClassifier:
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
-        """The classes of rows as ``fit`` takes them: ``(N,)``."""
+        """The classes of rows as ``fit`` takes them: ``(N,)``.
+
+        A row for which the model gives NaN, of which a warning tells, has the first class;
+        ``predict_proba`` shows which.
+        """
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(-1)]
 

@@ -46,7 +46,7 @@ from dfolora.methods import (
     load_ensemble,
     load_readout,
 )
-from dfolora.model import Backbone, Checkpoint, Limits, load_adapter
+from dfolora.model import Backbone, Checkpoint, Limits, files_digest, load_adapter
 from dfolora.search.subspace import PromptSubspaceSpec, load_soft_prompts
 from dfolora.validation import check_keys, mapping, text, text_or_none
 
@@ -272,9 +272,10 @@ class Saved:
                 f"precision={record['model']['precision']}."
             )
         label_ids = torch.tensor(task["label_ids"])
+        files = files_digest(folder, WRITTEN)
         encode, logits = restore(folder, record["fitted"], backbone, plain, label_ids)
         return Fitted(
-            predictor=Predictor(logits=logits, write=partial(copy_fit, folder)),
+            predictor=Predictor(logits=logits, write=partial(copy_fit, folder, files)),
             backbone=backbone,
             origin=self.base.origin,
             task=self.task,
@@ -462,8 +463,17 @@ def _check_origin(value: object, where: str) -> None:
     text_or_none(origin["tokenizer"], f"{where}.tokenizer")
 
 
-def copy_fit(folder: Path, target: Path) -> None:
-    """What ``save`` means for a classifier that was loaded."""
+def copy_fit(folder: Path, files: str, target: Path) -> None:
+    """What ``save`` means for a classifier that was loaded.
+
+    Raises:
+        UserError: The folder has other ``files`` than it had then.
+    """
+    if not folder.is_dir() or files_digest(folder, WRITTEN) != files:
+        raise UserError(
+            f"{folder} no longer holds the fit that was loaded from it, so that it cannot be saved "
+            f"from there; fit again, or load what is there now."
+        )
     target.mkdir(parents=True, exist_ok=True)
     for name in WRITTEN:
         if (folder / name).exists():

@@ -133,7 +133,7 @@ def method_of(method: str | Method) -> Method:
     """The method, or the one with that name in ``METHODS``.
 
     Raises:
-        UserError: The name is unknown.
+        UserError: The name is unknown, or is what is written of an object.
     """
     if not isinstance(method, str):
         if not hasattr(method, "begin") or isinstance(method, type):
@@ -142,5 +142,10 @@ def method_of(method: str | Method) -> Method:
                 f"such as CLora(budget=1000)."
             )
         return method
+    if "(" in method:
+        raise UserError(
+            f"method={method} is an object's text, as a classifier that was loaded has it; "
+            f"set_params(method=...) with the object itself, and fit."
+        )
     choice(method, "method", METHODS)
     return METHODS[method]()

@@ -6,7 +6,7 @@ Interventions are LoRA factors or soft prompts of one layer, for a whole populat
 
 from dfolora.model.architecture import Architecture
 from dfolora.model.backbone import Backbone
-from dfolora.model.checkpoint import Checkpoint, folder_digest
+from dfolora.model.checkpoint import Checkpoint, files_digest, folder_digest
 from dfolora.model.factors import LoraFactors
 from dfolora.model.families import FAMILIES
 from dfolora.model.graphs import Passes, recorded
@@ -42,6 +42,7 @@ __all__ = [
     "check_torchao",
     "exact_cudnn",
     "file_shapes",
+    "files_digest",
     "folder_digest",
     "load_adapter",
     "load_whole_adapter",

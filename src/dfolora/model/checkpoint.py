@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -332,13 +332,19 @@ def _quiet() -> Iterator[None]:
 
 def folder_digest(folder: Path) -> str:
     """SHA-256 of the names and contents of a model's or an adapter's files."""
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".txt"))
+    names = [p.name for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".txt")]
+    return files_digest(folder, names)
+
+
+def files_digest(folder: Path, names: Sequence[str]) -> str:
+    """SHA-256 of the names and contents of those of a folder's files that exist."""
+    files = [folder / name for name in sorted(names) if (folder / name).exists()]
     stamps = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
-    return _files_digest(stamps)
+    return _digest(stamps)
 
 
 @lru_cache
-def _files_digest(stamps: tuple[tuple[str, int, int], ...]) -> str:
+def _digest(stamps: tuple[tuple[str, int, int], ...]) -> str:
     """SHA-256 of the files' names and contents; size and time only make the cache expire."""
     digest = hashlib.sha256()
     for path, size, _time in stamps:

@@ -64,7 +64,7 @@ class LayerLora:
 
     @property
     def population(self) -> int:
-        """P."""
+        """Candidates, P."""
         return len(next(iter(self.factors.values())).down)
 
     @property
@@ -120,12 +120,12 @@ class SoftPrompt:
 
     @property
     def population(self) -> int:
-        """P."""
+        """Candidates, P."""
         return len(self.vectors)
 
     @property
     def factors(self) -> Mapping[str, LoraFactors]:
-        """None."""
+        """None: it changes no weight."""
         return {}
 
     def enter(self, hidden: Tensor, pack: Pack) -> Tensor:

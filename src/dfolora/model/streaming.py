@@ -177,7 +177,7 @@ class _Slot:
     """Room for a layer's weights on the device."""
 
     buffer: Tensor
-    """Bytes."""
+    """Its bytes, as many as the largest layer has."""
     index: int | None = None
     """The layer whose weights are there."""
     weights: Sequence[Tensor] = field(default_factory=list)

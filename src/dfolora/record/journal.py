@@ -1,4 +1,4 @@
-"""The journal of a fit: one JSON line per question and answer, on disk before the next."""
+"""The journal of a fit: one JSON line per question and answer, written before the next."""
 
 import json
 import time

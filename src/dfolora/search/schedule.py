@@ -82,7 +82,7 @@ class _Even:
         return [1] * blocks
 
     def least(self, blocks: int) -> int:
-        """One."""
+        """One turn is enough."""
         return 1
 
 
@@ -206,11 +206,11 @@ class Spread(_Even):
 
 @dataclass(frozen=True, kw_only=True)
 class Bandit(_Even):
-    """Exp3 over blocks, rewarded by how much the loss of the whole fell in a turn.
+    """Exp3 over blocks, rewarded by how much the loss of the whole fell in a turn, per candidate.
 
     Auer, Cesa-Bianchi, Freund, Schapire, "The Nonstochastic Multiarmed Bandit Problem", 2002,
     Figure 1: it assumes nothing of the rewards, which fade as a search goes on. They must lie in
-    [0, 1], so a turn's is the share of all turns so far whose fall a call was lower, equal ones
+    [0, 1], so a turn's is the share of all turns so far whose fall was lower, equal ones
     counted half.
     """
 

@@ -48,7 +48,7 @@ class Plan:
     """How many layers are trained, and what the calls are spent on."""
 
     trained: int
-    """Layers."""
+    """Layers that AdamW trains."""
     ranking: int
     """Calls that rank the layers."""
     epochs: int

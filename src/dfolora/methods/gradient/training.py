@@ -226,7 +226,7 @@ class Training:
             yield loss.item()
 
     def look(self, learning_rate: float) -> list[DevPoint]:
-        """Evaluate the present parameters on dev and keep the best; None if the loss is NaN."""
+        """Evaluate the present parameters on dev and keep the best; [] if the loss is NaN."""
         logits = all_logits(self._dev).cpu()
         point = DevPoint(
             calls=self.calls,

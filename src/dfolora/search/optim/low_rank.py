@@ -34,7 +34,7 @@ class LowRank:
     """(m, n): z is matrices of m rows of n numbers, one after another, such as the R's of the core
     subspace. Of the last one there may be only a beginning."""
     rank: int = 1
-    """r."""
+    """Of a step's matrices, r."""
     steps: int = 10
     """nu: V is drawn anew after so many steps."""
 

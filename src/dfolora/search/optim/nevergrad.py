@@ -123,7 +123,10 @@ def _inside(randomness: PrivateRandomness, warning: type[Warning], failure: str)
 
     def say(error: Exception) -> str:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return f"{failure} ({reason}); install what it lacks, or choose another name or population."
+        return (
+            f"{failure} ({reason}); install what it lacks, or choose another name, population "
+            f"or schedule."
+        )
 
     with randomness.lent(), warnings.catch_warnings(), explained(say):
         warnings.simplefilter("ignore", warning)

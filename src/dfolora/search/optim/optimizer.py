@@ -186,14 +186,19 @@ class OptimizerFactory(Protocol):
         ...
 
 
+UNKNOWN = 1e9
+"""The loss of a failure before anything has succeeded: some algorithms never forget their best."""
+
+
 def finite(turns: Turns) -> Turns:
     """The same algorithm with finite losses: a failure gets a loss above all so far."""
-    turn, worst = next(turns), 0.0  # or a higher loss, once told
+    turn, worst = next(turns), -np.inf
     while True:
         losses = yield turn
         succeeded = np.isfinite(losses)
-        worst = max(worst, losses[succeeded].max(initial=0.0))
-        turn = turns.send(np.where(succeeded, losses, np.nextafter(worst, np.inf)))
+        worst = max(worst, losses[succeeded].max(initial=-np.inf))
+        failed = np.nextafter(worst, np.inf) if np.isfinite(worst) else UNKNOWN
+        turn = turns.send(np.where(succeeded, losses, failed))
 
 
 @final

@@ -53,7 +53,7 @@ class ComposedSubspaceSpec:
         return self.form == "factors"
 
     def blocks(self, _architecture: Architecture) -> int:
-        """One."""
+        """One: all numbers are searched at once."""
         return 1
 
     def size(self, _architecture: Architecture) -> int:

@@ -22,7 +22,7 @@ class Subspace(Protocol):
     """A built map; z = 0 is the base model exactly, or the adapter that was given."""
 
     blocks: int
-    """L."""
+    """Parts that take turns, L."""
     stored: int
     """The number of parameters that a solution adds to the model."""
 

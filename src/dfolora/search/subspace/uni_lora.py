@@ -43,7 +43,7 @@ class UniLoraSubspaceSpec:
         return True
 
     def blocks(self, _architecture: Architecture) -> int:
-        """One."""
+        """One: all numbers are searched at once."""
         return 1
 
     def size(self, _architecture: Architecture) -> int:
