@@ -5,11 +5,15 @@ Exit status 0 if all is well, 2 if something given was wrong, 1 for all else.
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
 from unittest.mock import patch
 
 from pipelines.job import DEFECT, MISTAKE, failure
+
+CONF = Path(__file__).parent.parent / "conf"
 
 
 class CommandError(SystemExit):
@@ -51,13 +55,39 @@ def run(main: Callable[[], None]) -> None:
 
 def _line(error: Exception) -> str:
     """What to say of what Hydra does not take."""
+    from hydra.errors import MissingConfigException
+
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        return _no_option(error.missing_cfg_file, error.options)
     line, _where, _path = failure(error).line.partition(" Config search path:")
     if "Could not override" not in line:
         return line
     named = re.search(r"'([\w.]+)'", line)
     key = named[1] if named else "KEY"
+    parent, _, last = key.rpartition(".")
+    near = [f"{parent}.{name}".lstrip(".") for name in get_close_matches(last, _keys(error), 1)]
     return (
-        f"error: {key} is no key of the parts that are chosen; with -m, of the default parts, "
-        f"before a sweep chooses others. --help lists the keys; ++{key}=VALUE sets one of a part "
-        f"that a sweep chooses."
+        f"error: {key} is no key{_meant(near)} of the parts that are chosen; with -m, of the "
+        f"default parts, before a sweep chooses others. --help lists the keys; ++{key}=VALUE sets "
+        f"one of a part that a sweep chooses."
     )
+
+
+def _no_option(missing: str, options: Sequence[str]) -> str:
+    """Hydra lists a group's own files alone, not those of the folders in it."""
+    group, _, name = missing.partition("/")
+    files = (CONF / group).rglob("*.yaml")
+    known = {path.relative_to(CONF / group).with_suffix("").as_posix() for path in files}
+    listed = sorted(known | {*options}, key=lambda each: ("/" in each, each))
+    near = [f"{group}={each}" for each in get_close_matches(name, listed, 1)]
+    return f"error: There is no {group}={name}{_meant(near)}. There are {', '.join(listed)}."
+
+
+def _keys(error: Exception) -> list[str]:
+    """The keys beside the one that an error is about."""
+    node = getattr(error.__cause__, "parent_node", None)
+    return [str(key) for key in node] if isinstance(node, Mapping) else []
+
+
+def _meant(near: Sequence[str]) -> str:
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dfolora.data import Task, tasks
 from dfolora.fewshot import About, Fitted, Problem, ProblemSpec, Source, TaskRows, fitted_of
-from dfolora.methods import Method, Predictor
+from dfolora.methods import Method, Predictor, written
 from dfolora.model import Architecture, Backbone, Checkpoint, Limits
 from dfolora.record import BusyError, Store
 from dfolora.record.provenance import commit, digest, flat, provenance
@@ -254,7 +254,7 @@ def saver(
             encode=encode,
             label_ids=problem.data.label_ids,
             describe=lambda: described,
-            method=repr(job.method),
+            method=written(job.method),
             seed=job.search_seed,
             about=About(
                 title=task.title,

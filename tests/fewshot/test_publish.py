@@ -192,6 +192,17 @@ def test_files_of_an_earlier_fit_go(hub, tmp_path):
     assert hub.deleted == ["adapter_config.json", "adapter_model.safetensors"]
 
 
+def test_card_tells_label_words_by_their_tokens(tmp_path):
+    """The same word after a space is another token."""
+    fitted(tmp_path / "fit")
+    said = (tmp_path / "fit" / "README.md").read_text()
+    task = json.loads((tmp_path / "fit" / "classifier.json").read_text())["task"]
+    told = zip(task["classes"], task["words"], task["label_ids"], strict=True)
+    for name, word, token in told:
+        assert f"\n| {name} | `{word}` | {token} |\n" in said
+    assert len({*task["label_ids"]}) == len(task["classes"])
+
+
 @pytest.mark.parametrize("folder", ["/home/me/one/", "/home/it's/one", "/one"])
 def test_no_folder_of_an_adapter_is_uploaded(hub, tmp_path, folder):
     fitted(tmp_path / "fit")

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 
 import dfolora
 from dfolora.errors import UserError
-from dfolora.methods import METHODS, method_of
+from dfolora.methods import METHODS, CalibratedPrompt, method_of, written
 from dfolora.search.optim import RandomSearch
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -31,6 +31,17 @@ def plain(value):
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
+
+
+def test_method_is_written_as_what_differs_from_defaults():
+    assert written(dfolora.FLora(budget=9)) == ("LayerwiseSearch(optimizer=Lotfwa, budget=9)")
+    assert written(CalibratedPrompt(calibration="knn")) == "CalibratedPrompt(calibration='knn')"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("run", ["~profile", "row=c_lora", "budget=60"])
+    of_config = written(instantiate(config.method))
+    assert "optimizer=Cma(population=20" in of_config
+    assert "budget=60" in of_config
+    assert "object at" not in of_config
 
 
 @pytest.mark.parametrize("name", METHODS)

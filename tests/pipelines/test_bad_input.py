@@ -518,15 +518,33 @@ COMMANDS = {
     "a split": ("run", ["data.k=700"], r"error: A 700-shot split needs 1400 rows"),
     "a sweep without -m": ("run", ["rank=2,4"], r"error: Ambiguous value for argument 'rank=2,4'"),
     "no workers": ("run", ["workers=0"], r"error: workers=0 must be a whole number"),
-    "a key": ("run", ["ranks=2"], r"error: ranks is no key of the parts that are chosen"),
-    "a row": ("run", ["row=nonsense"], r"error: .*Could not find 'row/nonsense' Avail.* f_lora"),
-    "a group": ("run", ["-m", "optimiser=cma"], r"error: optimiser is no key"),
+    "a key": (
+        "run",
+        ["ranks=2"],
+        r"error: ranks is no key \(did you mean rank\?\) of the parts that are chosen",
+    ),
+    "a row": ("run", ["row=nonsense"], r"error: There is no row=nonsense\. There are .* f_lora,"),
+    "a task": (
+        "run",
+        ["task=mini/sts2"],
+        r"error: There is no task=mini/sts2 \(did you mean task=mini/sst2\?\)\. .* mini/yelpp\.",
+    ),
+    "a key within": ("run", ["data.rooot=x"], r"no key \(did you mean data\.root\?\)"),
+    "a group": (
+        "run",
+        ["-m", "optimiser=cma"],
+        r"error: optimiser is no key \(did you mean optimizer\?\)",
+    ),
     "a key of a swept part": (
         "run",
         ["-m", "method=lora,prompt_tuning", "method.training.epochs=6"],
         r"error: method\.training\.epochs is no key .* \+\+method\.training\.epochs=VALUE",
     ),
-    "a table": ("report", ["table=nonsense"], r"error: .*Could not find 'table/nonsense'"),
+    "a table": (
+        "report",
+        ["table=nonsense"],
+        r"error: There is no table=nonsense\. There are curves, .* table1,",
+    ),
     "an empty store": ("report", ["table=table3"], r"error: .* holds no run of table3"),
     "a pretraining": (
         "pretrain",

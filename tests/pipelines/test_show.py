@@ -199,7 +199,7 @@ def test_profiles_and_prompts_are_those_of_a_run(ended):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["task=nothing"], r"Could not find 'task/nothing'"),
+        (["task=nothing"], r"There is no task=nothing\."),
         (["data.root=nowhere"], r"data\.root=nowhere is not a folder"),
         (["model.path=nowhere/at/all"], r"model\.path=nowhere/at/all"),
         (["data.prompt=gap4"], r"no masked prompt 'gap4'"),

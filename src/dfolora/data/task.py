@@ -202,7 +202,8 @@ class Task:
         except KeyError:
             offered = "; ".join(f"{name}: {', '.join(by)}" for name, by in self.prompts.items())
             raise UserError(
-                f"Task {self.name} has no {kind} prompt {variant!r}; it has {offered}."
+                f"Task {self.name} has no {kind} prompt {variant!r}; it has {offered}. "
+                f"data.prompt names one."
             ) from None
 
     def has_released_words(self, variant: str, kind: Kind) -> bool:

@@ -112,7 +112,8 @@ def card(record: Mapping[str, Any], *, in_peft: bool) -> str:
     if fitted.get("words", 1) > 1:
         tuned += f" Each class has {fitted['words']} label words (`label_words.json`)."
     words = "\n".join(
-        f"| {name} | `{word}` |" for name, word in zip(task["classes"], task["words"], strict=True)
+        f"| {name} | `{word}` | {token} |"
+        for name, word, token in zip(task["classes"], task["words"], task["label_ids"], strict=True)
     )
     scores = [
         f"{part} {about.metric} {score:.3f} ({rows} rows)"
@@ -143,9 +144,11 @@ The prompt, in which a row's texts stand for the names in braces:
 {task["pattern"]}
 ```
 
-| class | label word |
-|---|---|
+| class | label word | its token |
+|---|---|---|
 {words}
+
+A word after a space and the same word without one are two tokens, so the ids above count.
 
 - Method: `{record["method"]}`
 - {fit}

@@ -24,7 +24,7 @@ from dfolora.fewshot.inputs import (
 )
 from dfolora.fewshot.saved import Fitted, Saved, fitted_of
 from dfolora.fewshot.score import count_not_finite
-from dfolora.methods import FewShotData, Fit, Method, Predictor, Progress, method_of
+from dfolora.methods import FewShotData, Fit, Method, Predictor, Progress, method_of, written
 from dfolora.model import Checkpoint
 from dfolora.validation import text, whole
 
@@ -159,7 +159,7 @@ class FewShotClassifier:
             encode=encode,
             label_ids=label_ids,
             describe=lambda: fitted_of(method, encode),
-            method=self.method if isinstance(self.method, str) else repr(self.method),
+            method=self.method if isinstance(self.method, str) else written(method),
             seed=seed,
             about=About(
                 title="A classifier",

@@ -14,7 +14,7 @@ from dfolora.methods.method import (
     Progress,
     Step,
 )
-from dfolora.methods.named import METHODS, Bbt, Bbtv2, CLora, FLora, method_of
+from dfolora.methods.named import METHODS, Bbt, Bbtv2, CLora, FLora, method_of, written
 from dfolora.methods.prompt_boosting import (
     PromptBoosting,
     Templates,
@@ -56,4 +56,5 @@ __all__ = [
     "load_ensemble",
     "load_readout",
     "method_of",
+    "written",
 ]

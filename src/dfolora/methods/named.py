@@ -1,6 +1,7 @@
 """Methods by name for users of the library, with the defaults of ``conf/``."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -127,6 +128,24 @@ METHODS: Mapping[str, Callable[[], Method]] = {
     "feature_bilstm": _trained(FeatureHead(head="bilstm"), 3e-4, epochs=1000, dev_every=10),
 }
 """The methods of the paper's tables, by their names there."""
+
+
+def written(part: object) -> str:
+    """A method or a part of one as a call, without what is as by default."""
+    if isinstance(part, partial):
+        name, options = part.func.__name__, part.keywords
+    elif is_dataclass(part) and not isinstance(part, type):
+        name = type(part).__name__
+        given = ((each, getattr(part, each.name)) for each in fields(part))
+        options = {each.name: value for each, value in given if value != _default(each)}
+    else:
+        return part.__name__ if isinstance(part, type) else repr(part)
+    return f"{name}({', '.join(f'{key}={written(value)}' for key, value in options.items())})"
+
+
+def _default(each: Field[Any]) -> object:
+    factory = each.default_factory
+    return each.default if factory is MISSING else factory()
 
 
 def method_of(method: str | Method) -> Method:
