@@ -5,7 +5,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fcntl import LOCK_EX, LOCK_NB, flock
 from itertools import chain
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from dfolora.errors import UserError
+from pipelines.outputs import replacing
 
 MARK = b'{"answers of": "pipelines.predict", '
 """What a file of answers so far begins with; any other file is somebody's own."""
@@ -161,25 +161,6 @@ def _locked(path: Path) -> IO[bytes]:
             file.close()
             raise
         file.close()  # who had it removed it in between
-
-
-def check_new(output: Path, *, overwrite: bool) -> None:
-    """Raise UserError if an output is there that is to be kept."""
-    if output.exists() and not overwrite:
-        raise UserError(
-            f"output={output} exists; give another, or set overwrite=true to replace it."
-        )
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A context that gives a place to write to, which takes the output's when all is written."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def columns_of(classes: Sequence[Any]) -> list[str]:

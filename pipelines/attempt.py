@@ -19,7 +19,7 @@ from typing import Any
 from dfolora.errors import UserError
 from dfolora.record import RunLog
 from dfolora.record.journal import Journal
-from pipelines.answers import replacing
+from pipelines.outputs import replacing
 
 OUTPUTS = Path("outputs")
 

@@ -140,9 +140,9 @@ def new_task(config: DictConfig, given: list[str]) -> str:
     from dfolora.fewshot import TaskRows
     from dfolora.model import Architecture
     from dfolora.validation import file_name, flag, mapping, text_or_none, whole
-    from pipelines.answers import check_new, replacing
     from pipelines.built import built
     from pipelines.identity import check_built
+    from pipelines.outputs import check_new, replacing
 
     plain = mapping(OmegaConf.to_container(config, resolve=True), "the configuration")
     source = _source(plain)
@@ -293,7 +293,7 @@ def _check_output(output: Path, name: str, *, overwrite: bool) -> None:
     """Raise UserError if a task cannot be written there."""
     from dfolora.errors import UserError
     from dfolora.resources import check_folder
-    from pipelines.answers import check_new
+    from pipelines.outputs import check_new
 
     if output.suffix != ".yaml" or output.is_dir():
         raise UserError(f"output={output} must be a file that ends in .yaml.")

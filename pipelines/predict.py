@@ -198,7 +198,8 @@ def predict(config: DictConfig) -> str:
 def _answer(
     saved: "Saved", source: Input, target: str, total: int | None, *, overwrite: bool
 ) -> str:
-    from pipelines.answers import Partial, Tally, check_new, json_line, write
+    from pipelines.answers import Partial, Tally, json_line, write
+    from pipelines.outputs import check_new
 
     fitted = saved.load()
     tally = Tally(fitted.classes, id=source.id)
@@ -297,7 +298,8 @@ def _check_output(output: Path, source: Input, *, overwrite: bool) -> None:
     """Raise UserError if an output cannot be written."""
     from dfolora.errors import UserError
     from dfolora.resources import check_folder
-    from pipelines.answers import WRITERS, check_new, check_ours
+    from pipelines.answers import WRITERS, check_ours
+    from pipelines.outputs import check_new
 
     if output.suffix not in WRITERS:
         raise UserError(

@@ -65,7 +65,7 @@ class ByNevergrad(Sweeper):
         """
         import nevergrad as ng  # late, for Hydra imports all plugins in every command
 
-        from pipelines.answers import replacing
+        from pipelines.outputs import replacing
 
         overrides = self._jobs.overrides(arguments)
         tuned = {

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -188,11 +187,3 @@ def test_vocabulary_without_filler_words_is_told():
     )
     with pytest.raises(UserError, match="needs the vocabulary ids 1000 to 1899"):
         PromptTuning(tokens=900).encoder(replace(plain("causal", 1000), tokenizer=tokenizer))
-
-
-def test_peft_that_is_missing_is_told(monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft", None)
-    for trainable in (Lora(), PromptTuning(), PrefixTuning()):
-        with pytest.raises(UserError, match="needs PEFT: pip install peft"):
-            trainable.check(architecture_of("bert"))
-    Adapter().check(architecture_of("bert"))

@@ -139,13 +139,14 @@ def test_card_is_what_the_hub_reads_and_tells_what_was_done(made, monkeypatch):
         "tags": ["dfolora", "few-shot"], "language": "en", "metrics": ["accuracy"],
     }  # fmt: skip
     prompt = rows.task.prompt("released", "masked")
-    words = zip(rows.task.classes, prompt.label_words, strict=True)
+    ids = json.loads((fitted / "classifier.json").read_text())["task"]["label_ids"]
+    words = zip(rows.task.classes, prompt.label_words, ids, strict=True)
     metric = Store(f"sqlite:///{folder}/mlflow.db").metric
     for told in (
         f"# {rows.task.title} (synthetic, of mini world 0), few-shot, on mini-roberta",
         "LoRA factors of the attention maps (a PEFT adapter).",
         f"```\n{prompt.pattern}\n```",
-        "\n".join(f"| {name} | `{word}` |" for name, word in words),
+        "\n".join(f"| {name} | `{word}` | {token} |" for name, word, token in words),
         "Fitted to 8 rows, chosen by 8; seeds 42 (of the split) and 7 (of the fit).",
         f"dev accuracy {metric(run_id, 'dev/selected_score'):.3f} (8 rows); "
         f"test accuracy {score:.3f} (1000 rows).",

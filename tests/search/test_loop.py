@@ -96,7 +96,7 @@ def test_blocks_take_turns_in_order_one_generation_each():
 
 def test_released_schedule_runs_whole_rounds_only():
     rng = np.random.default_rng(0)
-    order = WholeRounds().order(3, population=5, budget=59, rng=rng)
+    order = WholeRounds().order(3, turns=11, rng=rng)
     evaluate, generations = run(SMALL_CMA, blocks=3, budget=59, incumbent="released", order=order)
     assert [generation.block for generation in generations] == [0, 1, 2] * 3
     assert evaluate.calls == 45

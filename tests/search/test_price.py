@@ -92,7 +92,7 @@ def test_what_is_afforded_is_what_can_be_paid():
 
 def test_late_layers_have_more_candidates_for_the_same_arithmetic():
     schedule = LastK(k=1)
-    order = schedule.order(LAYERS, population=7, budget=30, rng=np.random.default_rng(0))
+    order = schedule.order(LAYERS, turns=4, rng=np.random.default_rng(0))
     price = prices()
     late, generations = searched(price, order=order)
     in_turns, _ = searched(prices())

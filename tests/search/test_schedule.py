@@ -15,7 +15,7 @@ every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda made: typ
 def turns(schedule, number, *, blocks=4, losses=None, seed=0):
     """The first turns; ``losses`` gives those of a turn: ``(block, turn) -> losses, loss``."""
     rng = np.random.default_rng(seed)
-    order = schedule.order(blocks, population=2, budget=1000 * blocks, rng=rng)
+    order = schedule.order(blocks, turns=500 * blocks, rng=rng)
     taken, block = [], next(order)
     for turn in range(number):
         taken.append(block)
@@ -60,7 +60,7 @@ def test_round_robin_is_ascending():
 
 
 def test_whole_rounds_end_before_the_budget_does():
-    order = WholeRounds().order(3, population=5, budget=44, rng=np.random.default_rng(0))
+    order = WholeRounds().order(3, turns=8, rng=np.random.default_rng(0))
     assert list(islice(order, 100)) == [0, 1, 2] * 2  # told nothing
     assert WholeRounds().least(3) == 3
 

@@ -373,10 +373,10 @@ class Search:
     def __iter__(self) -> Iterator[Progress]:
         """Search until the budget or the patience is spent."""
         method, selection = self._method, self._selection
+        candidates = int(sum(method.candidates(self._backbone.architecture, self._prices)))
         order = method.schedule.order(
             len(self._optimizers),
-            population=self._optimizers[0].population,
-            budget=int(sum(method.candidates(self._backbone.architecture, self._prices))),
+            turns=candidates // self._optimizers[0].population,
             rng=stream(self._seed, "schedule"),
         )
         generations = tune(

@@ -47,15 +47,12 @@ class Schedule(Protocol):
         """The number of turns that it takes at least."""
         ...
 
-    def order(
-        self, blocks: int, *, population: int, budget: int, rng: np.random.Generator
-    ) -> Order:
+    def order(self, blocks: int, *, turns: int, rng: np.random.Generator) -> Order:
         """The turns.
 
         Args:
             blocks: L.
-            population: Calls of one turn, nominally.
-            budget: Calls of the whole search.
+            turns: Those that the budget pays, nominally.
             rng: The schedule's own stream.
         """
         ...
@@ -90,9 +87,7 @@ class _Even:
 class RoundRobin(_Even):
     """Ascending order, again and again (Jin, Liu, Tan 2024)."""
 
-    def order(
-        self, blocks: int, *, population: int, budget: int, rng: np.random.Generator
-    ) -> Order:
+    def order(self, blocks: int, *, turns: int, rng: np.random.Generator) -> Order:
         """The turns."""
         return fixed(cycle(range(blocks)))
 
@@ -108,12 +103,9 @@ class WholeRounds(_Even):
         """A round."""
         return blocks
 
-    def order(
-        self, blocks: int, *, population: int, budget: int, rng: np.random.Generator
-    ) -> Order:
+    def order(self, blocks: int, *, turns: int, rng: np.random.Generator) -> Order:
         """The turns."""
-        rounds = budget // (population * blocks)
-        return fixed(block for _ in range(rounds) for block in range(blocks))
+        return fixed(block for _ in range(turns // blocks) for block in range(blocks))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +122,7 @@ class LastK(_Even):
         """Those of the last k alike."""
         return [0] * (blocks - self.k) + [1] * self.k
 
-    def order(
-        self, blocks: int, *, population: int, budget: int, rng: np.random.Generator
-    ) -> Order:
+    def order(self, blocks: int, *, turns: int, rng: np.random.Generator) -> Order:
         """The turns."""
         return fixed(cycle(range(blocks - self.k, blocks)))
 
@@ -159,9 +149,7 @@ class Late(_Even):
         """``growth^l``, the last one being 1."""
         return [self.growth ** (block + 1 - blocks) for block in range(blocks)]
 
-    def order(
-        self, blocks: int, *, population: int, budget: int, rng: np.random.Generator
-    ) -> Order:
+    def order(self, blocks: int, *, turns: int, rng: np.random.Generator) -> Order:
         """The turns."""
         weights = np.array(self.weights(blocks))
         behind = np.zeros(blocks)
@@ -188,9 +176,7 @@ class Spread(_Even):
         """A share."""
         share(self.explore, "schedule.explore")
 
-    def order(
-        self, blocks: int, *, population: int, budget: int, rng: np.random.Generator
-    ) -> Order:
+    def order(self, blocks: int, *, turns: int, rng: np.random.Generator) -> Order:
         """The turns."""
         slopes = np.full(blocks, np.inf)
         while True:
@@ -223,9 +209,7 @@ class Bandit(_Even):
         """A share that is not 0, with which nothing would be learned."""
         positive(share(self.explore, "schedule.explore"), "schedule.explore")
 
-    def order(
-        self, blocks: int, *, population: int, budget: int, rng: np.random.Generator
-    ) -> Order:
+    def order(self, blocks: int, *, turns: int, rng: np.random.Generator) -> Order:
         """The turns."""
         gains = np.zeros(blocks)  # logarithms of Exp3's weights
         falls: list[float] = []
@@ -262,9 +246,7 @@ class Lisa(_Even):
         whole(self.interval, "schedule.interval", least=1)
         _check_number(self.active, "schedule.active", blocks)
 
-    def order(
-        self, blocks: int, *, population: int, budget: int, rng: np.random.Generator
-    ) -> Order:
+    def order(self, blocks: int, *, turns: int, rng: np.random.Generator) -> Order:
         """The turns."""
         while True:
             drawn = rng.permutation(blocks)[: self.active].tolist()

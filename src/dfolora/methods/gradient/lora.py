@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dfolora.data import Encode, Encoder
 from dfolora.errors import UserError
-from dfolora.methods.gradient.library import check_peft
 from dfolora.methods.gradient.trainable import Attached, drawn, label_words, through_model
 from dfolora.model import Architecture, Backbone, LayerLora, LoraFactors
 from dfolora.validation import whole
@@ -36,7 +35,6 @@ class Lora:
         whole(self.alpha, "method.trained.alpha", least=1)
         architecture.check_targets(self.targets, "method.trained.targets")
         architecture.whole_modules(self.targets)
-        check_peft()
 
     def encoder(self, plain: Encoder) -> Encode:
         """The prompt as it is."""

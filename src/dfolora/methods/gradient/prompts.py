@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from dfolora.data import FIRST_FILLER, Batch, Encode, Encoder, filler_ids
 from dfolora.errors import UserError
-from dfolora.methods.gradient.library import check_peft
 from dfolora.methods.gradient.trainable import Attached, at_answers, drawn, through_model
 from dfolora.model import Architecture, Backbone
 from dfolora.validation import whole
@@ -103,7 +102,6 @@ def _check(tokens: int, architecture: Architecture) -> None:
             f"{tokens} trained tokens leave no room in a model of at most "
             f"{architecture.max_length}; choose fewer."
         )
-    check_peft()
 
 
 def _with_room(plain: Encoder, tokens: int) -> Encoder:
