@@ -469,6 +469,13 @@ def test_a_loaded_one_is_saved_again(tmp_path):
     assert np.allclose(again.predict_proba(texts), fitted.predict_proba(texts), atol=1e-5)
 
 
+def test_a_folder_of_artifacts_is_told_where_its_fit_is(tmp_path):
+    saved(tmp_path)
+    (tmp_path / "folder").rename(tmp_path / "adapter")
+    with pytest.raises(UserError, match=rf"no whole fit: .* Give {tmp_path}/adapter\.$"):
+        FewShotClassifier.load(tmp_path)
+
+
 def test_a_loaded_one_is_not_saved_from_a_folder_that_holds_another_fit(tmp_path):
     fitted, folder = saved(tmp_path)
     loaded = FewShotClassifier.load(folder)

@@ -428,10 +428,10 @@ def read_record(folder: Path) -> Mapping[str, Any]:
     path = folder / RECORD
 
     def unread(error: Exception) -> str:
-        return (
-            f"{folder} holds no whole fit: {first_line(error)}. Give a folder that save or a run "
-            f"of this version wrote."
-        )
+        within = folder / "adapter"  # of a run's artifacts
+        whole = (within / RECORD).is_file()
+        given = within if whole else "a folder that save or a run of this version wrote"
+        return f"{folder} holds no whole fit: {first_line(error)}. Give {given}."
 
     with explained(unread):
         record = mapping(json.loads(path.read_text(encoding="utf-8")), str(path))
