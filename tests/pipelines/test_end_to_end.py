@@ -59,7 +59,7 @@ def test_experiment_then_report_fill_the_table(tmp_path, ended):
     assert rows["Manual prompt"].count("—") == 7  # of the six other columns, and of the average
     assert rows["C-LoRA"].count("(") == 2  # two tasks have a mean and a spread, the rest are holes
     assert "Seeds: 8, 13" in table
-    assert (tmp_path / "table1.csv").read_text().count("\n") == 1 + 23 * 9
+    assert (tmp_path / "table1.csv").read_text().count("\n") == 1 + 24 * 9
     assert {path.name for path in tmp_path.glob("*1.*")} == {
         f"table1.{suffix}" for suffix in ("csv", "html", "md", "tex")
     }

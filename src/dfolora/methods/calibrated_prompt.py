@@ -99,6 +99,7 @@ class Asked:
     """The unadapted model's answers, on the CPU."""
     data: FewShotData
     train: Answers
+    """Those to the train rows."""
     neighbours: int
     found: dict[str, float] = field(default_factory=dict)
     """What was chosen on the way."""
