@@ -117,8 +117,10 @@ def test_probe_has_the_ridge_of_the_least_dev_loss():
     assert len(set(losses.values())) == len(RIDGES)
 
 
-def test_answers_are_what_classify_says_of_what_the_head_reads():
-    backbone, _, problem = posed("method=calibrated_prompt")
+@pytest.mark.parametrize("model", ["mini_roberta", "mini_gpt2"])
+def test_answers_are_what_classify_says_of_what_the_head_reads(model):
+    """GPT-2 has a norm after its last layer."""
+    backbone, _, problem = posed("method=calibrated_prompt", f"model={model}")
     ids, test = problem.data.label_ids, problem.test
     asked = answers(backbone, ids, test)
     assert torch.equal(asked.logits, classify(backbone, ids, test))
