@@ -18,7 +18,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from pipelines.command import reported, run
+from pipelines.command import CONF, reported, run
 from pipelines.progress import telling_warnings
 
 if TYPE_CHECKING:  # their import takes seconds
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # their import takes seconds
     from pipelines.draft import Draft
     from pipelines.hub import HubInput
 
-TASKS = Path(__file__).parents[1] / "conf" / "task"
+TASKS = CONF / "task"
 """Where ``task=NAME`` finds a file."""
 OWN = TASKS / "own"
 """The users' own, which git ignores."""

@@ -108,7 +108,7 @@ def test_linear_has_the_ridge_of_the_least_dev_loss_and_sees_no_test_row():
 def test_probe_has_the_ridge_of_the_least_dev_loss():
     backbone, problem, _, predictor = calibrated("probe", task="agnews")
     data = problem.data
-    train, dev = (answers(backbone, data.label_ids, part).cpu() for part in (data.train, data.dev))
+    train, dev = (answers(backbone, data.label_ids, part) for part in (data.train, data.dev))
     losses = {}
     for ridge in RIDGES:
         probe = Probe.fit(train.logits, train.states, data.train.labels, ridge)

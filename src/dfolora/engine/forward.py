@@ -163,13 +163,14 @@ class Engine:
         return self._retried(lambda: self._answers(incumbents), 1)
 
     def _answers(self, incumbents: Interventions) -> "Answers":
-        examples, device = len(self._sequences.lengths), self._backbone.device
-        logits = torch.empty(examples, len(self._label_ids), device=device)
-        states = torch.empty(examples, self._backbone.architecture.body_width, device=device)
+        # On the CPU, for a test set's states are more than the memory that was planned for.
+        examples = len(self._sequences.lengths)
+        logits = torch.empty(examples, len(self._label_ids))
+        states = torch.empty(examples, self._backbone.architecture.body_width)
         for piece in self._through(self._embedded(), 0, incumbents):
-            rows = piece.packed.pack.rows
-            logits[rows] = self._read(piece.hidden)[0]
-            states[rows] = self._backbone.final(piece.hidden)[0].float()
+            rows = piece.packed.pack.rows.cpu()
+            logits[rows] = self._read(piece.hidden)[0].cpu()
+            states[rows] = self._backbone.final(piece.hidden)[0].float().cpu()
         return Answers(logits=logits, states=states)
 
     def _vocabulary(self, places: Tensor | None) -> Tensor:
@@ -414,16 +415,12 @@ def classify(
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What a model's head reads and says of N examples."""
+    """What a model's head reads and says of N examples, on the CPU."""
 
     logits: Tensor
     """``(N, C)``, float32."""
     states: Tensor
     """What leaves the body, past its final norm, ``(N, H)``, float32."""
-
-    def cpu(self) -> "Answers":
-        """The same on the CPU."""
-        return Answers(logits=self.logits.cpu(), states=self.states.cpu())
 
 
 def answers(

@@ -96,7 +96,7 @@ class Asked:
     """What a calibration is fitted to."""
 
     ask: Callable[[Batch], Answers]
-    """The unadapted model's answers, on the CPU."""
+    """The unadapted model's answers."""
     data: FewShotData
     train: Answers
     """Those to the train rows."""
@@ -134,15 +134,13 @@ class Calibration:
             found=asked.found,
         )
 
-    def _ask(self, batch: Batch) -> Answers:
-        return answers(self._backbone, self._data.label_ids, batch).cpu()
-
     def _fit(self) -> tuple[Readout, Asked]:
         if self._fitted is None:
+            ask = partial(answers, self._backbone, self._data.label_ids)
             asked = Asked(
-                ask=self._ask,
+                ask=ask,
                 data=self._data,
-                train=self._ask(self._data.train),
+                train=ask(self._data.train),
                 neighbours=self._method.neighbours,
             )
             self._fitted = CALIBRATIONS[self._method.calibration](asked), asked

@@ -111,7 +111,7 @@ def class_logits(
     if isinstance(readout, Affine) and len(readout.weight) > len(label_ids):
         label_ids = label_ids.flatten()
     if isinstance(readout, Probe):
-        return applied(readout, answers(backbone, label_ids, batch, interventions).cpu()).float()
+        return applied(readout, answers(backbone, label_ids, batch, interventions)).float()
     logits = classify(backbone, label_ids, batch, interventions)
     return logits if readout is None else readout(logits.cpu()).float()
 
