@@ -633,13 +633,14 @@ def test_missing_drivers_are_told_with_what_to_install(uri, package):
     ("said", "suspected"),
     [
         ("too many 500 error responses", True),
+        ("('Connection aborted.', RemoteDisconnected('Remote end closed connection'))", True),
         ("connection refused by http://host/artifacts/1/a500b/journal.jsonl", False),
     ],
 )
-def test_disk_of_the_files_is_suspected_where_the_server_says_500(
+def test_disk_of_the_files_is_suspected_where_the_server_says_500_or_hangs_up(
     store, tmp_path, monkeypatch, said, suspected
 ):
-    """Not where an address has these figures."""
+    """Not where an address has these figures, nor where nobody answers."""
 
     def refuse(*_given):
         raise MlflowException(said)

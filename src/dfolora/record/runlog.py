@@ -12,8 +12,8 @@ from typing import Any
 from dfolora.errors import ResourceError
 from dfolora.record.failures import asking, failures, reason_of
 
-FAILED = re.compile(r"\b500\b")
-"""All that a server says whose disk is full; an id may hold these figures too."""
+FAILED = re.compile(r"\b500\b|Connection aborted")
+"""What an upload to a server with a full disk ends in; an id may hold these figures too."""
 FLUSH_SECONDS = 30.0
 RETRY_SECONDS = 300.0
 """Between two attempts to reach a store that failed."""
