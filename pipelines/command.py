@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from unittest.mock import patch
 
-from pipelines.job import DEFECT, MISTAKE, failure
+from pipelines.jobs.job import DEFECT, MISTAKE, failure
 
 CONF = Path(__file__).parent.parent / "conf"
 

@@ -35,7 +35,7 @@ def log(config: DictConfig) -> str:
     from dfolora.record import Store
     from dfolora.record.serving import NAME, log_model
     from dfolora.validation import mapping, text, text_or_none
-    from pipelines.answers import columns_of
+    from pipelines.predict.answers import columns_of
 
     plain = mapping(OmegaConf.to_container(config, resolve=True), "the configuration")
     run_id = text(plain.get("run"), "run")

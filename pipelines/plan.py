@@ -60,7 +60,7 @@ class Plan:
         """Keep a job."""
         with reported():
             from dfolora.validation import not_negative, whole
-            from pipelines.identity import check_parts, labels_of
+            from pipelines.one_run.identity import check_parts, labels_of
 
             check_parts(config)
             whole(config.workers, "workers", least=1)
@@ -85,13 +85,13 @@ class Plan:
     def _teraflops(self, number: int) -> float:
         """What a job computes; its rows and its tokenizer are loaded for it."""
         from dfolora.fewshot import foreseen
-        from pipelines.execute import Job
+        from pipelines.one_run.execute import Run
 
-        job = Job.checked(*self._given[number], sweep_id="")
-        test = job.rows.test
+        run = Run.checked(*self._given[number], sweep_id="")
+        test = run.rows.test
         some = test.select(range(0, len(test), max(1, len(test) // TEST_ROWS)))
-        problem = replace(job, rows=replace(job.rows, test=some)).problem()
-        work = foreseen(job.method, job.architecture, problem)
+        problem = replace(run, rows=replace(run.rows, test=some)).problem()
+        work = foreseen(run.method, run.architecture, problem)
         return (work.fit + work.test * len(test) / len(some)) / 1e12
 
 

@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from hydra_plugins.in_turn import InTurnConf, check_launcher
 from pipelines.built import built
 from pipelines.command import CommandError, reported, run
-from pipelines.crew import Crew, share_out
-from pipelines.job import STOPPED, SWEPT, Job, JobResult, dev_score, exit_on_signals
+from pipelines.jobs.crew import Crew, share_out
+from pipelines.jobs.job import STOPPED, SWEPT, Job, JobResult, dev_score, exit_on_signals
 from pipelines.progress import Jobs
 
 
@@ -95,7 +95,7 @@ def _waits() -> bool:
 def _crew(configs: list[DictConfig]) -> Crew:
     """Who does the jobs, which all of them must agree on."""
     from dfolora.errors import UserError  # late, for its package takes seconds
-    from pipelines.identity import check_built
+    from pipelines.one_run.identity import check_built
 
     nodes = [config.get("cluster") for config in configs]
     asked: list[Any] = [

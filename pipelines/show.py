@@ -30,14 +30,16 @@ def shown(config: DictConfig, choices: Mapping[str, str]) -> str:
     Raises:
         UserError: Something given is wrong.
     """
-    from pipelines.execute import Job  # late, so that --help and mistakes of Hydra's come at once
+    from pipelines.one_run.execute import (
+        Run,  # late, so that --help and mistakes of Hydra's come at once
+    )
 
-    job = Job.checked(config, choices, sweep_id="")
-    model = job.architecture
-    family = f"{job.checkpoint.config().model_type}, {model.family.kind}"
+    checked = Run.checked(config, choices, sweep_id="")
+    model = checked.architecture
+    family = f"{checked.checkpoint.config().model_type}, {model.family.kind}"
     sizes = f"{model.layers} layers of width {model.width}, at most {model.max_length} tokens"
-    told = f"model: {job.labels['model']} ({family}), {sizes}"
-    return "\n".join((job.name, told, job.problem().details()))
+    told = f"model: {checked.labels['model']} ({family}), {sizes}"
+    return "\n".join((checked.name, told, checked.problem().details()))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 SERVER = get_context("forkserver")
 SERVER.set_forkserver_preload([
     "accelerate", "cma", "mlflow.store.tracking.sqlalchemy_store", "mlflow.tracking", "peft",
-    "pipelines.execute", "pipelines.job", "tests.commands", "tests.forking",
+    "pipelines.one_run.execute", "pipelines.jobs.job", "tests.commands", "tests.forking",
     "transformers.models.roberta.modeling_roberta",
 ])  # fmt: skip
 

@@ -17,7 +17,7 @@ from dfolora.record.memory import PeakMemory
 from dfolora.search import PopulationEvaluator, tune
 from dfolora.search.subspace import LoraSubspaceSpec
 from pipelines.benchmark.speed import wait
-from pipelines.fit import follow
+from pipelines.one_run.fit import follow
 from pipelines.progress import RunBar
 
 

@@ -101,7 +101,7 @@ def _tests(config: DictConfig, _models: Callable[..., Any]) -> str:
     """The tests that need a GPU."""
     import torch
 
-    from pipelines.processes import GPUS, visible_gpus
+    from pipelines.jobs.processes import GPUS, visible_gpus
 
     if config.tests is None:
         return "Not asked for."

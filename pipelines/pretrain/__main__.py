@@ -44,7 +44,7 @@ def pretrain(config: DictConfig) -> str:
     from dfolora.record.provenance import commit, provenance
     from dfolora.resources import check_folder
     from dfolora.validation import file_name, mapping, text, whole
-    from pipelines.identity import check_built
+    from pipelines.one_run.identity import check_built
     from pipelines.pretrain.tokenizer import train_tokenizer
     from pipelines.pretrain.training import Pretraining
 

@@ -20,7 +20,7 @@ from dfolora.fewshot.score import score_test
 from dfolora.methods import GradientTuning, Hybrid, Method
 from dfolora.model import Limits
 from dfolora.model.architecture import Architecture
-from pipelines.execute import saver
+from pipelines.one_run.execute import saver
 from tests.pipelines.test_conf import composed, options, with_what_is_missing
 
 METHODS = options("method")

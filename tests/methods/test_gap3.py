@@ -25,7 +25,7 @@ from dfolora.mini import BUNDLED
 from dfolora.model import Backbone, Limits
 from dfolora.record import Store
 from dfolora.search.selection import by_score
-from pipelines.execute import execute
+from pipelines.one_run.execute import execute
 from tests.commands import command, composed
 from tests.conftest import mini_tokenizer, tiny_model
 from tests.reference import token_scores

@@ -15,7 +15,7 @@ from dfolora.model.architecture import Architecture
 from dfolora.model.backbone import Backbone
 from dfolora.model.checkpoint import Checkpoint
 from dfolora.record import Store
-from pipelines.execute import execute
+from pipelines.one_run.execute import execute
 from tests.commands import composed
 from tests.conftest import random_batch, tiny_model
 

@@ -15,7 +15,7 @@ from dfolora.methods import FewShotData, InContext, ManualPrompt
 from dfolora.methods.in_context import BEFORE
 from dfolora.model import Backbone, Limits
 from dfolora.record import Store
-from pipelines.execute import execute
+from pipelines.one_run.execute import execute
 from tests.commands import composed
 from tests.conftest import mini_tokenizer, tiny_model
 from tests.reference import in_context_texts

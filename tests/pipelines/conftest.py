@@ -12,9 +12,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 import pipelines.log_model
-import pipelines.new_task
+import pipelines.new_task.__main__
 import pipelines.plan
-import pipelines.predict
+import pipelines.predict.__main__
 import pipelines.pretrain.__main__
 import pipelines.report
 import pipelines.run
@@ -28,8 +28,8 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "show": partial(run, pipelines.show.main),
     "report": partial(run, pipelines.report.main),
     "log_model": partial(run, pipelines.log_model.main),
-    "new_task": partial(run, pipelines.new_task.main),
-    "predict": partial(run, pipelines.predict.main),
+    "new_task": partial(run, pipelines.new_task.__main__.main),
+    "predict": partial(run, pipelines.predict.__main__.main),
     "pretrain": partial(run, pipelines.pretrain.__main__.main),
 }
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from dfolora.errors import UserError
-from pipelines.attempt import Attempt
-from pipelines.fit import _peaks
+from pipelines.one_run.attempt import Attempt
+from pipelines.one_run.fit import _peaks
 
 IDENTITY = {"digest": "d" * 64, "code": "c", "commit": "abc", "source": "s"}
 

@@ -25,7 +25,7 @@ from dfolora.data import load_rows
 from dfolora.data.task import Task
 from dfolora.errors import UserError
 from dfolora.mini import BUNDLED
-from pipelines import execute as pipeline
+from pipelines.one_run import execute as pipeline
 from pipelines.report import report
 from tests.commands import PROJECT, command, composed
 
@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch):
 def ready(config, choices):
     """All that a run does before it loads weights; it writes nothing."""
     try:
-        pipeline.Job.checked(config, choices, "s").problem()
+        pipeline.Run.checked(config, choices, "s").problem()
     finally:
         assert not list(Path.cwd().iterdir())
 

@@ -62,12 +62,12 @@ from dfolora.search.subspace import (
     ParameterSubspaceSpec,
     UniLoraSubspaceSpec,
 )
-from pipelines.identity import labels_of, name_of
-from pipelines.job import SWEPT
-from pipelines.on_ray import OnRay
-from pipelines.on_slurm import OnSlurm
+from pipelines.jobs.job import SWEPT
+from pipelines.jobs.on_ray import OnRay
+from pipelines.jobs.on_slurm import OnSlurm
+from pipelines.jobs.processes import Processes
+from pipelines.one_run.identity import labels_of, name_of
 from pipelines.pretrain.training import Recipe
-from pipelines.processes import Processes
 from tests import commands
 from tests.adapters import mini_adapters
 from tests.commands import PROJECT, whole_config
@@ -179,7 +179,7 @@ def test_every_file_is_an_option_or_an_entry_points():
     ("group", "option"), [given for given in OPTIONS if given[0] not in ("table", "experiment")]
 )
 def test_run_with_the_option_can_be_built(group, option):
-    """All that ``pipelines.execute`` builds before it loads anything."""
+    """All that a run builds before it loads anything."""
     beside = ["subspace=core"] if group == "optimizer" else []  # some need a map that is not even
     config = with_what_is_missing(composed(f"{group}={option}", *beside))
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

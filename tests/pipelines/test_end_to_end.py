@@ -16,8 +16,8 @@ from dfolora.errors import UserError
 from dfolora.fewshot import problem
 from dfolora.model.checkpoint import Checkpoint
 from dfolora.record import Store
-from pipelines import execute as pipeline
-from pipelines.execute import execute
+from pipelines.one_run import execute as pipeline
+from pipelines.one_run.execute import execute
 from pipelines.progress import Jobs
 from tests.commands import PROJECT, command, composed
 
@@ -282,7 +282,7 @@ def test_how_rows_are_read_is_no_part_of_a_run_but_the_rows_are(tmp_path):
 
     def digest(*overrides):
         config, choices = composed("task=sst2", f"data.root={tmp_path}", *overrides)
-        return pipeline.Job.checked(config, choices, "s").digest
+        return pipeline.Run.checked(config, choices, "s").digest
 
     rows = [(f"row {n}", n % 2) for n in range(6)]
     told = ("data.columns=[label,sentence]", "data.labels=[1,2]")

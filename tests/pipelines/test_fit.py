@@ -8,7 +8,7 @@ import torch
 from dfolora.methods.method import NoFit, Predictor
 from dfolora.model import Backbone
 from dfolora.record.journal import Journal
-from pipelines.fit import fit_and_test
+from pipelines.one_run.fit import fit_and_test
 from tests.conftest import tiny_model
 
 

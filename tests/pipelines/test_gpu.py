@@ -8,7 +8,7 @@ from dfolora.engine.forward import Engine
 from dfolora.model import Backbone, Limits, attention
 from dfolora.record import Store
 from dfolora.record.memory import PeakMemory
-from pipelines.job import work
+from pipelines.jobs.job import work
 from tests.commands import composed
 from tests.conftest import random_batch, tiny_model
 from tests.pipelines.test_conf import options, with_what_is_missing

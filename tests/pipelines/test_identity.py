@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipelines import identity
-from pipelines.execute import Job
+from pipelines.one_run import identity
+from pipelines.one_run.execute import Run
 from tests.commands import composed
 
 
@@ -45,7 +45,7 @@ def test_rows_of_several_tasks_share_their_settings():
     """Also where a method takes its templates from the task; those that are given are a setting."""
 
     def settings(*overrides):
-        job = Job.checked(*composed("row=prompt_boosting", *overrides), "sweep")
+        job = Run.checked(*composed("row=prompt_boosting", *overrides), "sweep")
         return job.labels["settings"]
 
     assert settings("task=mini/sst2") == settings("task=mini/rte") == settings("task=mini/dbpedia")

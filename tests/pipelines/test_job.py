@@ -17,9 +17,9 @@ import pytest
 
 from dfolora.errors import UserError
 from dfolora.record import Store
-from pipelines.crew import PATIENCE, share_out
-from pipelines.job import DEFECT, MISTAKE, JobResult
-from pipelines.processes import GPUS, THREADS, Processes, alone, visible_gpus, worker_pool
+from pipelines.jobs.crew import PATIENCE, share_out
+from pipelines.jobs.job import DEFECT, MISTAKE, JobResult
+from pipelines.jobs.processes import GPUS, THREADS, Processes, alone, visible_gpus, worker_pool
 from pipelines.progress import RunBar
 from tests.commands import command, composed, environment
 
@@ -59,7 +59,7 @@ def test_status_is_that_of_the_gravest_failure(ended, monkeypatch):
     def execute(config, *_given, **_shown):
         raise UserError("given wrong") if config.dim == 40 else ZeroDivisionError("ours")
 
-    monkeypatch.setattr("pipelines.execute.execute", execute)
+    monkeypatch.setattr("pipelines.one_run.execute.execute", execute)
     for dims, expected in (("40,44", DEFECT), ("40,40", MISTAKE), ("44,40", DEFECT)):
         status, out, error = ended("run", "-m", f"dim={dims}", "seed=1")
         assert (status, out) == (expected, "2 runs: 2 failed\n")
@@ -98,7 +98,7 @@ def _kill_oneself(*_given):
 @pytest.mark.slow
 def test_job_that_kills_its_own_process_is_told_as_a_failure(monkeypatch):
     monkeypatch.delenv(THREADS, raising=False)
-    monkeypatch.setattr("pipelines.processes.work_in_pool", _kill_oneself)
+    monkeypatch.setattr("pipelines.jobs.processes.work_in_pool", _kill_oneself)
     ended = alone(None, {}, "s")
     assert (ended.ending, ended.status) == ("failed", DEFECT)
     assert "killed" in ended.line
@@ -106,7 +106,7 @@ def test_job_that_kills_its_own_process_is_told_as_a_failure(monkeypatch):
 
 ASKED_TO_END_IN_A_CALLBACK = """
 import signal, time, weakref
-from pipelines.job import exit_on_signals
+from pipelines.jobs.job import exit_on_signals
 
 class Thing: pass
 
@@ -219,7 +219,7 @@ def test_workers_take_gpus_in_turn_and_share_what_is_free(case, monkeypatch):
         return ended_as("done")
 
     monkeypatch.setenv(GPUS, visible)
-    monkeypatch.setattr("pipelines.processes.worker_pool", pool)
+    monkeypatch.setattr("pipelines.jobs.processes.worker_pool", pool)
     configs = [composed(f"device={device}")[0] for device in devices]
     jobs = [(config, {}, "s") for config in configs]
     share_out(jobs, Processes(workers), lambda _result: None, RunBar)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipelines.execute
+import pipelines.one_run.execute
 from dfolora.record import Store, runlog
 from tests.commands import composed
 from tests.forking import forked
@@ -41,8 +41,8 @@ def run(folder, row, seed, flush):
     config.tracking.uri = f"sqlite:///{folder}/mlflow.db"
     os.chdir(folder)
     runlog.FLUSH_SECONDS = flush  # as often as can be, or only in the end
-    pipelines.execute.commit = lambda: "of the test"  # the code's own may change meanwhile
-    pipelines.execute.execute(config, choices, sweep_id="s")
+    pipelines.one_run.execute.commit = lambda: "of the test"  # the code's own may change meanwhile
+    pipelines.one_run.execute.execute(config, choices, sweep_id="s")
 
 
 STAGES = {

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 import dfolora
-import pipelines.new_task
+import pipelines.new_task.__main__
 from dfolora.data import Dataset, Prompt, label_word_ids, load_rows
 from dfolora.mini import BUNDLED, world
 from dfolora.record import Store
-from pipelines.draft import Draft, choose_classes, choose_prompt
+from pipelines.new_task.draft import Draft, choose_classes, choose_prompt
 from tests.shared import real_tokenizer, shared
 
 NAMES = ("negative", "positive")
@@ -276,7 +276,7 @@ def test_task_of_ours_is_no_name_for_another(ended, tmp_path):
 def test_task_is_a_users_own_unless_a_place_is_given(ended, tmp_path, monkeypatch):
     """The folder is one that Hydra finds beside ours."""
     given, own = written(tmp_path, mini()), tmp_path / "conf" / "task" / "own"
-    monkeypatch.setattr(pipelines.new_task, "OWN", own)
+    monkeypatch.setattr(pipelines.new_task.__main__, "OWN", own)
     status, out, _ = ended("new_task", given, "model=mini_gpt2")
     assert (status, [path.name for path in own.iterdir()]) == (0, ["reviews.yaml"])
     command = shlex.split(out.splitlines()[-1])

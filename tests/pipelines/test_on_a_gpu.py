@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dfolora.record import Store
-from pipelines.job import DEFECT, work
+from pipelines.jobs.job import DEFECT, work
 from tests.commands import composed
 from tests.emulation import SHORTAGES, emulated_cuda
 from tests.forking import forked

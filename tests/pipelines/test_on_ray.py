@@ -11,7 +11,7 @@ import pytest
 
 from dfolora.errors import UserError
 from dfolora.record import Store
-from pipelines import on_ray
+from pipelines.jobs import on_ray
 from tests.commands import command, composed, environment
 from tests.sweeps import assert_same_runs, eventually, journals
 

@@ -14,8 +14,8 @@ import pytest
 
 from dfolora.errors import ResourceError
 from dfolora.record import Store
-from pipelines import on_slurm
-from pipelines.job import SWEPT
+from pipelines.jobs import on_slurm
+from pipelines.jobs.job import SWEPT
 from tests import slurm
 from tests.commands import command, composed, environment
 from tests.servers import TrackingServer

@@ -16,25 +16,25 @@ from dfolora.fewshot import Problem, Source, score_paraphrases, score_test
 from dfolora.fewshot.score import ensemble, most_certain
 from dfolora.record import Store
 from dfolora.record.provenance import digest
-from pipelines import execute as pipeline
-from pipelines.execute import Job, execute
-from pipelines.identity import settings_of
+from pipelines.one_run import execute as pipeline
+from pipelines.one_run.execute import Run, execute
+from pipelines.one_run.identity import settings_of
 from tests.commands import composed
 from tests.methods.test_every_method import rows
 
 BOTH = "paraphrases=[natural,gap3]"
 
 
-def checked(*overrides: str) -> Job:
+def checked(*overrides: str) -> Run:
     config, choices = composed(*overrides)
-    return Job.checked(config, choices, "s")
+    return Run.checked(config, choices, "s")
 
 
 def test_a_run_without_paraphrases_is_what_it_was():
     """Its digest, settings and recorded values hold nothing of them."""
     config, choices = composed("row=c_lora")
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    job = Job.checked(config, choices, "s")
+    job = Run.checked(config, choices, "s")
     parts = {
         "settings": settings_of(plain, job.checkpoint, job.method),
         "task": plain["task"],

@@ -30,9 +30,10 @@ from dfolora.fewshot.card import card
 from dfolora.fewshot.problem import TaskRows
 from dfolora.model import Checkpoint, Limits
 from dfolora.record import Store
-from pipelines import answers, predict
 from pipelines.command import CommandError, reported
-from pipelines.execute import Job, execute
+from pipelines.one_run.execute import Run, execute
+from pipelines.predict import __main__ as predict
+from pipelines.predict import answers
 from tests.commands import composed, environment
 
 GOOD = '{"sentence": "the food was good"}\n'
@@ -57,7 +58,7 @@ def run(folder, *overrides):
     config, choices = composed(*SMALL, *overrides)
     config.tracking.uri = f"sqlite:///{folder}/mlflow.db"
     run_id = execute(config, choices, sweep_id="s").run_id
-    rows = Job.checked(config, choices, "s").rows
+    rows = Run.checked(config, choices, "s").rows
     return run_id, rows, Store(config.tracking.uri).metric(run_id, "test/accuracy")
 
 

@@ -13,7 +13,7 @@ from dfolora.engine.forward import Engine
 from dfolora.errors import UserError
 from dfolora.record.journal import Journal
 from dfolora.search.optim import Probing, ZerothOrder
-from pipelines.fit import _points
+from pipelines.one_run.fit import _points
 from tests.methods.test_every_method import FITTING, SMALL, configured, rows
 from tests.pipelines.test_conf import composed, options
 

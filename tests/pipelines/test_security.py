@@ -22,7 +22,7 @@ from dfolora.model.checkpoint import Checkpoint
 from dfolora.report import Published
 from dfolora.report.write import write_item
 from dfolora.validation import file_name
-from pipelines.execute import execute
+from pipelines.one_run.execute import execute
 from tests.commands import PROJECT, composed
 from tests.conftest import mini_tokenizer, tiny_model
 from tests.model.test_checkpoint import checkpoint

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 
 from dfolora.fewshot import Problem
 from dfolora.model import Backbone, Checkpoint
-from pipelines.execute import Job
+from pipelines.one_run.execute import Run
 from pipelines.show import shown
 from tests.commands import command, composed
 from tests.pipelines.test_conf import options, with_what_is_missing
@@ -31,7 +31,7 @@ def forbid_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def posed(*overrides: str) -> Problem:
     config, choices = composed(*overrides)
-    return Job.checked(config, choices, "s").problem()
+    return Run.checked(config, choices, "s").problem()
 
 
 def tokenizer_of(*overrides: str) -> Any:

@@ -14,8 +14,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from dfolora.record import RunLog, Store
-from pipelines import execute as pipeline
-from pipelines.job import DEFECT, MISTAKE, failure, work
+from pipelines.jobs.job import DEFECT, MISTAKE, failure, work
+from pipelines.one_run import execute as pipeline
 from tests.commands import composed, environment
 from tests.forking import forked
 from tests.pipelines.test_kill import CURVES
@@ -255,7 +255,7 @@ def test_run_that_finished_elsewhere_meanwhile_is_not_added(store, in_folder, mo
 
 def test_run_of_another_place_is_left_to_it_at_first(store, in_folder):
     config, choices = composed(*SMALL)
-    tags = {"digest": pipeline.Job.checked(config, choices, "s").digest, "place": "elsewhere"}
+    tags = {"digest": pipeline.Run.checked(config, choices, "s").digest, "place": "elsewhere"}
     assert store.start("runs", "other", tags=tags, params={}).run_id
     assert work(config, choices, "s", patience=0.0).ending == "busy"
     assert work(config, choices, "s", patience=0.1).ending == "done"
@@ -328,7 +328,7 @@ def test_command_that_is_told_to_stop_ends_in_order(tmp_path, number, workers):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_job_that_others_are_at_work_on_goes_to_the_end_of_the_queue(workers, in_folder, store):
     config, choices = composed("seed=1", *SMALL)
-    with store.alone(pipeline.Job.checked(config, choices, "s").digest, Path("outputs")):
+    with store.alone(pipeline.Run.checked(config, choices, "s").digest, Path("outputs")):
         ran = subprocess.Popen(
             [sys.executable, "-m", "pipelines.run", "-m", "seed=1,2,3", *SMALL,
              f"workers={workers}"],

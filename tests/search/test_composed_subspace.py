@@ -17,7 +17,7 @@ from dfolora.model import Backbone, load_adapter
 from dfolora.search.evaluator import PopulationEvaluator
 from dfolora.search.optim import Cma
 from dfolora.search.subspace import ComposedSubspaceSpec
-from pipelines.identity import settings_of
+from pipelines.one_run.identity import settings_of
 from tests.adapters import random_adapter
 from tests.conftest import tiny_model
 from tests.reference.one_candidate import answer_logits, merged_model

@@ -19,8 +19,8 @@ from threading import RLock, Thread
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from pipelines.crew import Show, Submit
-from pipelines.job import DEFECT, Job, JobResult, end_runs, exit_on_signals, of_job, work
+from pipelines.jobs.crew import Show, Submit
+from pipelines.jobs.job import DEFECT, Job, JobResult, end_runs, exit_on_signals, of_job, work
 
 THREADS = "OMP_NUM_THREADS"
 GPUS = "CUDA_VISIBLE_DEVICES"

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from omegaconf import DictConfig
 
-from pipelines.job import Job, JobResult
+from pipelines.jobs.job import Job, JobResult
 from pipelines.progress import RunBar
 
 PATIENCE = 10.0

@@ -14,7 +14,7 @@ from dfolora.record import ADAPTER, RunLog
 from dfolora.record.curve import Curve, save_fitness_curve
 from dfolora.record.journal import Journal, Line
 from dfolora.record.memory import PeakMemory
-from pipelines.attempt import Attempt
+from pipelines.one_run.attempt import Attempt
 from pipelines.progress import RunBar
 
 MOST_STORED = 100_000_000

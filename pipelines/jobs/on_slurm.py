@@ -12,8 +12,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from pipelines.crew import Show, Submit, check_shared
-from pipelines.job import (
+from pipelines.jobs.crew import Show, Submit, check_shared
+from pipelines.jobs.job import (
     DEFECT,
     Job,
     JobResult,
@@ -23,7 +23,7 @@ from pipelines.job import (
     signals_held,
     work,
 )
-from pipelines.processes import GRACE_SECONDS, THREADS
+from pipelines.jobs.processes import GRACE_SECONDS, THREADS
 
 POLL_SECONDS = 2.0
 """Between two looks at what has ended."""

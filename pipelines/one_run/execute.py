@@ -18,10 +18,10 @@ from dfolora.record import BusyError, Store
 from dfolora.record.provenance import commit, digest, flat, provenance
 from dfolora.resources import check_folder
 from dfolora.validation import whole
-from pipelines.attempt import OUTPUTS, Attempt
 from pipelines.built import built
-from pipelines.fit import fit_and_test, log_step
-from pipelines.identity import (
+from pipelines.one_run.attempt import OUTPUTS, Attempt
+from pipelines.one_run.fit import fit_and_test, log_step
+from pipelines.one_run.identity import (
     SEEDS,
     code,
     labels_of,
@@ -36,7 +36,7 @@ from pipelines.progress import RunBar, telling_warnings
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The outcome of a job."""
+    """The outcome of a run."""
 
     run_id: str
     """The run's id in the store."""
@@ -47,7 +47,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Run:
     """A run whose configuration has been checked, before anything is loaded."""
 
     name: str
@@ -67,7 +67,7 @@ class Job:
     """The run's tags."""
 
     @classmethod
-    def checked(cls, config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> "Job":
+    def checked(cls, config: DictConfig, choices: Mapping[str, str], sweep_id: str) -> "Run":
         """Check a configuration.
 
         Raises:
@@ -159,35 +159,35 @@ def execute(
             they are loaded.
         ResourceError: The store took the run's beginning, and does not take its end.
     """
-    job = Job.checked(config, choices, sweep_id)
+    run = Run.checked(config, choices, sweep_id)
     store = store_of(config.tracking.uri)
     store.check_experiment(config.tracking.experiment)
     check_folder(OUTPUTS, "the working folder")
-    with telling_warnings(job.name), store.alone(job.digest, OUTPUTS, patience):
+    with telling_warnings(run.name), store.alone(run.digest, OUTPUTS, patience):
         identity = {
-            "digest": job.digest,
+            "digest": run.digest,
             "code": code(),
             "commit": commit(),
             "source": source(),
-            "device": _named(job.checkpoint.resolved_device()),
+            "device": _named(run.checkpoint.resolved_device()),
             **provenance(),
         }
-        attempt = Attempt(job.name, identity)
-        if (run_id := store.finished_run(job.digest)) is not None:
+        attempt = Attempt(run.name, identity)
+        if (run_id := store.finished_run(run.digest)) is not None:
             if attempt.folder.exists():  # left by a kill, or by who found the run done elsewhere
                 run_id = store.settle(attempt.tags)
                 attempt.discard()
-            return _known(run_id, job, store)
+            return _known(run_id, run, store)
         if patience == 0 and store.runs_elsewhere(attempt.tags):
             raise BusyError
-        if attempt.folder.exists() and not (job.method.resumable or attempt.finished):
+        if attempt.folder.exists() and not (run.method.resumable or attempt.finished):
             store.forget(attempt.tags)
             attempt.discard()
-        work = None if attempt.finished else _ready(job, attempt)
+        work = None if attempt.finished else _ready(run, attempt)
         log = store.start(
             config.tracking.experiment,
-            job.name,
-            tags={**attempt.tags, **job.labels},
+            run.name,
+            tags={**attempt.tags, **run.labels},
             params=attempt.params,
             began=attempt.began,
         )
@@ -197,31 +197,31 @@ def execute(
                     log_step(line, log)
             else:
                 backbone, problem = work
-                with show(job.name, job.method.budget) as bar:
+                with show(run.name, run.method.budget) as bar:
                     bar.tell(problem.summary())
-                    save = saver(job, backbone, problem)
+                    save = saver(run, backbone, problem)
                     fit_and_test(
-                        job.method, backbone, problem, job.search_seed, attempt, log, bar, save
+                        run.method, backbone, problem, run.search_seed, attempt, log, bar, save
                     )
             told = attempt.record(log)
         run_id = store.settle(attempt.tags)  # a slow server may have made one twice
         attempt.discard()
         if run_id != log.run_id:
-            return _known(run_id, job, store)
-    return Outcome(run_id=run_id, new=True, line=f"{job.name}: {told}, run {run_id}")
+            return _known(run_id, run, store)
+    return Outcome(run_id=run_id, new=True, line=f"{run.name}: {told}, run {run_id}")
 
 
-def _known(run_id: str, job: Job, store: Store) -> Outcome:
+def _known(run_id: str, run: Run, store: Store) -> Outcome:
     """The outcome of a job whose run was made by another one."""
     # Asked for by another name it is still this run, and a table looks for the name.
-    store.tag(run_id, job.labels)
+    store.tag(run_id, run.labels)
     score = store.metric(run_id, "test/score")
     kept = f"in the store already, test {score:.3f}, run {run_id}"
-    return Outcome(run_id=run_id, new=False, line=f"{job.name}: {kept}")
+    return Outcome(run_id=run_id, new=False, line=f"{run.name}: {kept}")
 
 
 def saver(
-    job: Job, backbone: Backbone, problem: Problem
+    run: Run, backbone: Backbone, problem: Problem
 ) -> Callable[[Predictor, float, Path], None]:
     """Writes what was fitted to a folder, with its test score and all that it needs to be used.
 
@@ -230,10 +230,10 @@ def saver(
     """
     encode = problem.data.encode
     assert encode is not None
-    described = fitted_of(job.method, encode)  # here, for a fit may take a day
+    described = fitted_of(run.method, encode)  # here, for a fit may take a day
 
     task = problem.task
-    published = job.spec.root is None and not task.dataset.is_folder  # no rows of the user's own
+    published = run.spec.root is None and not task.dataset.is_folder  # no rows of the user's own
     source, _, world = task.dataset.path.partition(":")
     of_hub = published and source != "mini"
     if of_hub:
@@ -247,20 +247,20 @@ def saver(
         Fitted(
             predictor=predictor,
             backbone=backbone,
-            origin=job.checkpoint.origin(),
+            origin=run.checkpoint.origin(),
             task=task,
             classes=task.classes,
             plain=problem.plain,
             encode=encode,
             label_ids=problem.data.label_ids,
             describe=lambda: described,
-            method=written(job.method),
-            seed=job.search_seed,
+            method=written(run.method),
+            seed=run.search_seed,
             about=About(
                 title=task.title,
                 train=len(problem.data.train.labels),
                 dev=len(problem.data.dev.labels),
-                split_seed=job.split_seed,
+                split_seed=run.split_seed,
                 metric=task.metric,
                 dev_score=None if predictor.dev is None else predictor.dev.score,
                 test_score=score,
@@ -274,19 +274,19 @@ def saver(
     return save
 
 
-def _ready(job: Job, attempt: Attempt) -> tuple[Backbone, Problem]:
+def _ready(run: Run, attempt: Attempt) -> tuple[Backbone, Problem]:
     """Load model and problem, and begin the attempt unless it was begun before."""
     attempt.check()
-    problem = job.problem()
+    problem = run.problem()
     # Nothing of an earlier run of this process may count towards the next one's peak.
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    backbone = job.checkpoint.load_backbone(job.limits)
+    backbone = run.checkpoint.load_backbone(run.limits)
     attempt.begin(
-        params={**flat(job.config), **provenance(), **_hardware(backbone)},
+        params={**flat(run.config), **provenance(), **_hardware(backbone)},
         files={
-            "config.yaml": OmegaConf.to_yaml(OmegaConf.create(dict(job.config))),
+            "config.yaml": OmegaConf.to_yaml(OmegaConf.create(dict(run.config))),
             "split.json": problem.split.to_json() + "\n",
             "asked.txt": problem.summary() + "\n",
         },

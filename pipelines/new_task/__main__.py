@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # their import takes seconds
     from dfolora.data.files import Columns
     from dfolora.fewshot import TaskRows
     from dfolora.model import Architecture, Checkpoint
-    from pipelines.draft import Draft
-    from pipelines.hub import HubInput
+    from pipelines.new_task.draft import Draft
+    from pipelines.new_task.hub import HubInput
 
 TASKS = CONF / "task"
 """Where ``task=NAME`` finds a file."""
@@ -80,7 +80,7 @@ class Input:
     @property
     def name(self) -> str:
         """A name for the task: the file's or its folder's, as a command line takes it."""
-        from pipelines.hub import TESTS
+        from pipelines.new_task.hub import TESTS
 
         given = self.folder.name if self.train in ("train", *TESTS) else self.train
         return re.sub(r"[^A-Za-z0-9_-]+", "_", given).strip("_-") or "task"
@@ -92,7 +92,7 @@ class Input:
 
     def tested(self, _label: str) -> tuple[str, str | None]:
         """The file to test on, and a question about it."""
-        from pipelines.hub import TESTS
+        from pipelines.new_task.hub import TESTS
 
         if self.train != self.test:
             return self.test, None
@@ -116,7 +116,7 @@ class Input:
         """
         from dfolora.data.files import read_files
         from dfolora.errors import UserError
-        from pipelines.draft import check_header
+        from pipelines.new_task.draft import check_header
 
         columns = read_files((self.path,))
         check_header(columns, self.where)
@@ -141,7 +141,7 @@ def new_task(config: DictConfig, given: list[str]) -> str:
     from dfolora.model import Architecture
     from dfolora.validation import file_name, flag, mapping, text_or_none, whole
     from pipelines.built import built
-    from pipelines.identity import check_built
+    from pipelines.one_run.identity import check_built
     from pipelines.outputs import check_new, replacing
 
     plain = mapping(OmegaConf.to_container(config, resolve=True), "the configuration")
@@ -202,7 +202,7 @@ def _source(plain: Mapping[str, Any]) -> "Input | HubInput":
     """
     from dfolora.errors import UserError
     from dfolora.validation import text, text_or_none
-    from pipelines.hub import HubInput, is_name
+    from pipelines.new_task.hub import HubInput, is_name
 
     data, test = text(plain["data"], "data"), text_or_none(plain["test"], "test")
     of_hub = {key: text_or_none(plain[key], key) for key in ("config", "split", "revision")}
@@ -225,7 +225,7 @@ def _draft(
 ) -> "Draft":
     """The values and questions, from the rows and what was given."""
     from dfolora.validation import text_or_none
-    from pipelines import draft as of_rows
+    from pipelines.new_task import draft as of_rows
 
     columns, where, draft = source.columns(), source.where, of_rows.Draft()
     label = of_rows.choose_label(draft, columns, text_or_none(plain["label"], "label"), where)

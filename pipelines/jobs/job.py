@@ -57,7 +57,7 @@ def work(
     """
     # Imported late, so that --help and configuration errors come at once.
     from dfolora.record import BusyError
-    from pipelines.execute import execute
+    from pipelines.one_run.execute import execute
 
     try:
         outcome = execute(config, choices, sweep_id=sweep_id, show=show, patience=patience)
@@ -77,7 +77,7 @@ def dev_score(config: DictConfig, run_id: str) -> float:
         UserError: There is none.
     """
     from dfolora.errors import UserError
-    from pipelines.execute import store_of
+    from pipelines.one_run.execute import store_of
 
     score = store_of(config.tracking.uri).metric(run_id, "dev/selected_score")
     if isnan(score):
@@ -90,7 +90,7 @@ def dev_score(config: DictConfig, run_id: str) -> float:
 
 def end_runs(config: DictConfig, sweep_id: str) -> None:
     """End what lost processes left running in the store, once all of a command's jobs are over."""
-    from pipelines.execute import store_of
+    from pipelines.one_run.execute import store_of
 
     store_of(config.tracking.uri).end_sweep(sweep_id)
 

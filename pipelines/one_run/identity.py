@@ -16,7 +16,7 @@ from dfolora.methods import Method
 from dfolora.model import Checkpoint, folder_digest
 from dfolora.search.subspace import ComposedSubspaceSpec, GainSubspaceSpec
 from dfolora.validation import shown, text
-from pipelines.job import SWEPT
+from pipelines.jobs.job import SWEPT
 
 SEEDS = ("split_seed", "search_seed")
 PARTS = ("task", "model", "data", "method", "engine", *SEEDS)
@@ -45,7 +45,7 @@ REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 @cache
 def code() -> str:
     """A digest of the source that runs, committed or not."""
-    return _digest(dict.fromkeys((LIBRARY, Path(__file__).parent), ()))
+    return _digest(dict.fromkeys((LIBRARY, Path(__file__).parents[1]), ()))
 
 
 @cache

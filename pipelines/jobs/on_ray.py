@@ -10,9 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.crew import Show, Submit, check_shared
-from pipelines.job import DEFECT, Job, JobResult, end_runs, exit_on_signals, failure, of_job, work
-from pipelines.processes import GRACE_SECONDS, THREADS, plan_with
+from pipelines.jobs.crew import Show, Submit, check_shared
+from pipelines.jobs.job import (
+    DEFECT,
+    Job,
+    JobResult,
+    end_runs,
+    exit_on_signals,
+    failure,
+    of_job,
+    work,
+)
+from pipelines.jobs.processes import GRACE_SECONDS, THREADS, plan_with
 
 CONNECT_SECONDS = 20.0
 """For a cluster to answer; Ray itself tries for minutes."""

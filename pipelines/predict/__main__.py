@@ -21,13 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from pipelines.command import CommandError, reported, run
-from pipelines.job import STOPPED, exit_on_signals
+from pipelines.jobs.job import STOPPED, exit_on_signals
 from pipelines.progress import telling_warnings
 
 if TYPE_CHECKING:  # their import takes seconds
     from dfolora.data import Rows, Task
     from dfolora.fewshot import Fitted, Saved
-    from pipelines.answers import Answers
+    from pipelines.predict.answers import Answers
 
 STANDARD = "-"
 LEFT = 128 + signal.SIGPIPE
@@ -162,9 +162,9 @@ def predict(config: DictConfig) -> str:
     from dfolora.errors import UserError
     from dfolora.fewshot import Saved
     from dfolora.validation import flag, mapping, text, text_or_none
-    from pipelines.answers import columns_of
     from pipelines.built import built
-    from pipelines.identity import check_built
+    from pipelines.one_run.identity import check_built
+    from pipelines.predict.answers import columns_of
 
     plain = mapping(OmegaConf.to_container(config, resolve=True), "the configuration")
     source = Input(name=text(plain.get("input"), "input"), id=text_or_none(plain.get("id"), "id"))
@@ -198,8 +198,8 @@ def predict(config: DictConfig) -> str:
 def _answer(
     saved: "Saved", source: Input, target: str, total: int | None, *, overwrite: bool
 ) -> str:
-    from pipelines.answers import Partial, Tally, json_line, write
     from pipelines.outputs import check_new
+    from pipelines.predict.answers import Partial, Tally, json_line, write
 
     fitted = saved.load()
     tally = Tally(fitted.classes, id=source.id)
@@ -258,7 +258,7 @@ def _answers(
         UserError: The model gives nothing that is finite in the very first chunk.
     """
     from dfolora.fewshot.score import count_not_finite
-    from pipelines.answers import Answers
+    from pipelines.predict.answers import Answers
 
     for number, (rows, ids) in islice(enumerate(chunks), done, None):
         batch = fitted.batch(rows)
@@ -298,8 +298,8 @@ def _check_output(output: Path, source: Input, *, overwrite: bool) -> None:
     """Raise UserError if an output cannot be written."""
     from dfolora.errors import UserError
     from dfolora.resources import check_folder
-    from pipelines.answers import WRITERS, check_ours
     from pipelines.outputs import check_new
+    from pipelines.predict.answers import WRITERS, check_ours
 
     if output.suffix not in WRITERS:
         raise UserError(

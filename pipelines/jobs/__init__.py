@@ -1,0 +1,1 @@
+"""The jobs of a command, and who does them: processes of this machine, Ray or SLURM."""

@@ -1,0 +1,1 @@
+"""Drafts a task file from rows."""

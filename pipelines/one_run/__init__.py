@@ -1,0 +1,1 @@
+"""One run: its configuration checked, its fit and test, and its record."""

@@ -1,0 +1,1 @@
+"""Labels new texts by what a run fitted."""
