@@ -13,17 +13,21 @@ every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda made: typ
 
 
 def turns(schedule, number, *, blocks=4, losses=None, seed=0):
-    """The first turns; ``losses`` gives those of a turn: ``(block, turn) -> losses, loss``."""
+    """The first turns.
+
+    ``losses`` gives those of a turn, ``(block, turn) -> losses, loss``, and may add its step.
+    """
     rng = np.random.default_rng(seed)
     order = schedule.order(blocks, turns=500 * blocks, rng=rng)
     taken, block = [], next(order)
     for turn in range(number):
         taken.append(block)
-        told, loss = losses(block, turn) if losses else ([1.0, 1.0], 1.0)
+        told, loss, *step = losses(block, turn) if losses else ([1.0, 1.0], 1.0)
         block = order.send(
             Generation(
-                block=block, calls=2 * turn + 2, candidates=np.zeros((2, 3)), losses=np.array(told),
-                solution=np.zeros((blocks, 3)), loss=loss, step_size=0.5, last=False,
+                block=block, calls=2 * turn + 2, candidates=np.zeros((len(told), 3)),
+                losses=np.array(told), solution=np.zeros((blocks, 3)), loss=loss,
+                step_size=step[0] if step else 0.5, last=False,
             )
         )  # fmt: skip
     return taken
@@ -31,7 +35,7 @@ def turns(schedule, number, *, blocks=4, losses=None, seed=0):
 
 def noisy(block, turn):
     rng = np.random.default_rng([block, turn])
-    return rng.normal(size=2), float(rng.normal())
+    return rng.normal(size=2 * 10**block), float(rng.normal())
 
 
 @every_schedule
@@ -97,6 +101,30 @@ def test_spread_goes_where_the_slope_is_steepest(slopes):
     assert share == pytest.approx(0.1, abs=0.02)  # 0.4 of the turns among four blocks
 
 
+def test_spread_is_told_apart_from_the_step():
+    """The block with the larger step, whose losses spread most, is the flattest."""
+    steps, slopes = [0.1, 0.2, 5.0, 0.4], [4.0, 3.0, 1.0, 2.0]
+
+    def losses(block, turn):
+        rng = np.random.default_rng([block, turn])
+        return steps[block] * slopes[block] * rng.normal(size=200), 1.0, steps[block]
+
+    assert set(turns(Spread(explore=0), 40, losses=losses)[4:]) == {0}
+
+
+def test_spread_knows_slopes_of_turns_of_one_candidate():
+    """As of COBYLA: by a block's last two losses. Block 1 is the steepest, but none starves."""
+
+    def losses(block, turn):
+        return np.random.default_rng([block, turn]).normal(size=1) * [1, 25, 1, 1][block], 1.0
+
+    taken = turns(Spread(explore=0.2), 4000, losses=losses)
+    assert taken[:8] == [0, 0, 1, 1, 2, 2, 3, 3]
+    counts = np.bincount(taken) / 4000
+    assert counts.argmax() == 1
+    assert counts.min() >= 0.04  # 0.2 among four
+
+
 def test_bandit_is_exp3():
     """Against the algorithm as printed, its weights multiplied turn by turn."""
     gamma, blocks = 0.3, 3
@@ -104,7 +132,7 @@ def test_bandit_is_exp3():
     falls, loss, weights = [], np.nan, np.ones(blocks)
     rng = np.random.default_rng(0)
     expected = []
-    for turn in range(200):
+    for turn in range(600):
         chances = (1 - gamma) * weights / weights.sum() + gamma / blocks
         block = int(rng.choice(blocks, p=chances))
         expected.append(block)
@@ -114,7 +142,7 @@ def test_bandit_is_exp3():
             reward = np.mean([(fall < falls[-1]) + 0.5 * (fall == falls[-1]) for fall in falls])
             weights[block] *= np.exp(gamma * reward / chances[block] / blocks)
         loss = now
-    assert turns(bandit, 200, blocks=blocks, losses=noisy) == expected
+    assert turns(bandit, 600, blocks=blocks, losses=noisy) == expected
 
 
 def test_bandit_learns_which_block_lowers_the_loss():

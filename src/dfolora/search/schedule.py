@@ -165,8 +165,9 @@ class Spread(_Even):
     """The turn goes to the block whose candidates differed most in loss in its last turn.
 
     Over candidates ``z + sigma u`` with normal u, the losses' standard deviation is about
-    ``sigma |gradient|``, so divided by the step it says at no call which block matters. Each block
-    has one turn first. A share ``explore`` of later turns goes to blocks drawn at random, for
+    ``sigma |gradient|``, so divided by the step it says at no call which block matters. A turn of
+    one candidate is taken together with the block's turn before. Each block first has a turn, or
+    two of one candidate. A share ``explore`` of later turns goes to blocks drawn at random, for
     what was flat need not stay so.
     """
 
@@ -179,6 +180,7 @@ class Spread(_Even):
     def order(self, blocks: int, *, turns: int, rng: np.random.Generator) -> Order:
         """The turns."""
         slopes = np.full(blocks, np.inf)
+        known = [np.empty(0)] * blocks
         while True:
             if np.isfinite(slopes).all() and rng.random() < self.explore:
                 block = int(rng.integers(blocks))
@@ -187,7 +189,9 @@ class Spread(_Even):
             generation = yield block
             losses = generation.losses[np.isfinite(generation.losses)]
             step = generation.step_size if np.isfinite(generation.step_size) else 1.0
-            slopes[block] = losses.std() / step if len(losses) else 0.0
+            known[block] = np.concatenate([known[block], losses])[-max(2, len(losses)) :]
+            if len(losses) != 1 or len(known[block]) > 1:
+                slopes[block] = known[block].std() / step if len(losses) else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
