@@ -21,8 +21,8 @@ def flops_authors(shape: Shape, lengths: Sequence[int], vocabulary: int) -> int:
     padded, longest = len(lengths) * max(lengths), max(lengths)
     token = shape.maps("qkvo") + shape.feed_forward + sum(map(shape.factors, TARGETS))
     layer = padded * (token + shape.attention * longest)
-    head = padded * (shape.dense + shape.word * vocabulary)
-    return shape.architecture.layers * layer + head
+    ends = padded * (shape.widened + shape.dense + shape.word * vocabulary)
+    return shape.architecture.layers * layer + ends
 
 
 def flops_engine(shape: Shape, lengths: Sequence[int], population: int) -> float:

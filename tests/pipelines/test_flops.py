@@ -19,8 +19,10 @@ from dfolora.search.schedule import LastK
 from dfolora.search.subspace import CoreSubspaceSpec, LoraSubspaceSpec
 from pipelines.benchmark.flops import flops_authors, flops_engine
 from tests.conftest import random_batch, tiny_model
+from tests.families import CONFIGS
 from tests.searching import limited, some_solution, subspace_of
 
+WINDOWS = ("sliding_window", "window_size", "local_attention")
 LENGTHS = [60, 5, 31, 17, 17, 44, 8, 23, 60, 12, 5, 38]
 LABELS = torch.tensor([7, 50, 99])
 POPULATION = 20
@@ -60,17 +62,17 @@ def counted(work):
     return counter.get_total_flops()
 
 
-def batch():
-    return random_batch(LENGTHS, [length - 1 for length in LENGTHS])
+def batch(lengths=LENGTHS):
+    return random_batch(lengths, [length - 1 for length in lengths])
 
 
-def generations(family):
+def generations(backbone):
     """What an engine is given for every layer: incumbents of all the others, and candidates."""
-    subspace = subspace_of(shared_backbone(family), batch())
-    solution, candidates = some_solution(POPULATION, layers=4)
+    subspace, layers = subspace_of(backbone, batch()), backbone.architecture.layers
+    solution, candidates = some_solution(POPULATION, layers=layers)
     return [
         (subspace.incumbents(solution, without=[layer]), subspace.interventions(layer, candidates))
-        for layer in range(4)
+        for layer in range(layers)
     ]
 
 
@@ -94,7 +96,7 @@ def _fine_groups(monkeypatch):
 def test_engine_costs_what_the_formula_says(family, layer, tokens):
     """Coming from the embeddings, from the layer itself, and from the one below it."""
     work = Engine(limited(shared_backbone(family), tokens=tokens), batch(), LABELS)
-    given = generations(family)
+    given = generations(shared_backbone(family))
     steps = {layer: counted(lambda: work(*given[layer]))}
     if layer:
         steps[0] = counted(lambda: work(*given[layer]))
@@ -102,6 +104,23 @@ def test_engine_costs_what_the_formula_says(family, layer, tokens):
         steps[1] = counted(lambda: work(*given[layer]))
     for advanced, got in steps.items():
         assert got == work_of(shape(family), layer, LENGTHS, advanced=advanced).of(POPULATION)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_formulae_hold_for_every_family(family):
+    """First and last layer; windows are wide, for the formulae know of none.
+
+    Lengths are equal, for embeddings are padded.
+    """
+    lengths = [17] * 12
+    wide = {name: 128 for name in WINDOWS if name in CONFIGS[family]}
+    backbone = Backbone(tiny_model(family, **wide))
+    engine = Engine(limited(backbone, tokens=10_000), batch(lengths), LABELS)
+    sizes = Shape(architecture=backbone.architecture, rank=2, classes=3)
+    given = generations(backbone)
+    for layer in (0, backbone.architecture.layers - 1):
+        got = counted(lambda layer=layer: engine(*given[layer]))
+        assert got == work_of(sizes, layer, lengths, advanced=layer).of(POPULATION)
 
 
 @pytest.mark.parametrize("family", SIZES)

@@ -27,13 +27,25 @@ class Shape:
     @property
     def word(self) -> int:
         """FLOPs of one word's logit at one position."""
-        return 2 * self.architecture.width
+        return 2 * self.architecture.word_width
 
     @property
     def dense(self) -> int:
-        """FLOPs of the dense layer that a masked model's head has, at one position."""
+        """FLOPs of the map from the hidden to the words' width at one position.
+
+        Masked models have one where the widths are equal too.
+        """
         masked = self.architecture.family.kind == "masked"
-        return 2 * self.architecture.width**2 if masked else 0
+        return self._between if masked else self.widened
+
+    @property
+    def widened(self) -> int:
+        """FLOPs of the map from the words' to the hidden width at one token, if they differ."""
+        return self._between if self.architecture.word_width != self.architecture.width else 0
+
+    @property
+    def _between(self) -> int:
+        return 2 * self.architecture.word_width * self.architecture.width
 
     def maps(self, names: Sequence[str]) -> int:
         """FLOPs of these attention maps at one token."""
@@ -100,6 +112,8 @@ def work_of(
     rest = shape.maps("o") + shape.feed_forward
     whole = tokens * (inward + sum(added.values()) + rest) + attention
     once = min(layer, advanced) * whole
+    if layer == 0:  # a round begins with the embeddings
+        once += tokens * shape.widened
     # In the last layer, one query an example, over all of its keys: the answer's.
     asking = {"q": examples} if shape.apart else {}
     answers = rest * examples + shape.attention * tokens

@@ -45,6 +45,8 @@ class Architecture:
     """H, the hidden size."""
     body_width: int
     """Width of what the body gives its head: H, but for OPT-350M."""
+    word_width: int
+    """Width of the word embeddings: H, but for OPT-350M and Electra."""
     heads: int
     kv_heads: int
     """Heads of keys and values; several heads of queries may share one."""
@@ -101,12 +103,14 @@ class Architecture:
         if family.padding_first:
             whole(config.pad_token_id, "the model's pad_token_id", least=0)
         offset = config.pad_token_id + 1 if family.padding_first else 0
+        body_width = getattr(config, "word_embed_proj_dim", width)
         ffn_width = next(filter(None, (getattr(config, x, None) for x in FFN_WIDTHS)), 4 * width)
         return cls(
             family=family,
             layers=config.num_hidden_layers,
             width=width,
-            body_width=getattr(config, "word_embed_proj_dim", width),
+            body_width=body_width,
+            word_width=getattr(config, "embedding_size", body_width),
             heads=heads,
             kv_heads=kv_heads,
             head_width=head_width or width // heads,

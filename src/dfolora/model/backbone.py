@@ -136,7 +136,8 @@ class Backbone:
             return entering if self._family.interface else (entering, None)
 
         mask = None if group.keys is None else group.keys.long()
-        with forwards(dict.fromkeys(self._modules, note)):
+        unchanged = dict.fromkeys(self._finals(), lambda left: left)  # nobody reads what leaves
+        with forwards({**dict.fromkeys(self._modules, note), **unchanged}):
             self.forward(input_ids=group.input_ids, attention_mask=mask)
         return [hidden[0], *arguments]
 
@@ -179,11 +180,17 @@ class Backbone:
 
     def final(self, hidden: Tensor) -> Tensor:
         """What the body does after its last layer, which gives what the head reads."""
-        for path in self._family.final:
-            parent, _, name = path.rpartition(".")
-            module = getattr(self.model.get_submodule(parent), name, None)
-            hidden = hidden if module is None else module(hidden)
+        for module in self._finals():
+            hidden = module(hidden)
         return hidden
+
+    def _finals(self) -> list[nn.Module]:
+        """The body's modules after its last layer; some models lack some."""
+        places = (path.rpartition(".") for path in self._family.final)
+        found = (
+            getattr(self.model.get_submodule(parent), name, None) for parent, _, name in places
+        )
+        return [module for module in found if module is not None]
 
     def _head(self, hidden: Tensor, tokens: Tensor | slice) -> Tensor:
         """The model's own head on what its body gives, for some tokens only: ``(..., _)``."""
