@@ -373,12 +373,12 @@ def test_es_standardises_each_loss_by_the_others():
 
 
 def test_es_with_the_incumbents_baseline_is_fzoo():
-    values = {"directions": 6, "scale": "std", "momentum": 0.0, "decay": "none"}
-    z = draws(0, 6, DIM)
-    losses, base = bowl(0.3 * z), bowl(np.zeros(DIM))
-    weights = (losses - base) / losses.std(ddof=1) / 6
-    moved = step(build(**values, lr=0.5), bowl)
-    np.testing.assert_allclose(moved, -0.5 * 0.3 * weights @ z, rtol=1e-10)
+    """With as many directions, of signs; its step is in units of sigma squared."""
+    changed = {"directions": 8, "law": "rademacher", "baseline": "incumbent", "decay": "none"}
+    es = shipped("es", lr=FZOO["eta"] / FZOO["eps"] ** 2, **changed)
+    found = path(es(dim=DIM, budget=1000, rng=np.random.default_rng(3)), bowl, 40)
+    expected = reference.fzoo(bowl, np.random.default_rng(3), dim=DIM, steps=40, **FZOO)
+    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
@@ -448,7 +448,7 @@ def test_the_loss_of_the_center_is_the_one_told():
 
 
 @every_method
-@pytest.mark.parametrize("incumbent", ["improving", "mean"])
+@pytest.mark.parametrize("incumbent", ["improving", "mean", "center"])
 @pytest.mark.parametrize("budget", [61, 62, 63, 64, 65, 66, 67])
 def test_a_search_meets_its_budget_and_repeats_to_the_bit(option, incumbent, budget):
     def search():
