@@ -40,7 +40,7 @@ SHOTS = 16
 SEED = 42
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="new_task")
+@hydra.main(version_base="1.3", config_path="../../conf", config_name="new_task")
 def main(config: DictConfig) -> None:
     """Write the task, and tell what it asks and scores."""
     given = [text for text in HydraConfig.get().overrides.task if text.startswith(OF_A_MODEL)]

@@ -44,7 +44,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 """What JSON can spell alone and no file can hold."""
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
+@hydra.main(version_base="1.3", config_path="../../conf", config_name="predict")
 def main(config: DictConfig) -> None:
     """Predict, and tell how many rows had which label."""
     with reported(), telling_warnings("predict"):
