@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dfolora.engine.forward import Engine
+from dfolora.engine.forward import COARSE, Engine
 from dfolora.model import attention
 from dfolora.model.backbone import Backbone
 from tests.conftest import SIZES, random_batch, tiny_model
@@ -54,6 +54,24 @@ def test_one_kernel_gives_what_groups_give(name, on_a_gpu, monkeypatch):
     same_with_and_without(name, random_batch(LENGTHS, ANSWERS), monkeypatch)
     # Caps of scores are not in the kernel, nor are heads whose width is no multiple of 8.
     assert any(on_a_gpu) == (name not in ("gemma2", "llama with wide heads and biases"))
+
+
+def test_causal_groups_with_padding_need_no_mask(monkeypatch):
+    """One would rule out the fast kernels; what pads them comes after all that a token sees."""
+    made, mask_of = [], attention._mask
+
+    def noted(group, attending, rule):
+        mask = mask_of(group, attending, rule)
+        if group.keys is not None and not attending.answers_only:
+            made.append(mask)
+        return mask
+
+    monkeypatch.setitem(COARSE, "cpu", True)
+    monkeypatch.setattr(attention, "_mask", noted)
+    backbone = Backbone(tiny_model("gpt2"))
+    Engine(backbone, random_batch([9, 10, 30, 31], [8, 9, 29, 30]), LABELS)({})
+    assert len(made) >= 2
+    assert all(mask is None for mask in made)
 
 
 def test_answers_in_the_padding_are_not_for_the_kernel(on_a_gpu, monkeypatch):
