@@ -1,6 +1,9 @@
 """The check of a GPU, on one that is emulated: its report is whole; its figures mean nothing."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from hydra import initialize_config_dir
@@ -84,3 +87,43 @@ def test_wheels_are_what_is_needed_and_not_there():
     assert {"cma", "nevergrad", "hydra-core", "antlr4-python3-runtime", "pytest"} <= named
     assert not named & {"torch", "numpy", "transformers", "dfolora", "mypy"}
     assert named | wheels.closure(wheels.THERE) | {"dfolora"} >= wheels.closure(wheels.NEEDED)
+
+
+PLUGIN = "pytest_timeout"  # the others are not brought
+BARE = """
+import sys
+from importlib.metadata import packages_distributions
+
+there = set(sys.argv[1].split(","))
+for module, of in packages_distributions().items():
+    if not there & {name.lower().replace("_", "-") for name in of}:
+        sys.modules[module] = None  # to import it fails
+import pytest
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+
+
+def collected(*arguments):
+    """How tests are collected where there is what the check names, and no more."""
+    brought = {line.partition("==")[0] for line in wheels.lacking()}
+    there = {"dfolora", *brought, *wheels.closure({*wheels.THERE} - {"datasets"})}
+    return subprocess.run(
+        [sys.executable, "-c", BARE, ",".join(there), "--collect-only", *arguments],
+        cwd=PROJECT, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": PLUGIN},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_tests_for_a_gpu_need_no_more_than_a_bare_machine_has():
+    """All of them, and they alone: others import hypothesis."""
+    assert collected(gpu_check.TESTS).returncode == 0
+    done = collected("tests/search/test_evaluator.py")
+    assert done.returncode == 2
+    assert "import of hypothesis halted" in done.stdout
+    marked = {
+        str(path.relative_to(PROJECT))
+        for path in PROJECT.glob("tests/**/*.py")
+        if re.search("^ *(@|pytestmark.*)?pytest.mark.gpu", path.read_text(), re.M)
+    }
+    assert marked == {gpu_check.TESTS}
