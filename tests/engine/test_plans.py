@@ -143,19 +143,26 @@ def test_nothing_on_the_device_meets_what_is_on_the_host(family):
     ("limits", "int8", "most"),
     [
         ({}, False, 4.5e9),
+        ({}, True, 2.5e9),
         ({"memory": 560}, True, 2.5e9),
         ({"memory": 700, "stream": True}, False, 1.0e9),
         ({"memory": 700, "stream": True}, True, 1.0e9),
     ],
-    ids=["bf16", "int8", "bf16 streamed", "int8 streamed"],
+    ids=["bf16", "int8", "int8 in little", "bf16 streamed", "int8 streamed"],
 )
 def test_gpt2_xl_on_16_texts_of_512_tokens(limits, int8, most):
-    """20 candidates; beside the CUDA context. Where memory is limited the maps are not there."""
-    backbone = Backbone(shaped(GPT2_XL, int8=int8), Limits(**limits))
-    kept = backbone.device_nbytes + (0 if "memory" in limits else maps_nbytes(backbone))
+    """20 candidates; beside the CUDA context, and the maps where memory is not limited."""
+    weights = Backbone(shaped(GPT2_XL, int8=int8), Limits(**limits)).device_nbytes
     peak = peak_bytes(Backbone(shaped(GPT2_XL, layers=3, int8=int8), Limits(**limits)))
-    assert 0.5 * most < kept + peak <= most
-    assert kept + 1e6 * limits.get("memory", 540) <= most  # by what the engine keeps to
+    assert 0.5 * most < weights + peak <= most
+    assert weights + 1e6 * limits.get("memory", 850) <= most  # by what the engine keeps to
+
+
+@pytest.mark.usefixtures("shapes_only")
+def test_gpt2_xl_has_room_for_its_maps():
+    """In bf16; in 8 bits they are 2 MB too many beside what passes take by default."""
+    backbone = Backbone(shaped(GPT2_XL))
+    assert backbone.device_nbytes + maps_nbytes(backbone) + 850e6 <= 4.5e9
 
 
 @pytest.mark.usefixtures("shapes_only")

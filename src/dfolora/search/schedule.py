@@ -190,8 +190,10 @@ class Spread(_Even):
             losses = generation.losses[np.isfinite(generation.losses)]
             step = generation.step_size if np.isfinite(generation.step_size) else 1.0
             known[block] = np.concatenate([known[block], losses])[-max(2, len(losses)) :]
-            if len(losses) != 1 or len(known[block]) > 1:
-                slopes[block] = known[block].std() / step if len(losses) else 0.0
+            if not len(losses):
+                slopes[block] = 0.0
+            elif len(known[block]) > 1:
+                slopes[block] = known[block].std() / step
 
 
 @dataclass(frozen=True, kw_only=True)
