@@ -53,6 +53,9 @@ class Backbone:
         self._family = self.architecture.family
         self._body: nn.Module = model.get_submodule(self._family.body)
         self._decoder: Any = model.get_output_embeddings()
+        places = (path.rpartition(".") for path in self._family.final)
+        found = (getattr(model.get_submodule(parent), name, None) for parent, _, name in places)
+        self._finals = [module for module in found if module is not None]
         self._modules = list(model.get_submodule(self._family.layers))
         self.streaming = Streaming(self._modules, self.device) if streamed else None
         """Lends the layers their weights; None if they have them."""
@@ -136,7 +139,7 @@ class Backbone:
             return entering if self._family.interface else (entering, None)
 
         mask = None if group.keys is None else group.keys.long()
-        unchanged = dict.fromkeys(self._finals(), lambda left: left)  # nobody reads what leaves
+        unchanged = dict.fromkeys(self._finals, lambda left: left)  # nobody reads what leaves
         with forwards({**dict.fromkeys(self._modules, note), **unchanged}):
             self.forward(input_ids=group.input_ids, attention_mask=mask)
         return [hidden[0], *arguments]
@@ -180,17 +183,9 @@ class Backbone:
 
     def final(self, hidden: Tensor) -> Tensor:
         """What the body does after its last layer, which gives what the head reads."""
-        for module in self._finals():
+        for module in self._finals:
             hidden = module(hidden)
         return hidden
-
-    def _finals(self) -> list[nn.Module]:
-        """The body's modules after its last layer; some models lack some."""
-        places = (path.rpartition(".") for path in self._family.final)
-        found = (
-            getattr(self.model.get_submodule(parent), name, None) for parent, _, name in places
-        )
-        return [module for module in found if module is not None]
 
     def _head(self, hidden: Tensor, tokens: Tensor | slice) -> Tensor:
         """The model's own head on what its body gives, for some tokens only: ``(..., _)``."""
