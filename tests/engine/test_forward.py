@@ -389,3 +389,28 @@ def test_vocabulary_is_read_at_any_place(family, batch, tokens, grouping):
     assert expected.std() > 0.1
     answers = Engine(limited(backbone, tokens=tokens), batch, LABELS).vocabulary()
     torch.testing.assert_close(answers, expected[:, :1], **CLOSE)
+
+
+@pytest.mark.parametrize("tokens", [2048, 30])
+def test_engine_of_another_batch_has_the_bits_of_a_fresh_one(family, batch, tokens, grouping):
+    """And the first one those that it had."""
+    backbone = limited(shared_backbone(family), tokens=tokens)
+    other = random_batch(batch.attention_mask.sum(-1).tolist(), batch.answer.tolist(), seed=7)
+    first = Engine(backbone, batch, LABELS, carry=False)
+    before, places = first.vocabulary(), batch.answer[:, None] // 2
+    for asked in (None, places):
+        fresh = Engine(backbone, other, LABELS, carry=False).vocabulary(asked)
+        assert torch.equal(first.of(other).vocabulary(asked), fresh)
+    assert torch.equal(first.vocabulary(), before)
+    assert not torch.allclose(fresh, before, atol=0.1)
+
+
+def test_engine_of_a_batch_of_other_lengths_is_refused(batch):
+    lengths, answers = batch.attention_mask.sum(-1).tolist(), batch.answer.tolist()
+    engine = Engine(shared_backbone("roberta"), batch, LABELS)
+    for other in (
+        ([*lengths[:-1], lengths[-1] + 1], answers),
+        (lengths, [answers[0] + 1, *answers[1:]]),
+    ):
+        with pytest.raises(ValueError, match="lengths or answers are not"):
+            engine.of(random_batch(*other))

@@ -22,7 +22,7 @@ from dfolora.methods import FewShotData, Gap3, ManualPrompt
 from dfolora.methods.gap3.genome import Hole, Template, crossed, mutated, size
 from dfolora.methods.gap3.guide import Guide, Individual, Passes, TokenScores
 from dfolora.mini import BUNDLED
-from dfolora.model import Backbone, Limits
+from dfolora.model import Backbone, Limits, Sequences
 from dfolora.record import Store
 from dfolora.search.selection import by_score
 from pipelines.one_run.execute import execute
@@ -411,6 +411,18 @@ def test_learns_and_pays_for_every_pass_and_for_nothing_else():
     logits = predictor.logits(problem.data.train)
     hits = (logits.argmax(-1) == problem.data.train.labels).double().mean()
     assert float(hits) == pytest.approx(max(scores))
+
+
+def test_rows_are_cut_once_for_prompts_of_as_many_tokens(monkeypatch):
+    cut, packs = list[str](), Sequences.packs
+
+    def counted(self, *given, **named):
+        cut.append(f"{self.lengths} {self.answer}")
+        return packs(self, *given, **named)
+
+    monkeypatch.setattr(Sequences, "packs", counted)
+    steps, *_ = run(Gap3(population=8, budget=150, dev_interval=30), k=8)
+    assert len(cut) == len(set(cut)) < steps[-1].step.calls / 3
 
 
 @pytest.mark.parametrize("budget", [12, 13, 20, 33])

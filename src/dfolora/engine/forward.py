@@ -16,6 +16,7 @@ Letters: P candidates, N examples, M tokens of a pack, H hidden size, C classes.
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -101,7 +102,8 @@ class Engine:
         self._normalised = normalised or others
         self._others = others
         self._label_ids = label_ids.to(backbone.device)
-        self._sequences = _needed(batch, causal=backbone.architecture.family.kind == "causal")
+        self._causal = backbone.architecture.family.kind == "causal"
+        self._sequences = _needed(batch, causal=self._causal)
         self._carry = carry
         self._tokens, self._abreast = self._tokens_that_fit(backbone.limits)
         self._prefixes = self._cut()
@@ -112,6 +114,22 @@ class Engine:
     def lengths(self) -> list[int]:
         """Tokens of each example that go through the model: ``(N,)``."""
         return self._sequences.lengths.tolist()
+
+    def of(self, batch: Batch) -> "Engine":
+        """The engine of another batch, which is cut as this one's.
+
+        Raises:
+            ValueError: Its examples have other lengths, or other answers.
+        """
+        other = copy(self)
+        other._sequences = _needed(batch, causal=self._causal)
+        if not other._sequences.alike(self._sequences):
+            raise ValueError("the examples' lengths or answers are not this engine's")
+        tokens = batch.input_ids.to(self._backbone.device)
+        packs = (prefix.pack.of_tokens(tokens) for prefix in self._prefixes)
+        other._prefixes = [_Prefix(self._backbone, pack) for pack in packs]
+        other._passes = other._passing()
+        return other
 
     @torch.inference_mode()
     def __call__(self, incumbents: Interventions, searched: Interventions = NOTHING) -> Tensor:

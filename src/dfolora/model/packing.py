@@ -4,7 +4,7 @@ Letters: N sequences, n of them in a group, T their length, M tokens of a pack.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from math import ceil, log
 
@@ -80,6 +80,24 @@ class Pack:
         """The length of the longest sequence."""
         return self.groups[-1].length
 
+    def of_tokens(self, input_ids: Tensor) -> "Pack":
+        """The pack of another batch, whose sequences have the same lengths and answers.
+
+        Args:
+            input_ids: All of its tokens, ``(N, T)``, on the pack's device.
+        """
+
+        def filled(groups: Sequence[Group]) -> list[Group]:
+            rows = (self.rows[group.sequences] for group in groups)
+            return [
+                replace(group, input_ids=input_ids[own, : group.length])
+                for group, own in zip(groups, rows, strict=True)
+            ]
+
+        groups = filled(self.groups)
+        few = groups if self.coarse is self.groups else filled(self.coarse)
+        return replace(self, groups=groups, coarse=few)
+
     def boundaries(self, population: int, *, answers_only: bool = False) -> Tensor:
         """Where each sequence begins, and the last one ends, if P packs lie one after another.
 
@@ -113,6 +131,11 @@ class Sequences:
     """Positions that are not padding, ``(N,)``; padding is masked in attention."""
     answer: Tensor
     """The position where the answer is read, ``(N,)``."""
+
+    def alike(self, other: "Sequences") -> bool:
+        """Whether all but the tokens is the same."""
+        parts = ("lengths", "real", "answer")
+        return all(torch.equal(getattr(self, part), getattr(other, part)) for part in parts)
 
     def packs(self, tokens: int, device: torch.device, *, coarse: bool = False) -> Iterator[Pack]:
         """Cut into packs of at most ``tokens`` tokens, shortest first; a longer sequence is alone.

@@ -95,6 +95,7 @@ class Passes:
         self._metric = METRICS[metric]
         self._readout = readout
         self._solved_on = solved_on
+        self._engines = dict[tuple[int, ...], Engine]()
 
     def token_scores(self, hole: Hole) -> TokenScores:
         """Two passes: one with the gold labels filled in, one with the labels left open."""
@@ -144,8 +145,15 @@ class Passes:
 
     def _log_probabilities(self, batch: Batch, places: Tensor | None = None) -> tuple[Tensor, ...]:
         """Of all tokens at K places or at the answer, in one pass: K times ``(N, V)``, float32."""
-        engine = Engine(self._backbone, batch, self._label_ids, carry=False)
-        return engine.vocabulary(places).log_softmax(-1).unbind(1)
+        return self._engine(batch).vocabulary(places).log_softmax(-1).unbind(1)
+
+    def _engine(self, batch: Batch) -> Engine:
+        """Cut as the first batch of its lengths was, for prompts of as many tokens have them."""
+        lengths = *batch.attention_mask.sum(-1).tolist(), *batch.answer.tolist()
+        if lengths not in self._engines:
+            made = Engine(self._backbone, batch, self._label_ids, carry=False)
+            self._engines[lengths] = made
+        return self._engines[lengths].of(batch)
 
     def _log_likelihood(self, answers: Tensor) -> float:
         gold = self._label_ids[self._labels, None].to(answers.device)
