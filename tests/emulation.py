@@ -234,7 +234,8 @@ class _Operations(TorchDispatchMode):
     def _count(self, op: Any, given: list[Tensor], generator: torch.Generator | None) -> None:
         """Count the operation; it must not draw from a generator that is global or the CPU's."""
         name = op.overloadpacket.__name__
-        if torch.Tag.nondeterministic_seeded in op.tags and "attention" not in name:
+        drawing = "attention" not in name and "sdp" not in name  # those draw for dropout alone
+        if torch.Tag.nondeterministic_seeded in op.tags and drawing:
             assert generator is not None, f"{op} draws from CUDA's global generator"
             raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
         masked = name in INDEXING and any(tensor.dtype == torch.bool for tensor in given[1:])

@@ -16,7 +16,7 @@ from torch.nn import functional
 from dfolora.data import Batch, Rows
 from dfolora.engine import Engine, Shape
 from dfolora.methods import FewShotData
-from dfolora.model import Backbone
+from dfolora.model import Backbone, Limits
 from dfolora.record.memory import PeakMemory
 from dfolora.search.subspace import LoraSubspace, LoraSubspaceSpec
 from pipelines.benchmark.authors_way import label_logits
@@ -58,9 +58,9 @@ class Speed:
         return self.engine_flops / self.engine_s
 
 
-def load(model: DictConfig, precision: str) -> Backbone:
+def load(model: DictConfig, precision: str, limits: Limits | None = None) -> Backbone:
     """The model of a configuration's ``model`` node, in another precision."""
-    return instantiate(model, precision=precision, _convert_="all").load_backbone()
+    return instantiate(model, precision=precision, _convert_="all").load_backbone(limits)
 
 
 def shape_of(backbone: Backbone, rank: int) -> Shape:

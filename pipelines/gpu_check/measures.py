@@ -1,25 +1,31 @@
 """What is measured of a device: whether losses agree, seconds, kernels and bytes."""
 
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 
 import numpy as np
 import torch
 from hydra import compose
 from hydra.utils import instantiate
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend
 from torch.profiler import ProfilerActivity, profile
 
 from dfolora.engine import Engine
 from dfolora.methods import FewShotData, LayerwiseSearch
-from dfolora.model import Backbone, Limits
+from dfolora.model import Backbone, Limits, no_cudnn_attention
+from dfolora.model.checkpoint import PRECISIONS
 from dfolora.search import Answer
 from dfolora.search.subspace import LoraSubspaceSpec
 from pipelines.benchmark.agreement import few_shot_of
-from pipelines.benchmark.speed import batch_of, load, random_subspace
+from pipelines.benchmark.speed import batch_of, load, random_subspace, seconds
 
 MEGABYTE = 1e6
 
@@ -132,6 +138,80 @@ def kernels(population: Population, layers: Sequence[int]) -> dict[int, int]:
             torch.cuda.synchronize(population.backbone.device)
         counts[layer] = sum(1 for event in trace.events() if event.device_type.name == "CUDA")
     return counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What some generations gave and took."""
+
+    logits: Sequence[Tensor]
+    """Of each generation, on the CPU."""
+    seconds: float
+    """The mean of a generation."""
+    megabytes: float
+    """The most that they took beside the weights."""
+
+
+def measured(population: Population, layers: Sequence[int]) -> Measured:
+    """A generation at each of some layers, timed when it comes a second time."""
+    device, logits, taken = population.backbone.device, list[Tensor](), list[float]()
+    most, before = 0, torch.cuda.memory_allocated(device)
+    for _layer, generation in population.generations(layers):
+        torch.cuda.reset_peak_memory_stats(device)
+        logits.append(generation())
+        most = max(most, torch.cuda.max_memory_allocated(device) - before)
+        taken.append(seconds(generation, device))
+    return Measured(logits=logits, seconds=sum(taken) / len(taken), megabytes=most / MEGABYTE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """torch's own attention, with a mask or none, with cuDNN's kernels among its own or without."""
+
+    device: str
+    precision: str
+    sequences: int
+    heads: int
+    width: int
+    """Of a head."""
+    masked: bool
+    cudnn: bool
+
+    @property
+    def kernel(self) -> str:
+        """The name of the one that torch chooses."""
+        q, mask = self._given(128)
+        with self._kernels():
+            chosen = torch.ops.aten._fused_sdp_choice(q, q, q, mask, 0.0, False)
+        return str(SDPBackend(chosen).name).lower()
+
+    def seconds(self, shapes: int) -> tuple[float, float]:
+        """Of a shape that is new, and of one that has been there: medians over lengths."""
+        new, again, device = list[float](), list[float](), torch.device(self.device)
+        with self._kernels():
+            for length in range(65, 65 + shapes):
+                q, mask = self._given(length)
+                attend = partial(functional.scaled_dot_product_attention, q, q, q, attn_mask=mask)
+                new.append(seconds(attend, device))
+                again.append(seconds(attend, device, 5))
+        return median(new), median(again)
+
+    def _kernels(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.cudnn else no_cudnn_attention()
+
+    def _given(self, length: int) -> tuple[Tensor, Tensor | None]:
+        make = partial(torch.ones, device=self.device)
+        dtype = PRECISIONS[self.precision]
+        q = make(self.sequences, self.heads, length, self.width, dtype=dtype)
+        mask = make(self.sequences, 1, length, length, dtype=torch.bool) if self.masked else None
+        return q, mask
+
+
+def stated_peak(name: str, peaks: Mapping[str, float]) -> float | None:
+    """A card's peak: of the entry with the most words, all of which are in the card's name."""
+    words = set(re.split(r"[^A-Za-z0-9]+", name))
+    fitting = [(len(entry.split()), entry) for entry in peaks if words.issuperset(entry.split())]
+    return float(peaks[max(fitting)[1]]) if fitting else None
 
 
 def peak_megabytes(population: Population, allowed: float) -> float:

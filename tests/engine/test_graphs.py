@@ -1,5 +1,8 @@
 """Recorded passes on an emulated GPU: the bits of those that are launched kernel by kernel."""
 
+from contextlib import contextmanager
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -7,9 +10,11 @@ from dfolora.engine.forward import Engine
 from dfolora.errors import UserError
 from dfolora.model import Backbone, Limits, SoftPrompt
 from dfolora.model.graphs import AFTER
-from tests.conftest import SIZES, tiny_model
+from tests.conftest import SIZES, random_batch, tiny_model
 from tests.emulation import SHORTAGES, emulated_cuda
+from tests.engine.test_limits import LENGTHS, WIDE
 from tests.families import CONFIGS
+from tests.reference.live_bytes import LiveBytes
 from tests.searching import logits_of, some_solution, subspace_of
 
 ROUNDS = AFTER + 2
@@ -122,3 +127,49 @@ def test_soft_prompts_are_recorded_too(batch, label_ids):
     assert all(map(torch.equal, *found))
     # Layer 1 is passed once a round, and layer 2 twice.
     assert gpu.kernels["graph"] == (ROUNDS - AFTER) + (2 * ROUNDS - AFTER)
+
+
+class Pool:
+    """Graphs that are recorded and never replayed, and the memory they come to share.
+
+    Torch keeps for all of them what the largest recording took, beside what lives on after one.
+    """
+
+    def __init__(self, live):
+        self._live = live
+        self.nbytes = 0
+        self.recordings = 0
+
+    @contextmanager
+    def recording(self, _graph, pool, stream):
+        before, peak = self._live.now, self._live.peak
+        self._live.peak = before
+        yield
+        self.nbytes = max(self.nbytes, self._live.peak - before)
+        self._live.peak = max(peak, self._live.peak)
+        self.recordings += 1
+
+
+@pytest.mark.parametrize("allowed", [3.0, 10.0])
+@pytest.mark.parametrize("family", ["roberta", "llama"])
+def test_recorded_passes_keep_to_the_memory_allowed(family, allowed, label_ids, monkeypatch):
+    batch = random_batch(LENGTHS, [length - 1 for length in LENGTHS])
+    with emulated_cuda():
+        model = tiny_model(family, **WIDE[family]).bfloat16().to("cuda")
+        backbone = Backbone(model, Limits(graphs=True, memory=allowed, tokens=10_000))
+        subspace = subspace_of(backbone, batch, targets=("q", "k", "v", "o"))
+        solution, candidates = some_solution(20)
+        calls = [
+            (subspace.incumbents(solution, without=[n]), subspace.interventions(n, candidates))
+            for n in range(3)
+        ]
+        with LiveBytes() as live:
+            pool = Pool(live)
+            monkeypatch.setattr(torch.cuda, "graph", pool.recording)
+            monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Mock())
+            engine = Engine(backbone, batch, label_ids)
+            for call in calls * (AFTER + 1):
+                engine(*call)
+    assert pool.recordings >= 2
+    assert live.peak + pool.nbytes <= allowed * 1e6
+    assert pool.nbytes > 0.02 * allowed * 1e6

@@ -18,20 +18,21 @@ LENGTHS = [
     10, 10, 10, 10, 10, 11, 12, 13, 13, 14, 14, 14, 14, 14, 15, 15, 16, 17, 17, 17, 18, 18, 18, 19,
     19, 20, 23, 23, 25, 27, 34, 36,
 ]  # fmt: skip
-LAYERS, MOST, MOST_WITH_GRAPHS = 24, 260, 85
+LAYERS, MOST, MOST_IN_ALL_MAPS, MOST_WITH_GRAPHS = 24, 260, 330, 85
 TRAFFIC = Counter({"to device": 2 * LAYERS, "to host": LAYERS, "wait": 5})
 """Of a round: a generation sends z of its candidates and of the block before, and fetches logits;
 the embeddings wait."""
 
 
 @pytest.mark.parametrize(
-    ("graphs", "most"),
+    ("graphs", "targets", "most"),
     [
-        pytest.param(False, MOST, id="kernels"),
-        pytest.param(True, MOST_WITH_GRAPHS, id="graphs", marks=pytest.mark.slow),
+        pytest.param(False, "qk", MOST, id="kernels"),
+        pytest.param(False, "qkvo", MOST_IN_ALL_MAPS, id="in all maps", marks=pytest.mark.slow),
+        pytest.param(True, "qk", MOST_WITH_GRAPHS, id="graphs", marks=pytest.mark.slow),
     ],
 )
-def test_a_generation_is_few_kernels(graphs, most):
+def test_a_generation_is_few_kernels(graphs, targets, most):
     """In half precision, as a GPU runs by default; the mean of a round when all is recorded."""
     config = transformers.AutoConfig.for_model(
         model_type="roberta", vocab_size=120, hidden_size=32, num_hidden_layers=LAYERS,
@@ -43,7 +44,7 @@ def test_a_generation_is_few_kernels(graphs, most):
     counted, traffic = dict[int, Counter[str]](), Counter[str]()
     with emulated_cuda() as on:
         backbone = Backbone(model.to("cuda"), Limits(graphs=graphs))
-        evaluate, _ = evaluator_of(backbone, batch, torch.tensor([7, 50, 99]), targets=("q", "k"))
+        evaluate, _ = evaluator_of(backbone, batch, torch.tensor([7, 50, 99]), targets=[*targets])
         for round_ in range(AFTER + 1):
             for layer in range(LAYERS):
                 solution[layer - 1] += 1  # the layer before was searched, and is another now

@@ -2,21 +2,25 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from hydra import initialize_config_dir
 
 from dfolora.errors import UserError
 from pipelines.gpu_check import __main__ as gpu_check
-from pipelines.gpu_check import measures, wheels
+from pipelines.gpu_check import measures, steps, wheels
 from tests.commands import PROJECT, command, whole_config
 from tests.emulation import emulated_cuda
+from tests.queues import Queues
 
 SMALL = [
-    "tests=null", "search.budget=61", "agreement.budget=61", "layers=3", "dim=40", "tasks=[rte]",
-    "population=4", "allowed={megabytes:[10],length:16,sequences:4}",
+    "tests=null", "search.budget=21", "agreement.budget=21", "layers=3", "dim=40", "tasks=[rte]",
+    "population=4", "allowed={megabytes:[10],length:16,sequences:4,tokens:64}", "search.dims=[40]",
+    "attention={sequences:2,heads:2,width:8,shapes:2}",
     *(f"model.architecture.{name}={size}" for name, size in {
         "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
         "intermediate_size": 64, "vocab_size": 200}.items()),
@@ -32,35 +36,78 @@ def config(in_folder):
     return made
 
 
+@pytest.mark.filterwarnings("ignore:The device will wait")
 def test_report_has_every_step(config, in_folder, monkeypatch):
-    monkeypatch.setattr(measures, "kernels", lambda _population, layers: dict.fromkeys(layers, 7))
+    """Where numbers are the CPU's, all bits are the same."""
+    Queues(monkeypatch)
+    monkeypatch.setattr(steps, "kernels", lambda _population, layers: dict.fromkeys(layers, 7))
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"), emulated_cuda():
         failed = gpu_check.check(config)
     report = (in_folder / config.report).read_text()
     assert failed == [], report
-    assert re.findall("^## (.*)", report, re.M) == list(gpu_check.STEPS)
+    assert re.findall("^## (.*)", report, re.M) == list(steps.STEPS)
+    assert "other bits" not in report
+    assert len(re.findall("twice on the GPU: the same bits", report)) == 3
+    assert "Both have the same bits" in report
+    assert re.findall(r"^\| (\w+) \| 40 \|", report, re.M) == ["bf16", "fp16", "int8"]
+    assert "the card's stated peak is not known here" in report
 
 
 def test_a_step_that_fails_leaves_the_rest(config, in_folder, monkeypatch):
     def broken(*_given):
         raise RuntimeError("no kernel image is available")
 
-    ran = []
-    steps = {"One": broken, "Two": lambda *_given: ran.append("two") or "done"}
-    monkeypatch.setattr(gpu_check, "STEPS", steps)
+    monkeypatch.setattr(steps, "STEPS", {"One": broken, "Two": lambda *_given: "done"})
     with emulated_cuda():
         assert gpu_check.check(config) == ["One"]
     report = (in_folder / config.report).read_text()
     assert "no kernel image is available" in report
-    assert report.endswith("## Two\n\ndone\n")
+    assert report.endswith("## Two\n\ndone\n\n(0 s)\n")
+
+
+def test_a_step_that_does_not_end_is_broken_off_and_the_last_has_all_that_is_left(
+    config, in_folder, monkeypatch
+):
+    config.minutes = 3 / 60
+
+    def endless(*_given):
+        while True:
+            time.sleep(0.01)
+
+    def last(*_given):
+        return f"{signal.getitimer(signal.ITIMER_REAL)[0]:.2f}"
+
+    timer = signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    monkeypatch.setattr(steps, "STEPS", {"One": endless, "Two": last})
+    with emulated_cuda():
+        assert gpu_check.check(config) == ["One"]
+    report = (in_folder / config.report).read_text()
+    assert "TimeoutError: broken off after 1 s" in report
+    assert 0 < float(re.search("## Two\n\n(.*)", report)[1]) <= 2
+    assert (signal.getitimer(signal.ITIMER_REAL)[0] > 0) == timer  # as it was before
 
 
 def test_steps_stop_when_the_time_is_over(config, in_folder, monkeypatch):
-    monkeypatch.setattr(gpu_check, "STEPS", {"One": lambda *_given: pytest.fail("it began")})
+    monkeypatch.setattr(steps, "STEPS", {"One": lambda *_given: pytest.fail("it began")})
     config.minutes = -1
     with emulated_cuda():
         assert gpu_check.check(config) == []
     assert "Left out" in (in_folder / config.report).read_text()
+
+
+PEAKS = {"A10": 1, "A100": 2, "H100": 3, "H100 PCIe": 4, "L4": 5, "L40S": 6, "RTX 4090": 7}
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 2), ("NVIDIA H100 80GB HBM3", 3), ("NVIDIA H100 PCIe", 4),
+        ("NVIDIA L40S", 6), ("NVIDIA L4", 5), ("NVIDIA GeForce RTX 4090", 7), ("NVIDIA A10G", None),
+        ("Tesla V100-SXM2-16GB", None),
+    ],
+)  # fmt: skip
+def test_a_cards_peak_is_found_by_the_words_of_its_name(name, peak):
+    assert measures.stated_peak(name, PEAKS) == peak
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "cpu", "tpu"])
@@ -117,7 +164,7 @@ def collected(*arguments):
 @pytest.mark.slow
 def test_tests_for_a_gpu_need_no_more_than_a_bare_machine_has():
     """All of them, and they alone: others import hypothesis."""
-    assert collected(gpu_check.TESTS).returncode == 0
+    assert collected(steps.TESTS).returncode == 0
     done = collected("tests/search/test_evaluator.py")
     assert done.returncode == 2
     assert "import of hypothesis halted" in done.stdout
@@ -126,4 +173,4 @@ def test_tests_for_a_gpu_need_no_more_than_a_bare_machine_has():
         for path in PROJECT.glob("tests/**/*.py")
         if re.search("^ *(@|pytestmark.*)?pytest.mark.gpu", path.read_text(), re.M)
     }
-    assert marked == {gpu_check.TESTS}
+    assert marked == {steps.TESTS}
