@@ -74,7 +74,7 @@ from tests.adapters import mini_adapters
 from tests.commands import PROJECT, whole_config
 
 CONF = PROJECT / "conf"
-ROW_TAGS = ("budget_in", "calibration", "dim", "rank", "targets")
+ROW_TAGS = ("budget_in", "calibration", "dim", "incumbent", "rank", "targets")
 """By which rows of tables may be told beside options."""
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 OPTIONS = [
