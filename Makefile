@@ -15,7 +15,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 ITEMS := table1 table2 table3 table4 table6 figure1 figure3 figure4 curves
-APART := quickstart mini_settings selections systems worth
+APART := quickstart mini_settings pairs selections systems worth
 # Each process begins with a stretch of its own; whichever ends first takes from another's.
 PARALLEL := --numprocesses logical --dist worksteal
 LOCAL := $(if $(MODELS),model.root=$(MODELS)) $(if $(DATA),data.root=$(DATA))
@@ -59,6 +59,7 @@ reproduce-figure3: ## The search dimension
 reproduce-figure4: ## The rank
 reproduce-curves: ## Losses and dev scores of one task as methods go on
 reproduce-systems: ## Zeroth-order systems beside C-LoRA and F-LoRA; not of the paper, nor in reproduce-all
+reproduce-pairs: ## The core's size, layers' turns and the bias in pairs; not of the paper, nor in reproduce-all
 reproduce-worth: ## Searches beside one calibrated call; not of the paper, nor in reproduce-all
 $(ITEMS:%=reproduce-%) $(APART:%=reproduce-%): reproduce-%: $(READY)
 	@# The report is written also when a run failed, with a hole in its place.

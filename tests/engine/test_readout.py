@@ -1,10 +1,13 @@
 """The solved readout: the best affine map of class logits, each candidate's for itself."""
 
+from dataclasses import replace
 from math import inf, log
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from dfolora.engine import Affine, SolvedReadout, cross_entropy
@@ -144,6 +147,48 @@ def test_weights_of_words_are_the_best_there_are(scale):
     (losses + penalty).sum().backward()
     assert weight.grad.abs().max() < 2 * GRADIENT
     assert bias.grad.abs().max() < 2 * GRADIENT
+
+
+@pytest.mark.parametrize("readout", SOLVED, ids=str)
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1), scale=st.floats(0.01, 20.0), more=st.integers(0, 30),
+    ridge=st.floats(1e-3, 1.0),
+)  # fmt: skip
+def test_inner_gradient_of_random_logits_is_nothing(readout, seed, scale, more, ridge):
+    """By autograd in a form's own numbers. Centring the bias at most doubles an entry."""
+    words = WORDS if readout.apart else 1
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.cat(
+        [torch.arange(CLASSES), torch.randint(CLASSES, (more,), generator=generator)]
+    )
+    shape = 3, len(labels), CLASSES * words
+    logits = scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+    readout = replace(readout, ridge=ridge if readout.ridge else 0.0)
+    maps = readout.solve(logits, labels, words=words)
+    free = {
+        "bias": maps.weight[:, :0, 0],
+        "scale_bias": maps.weight[:, 0, 0],
+        "linear": maps.weight,
+        "words": maps.weight.unflatten(-2, (CLASSES, words)).diagonal(dim1=-3, dim2=-1).mT,
+    }[readout.form]
+    free, bias = free.clone().requires_grad_(), maps.bias.clone().requires_grad_()
+    plain = logits.unflatten(-1, (CLASSES, words)).mean(-1)
+    about = logits - logits.mean(-1, keepdim=True)
+    added = {
+        "bias": lambda: 0.0,
+        "scale_bias": lambda: free[:, None, None] * about,
+        "linear": lambda: about @ free,
+        "words": lambda: by_words(logits, free, torch.zeros_like(bias)) - plain,
+    }
+    mapped = plain + added[readout.form]() + bias[:, None]
+    torch.testing.assert_close(maps(logits), mapped.detach(), rtol=0, atol=1e-9)
+    losses = torch.nn.functional.cross_entropy(
+        mapped.mT, labels.expand(len(logits), -1), reduction="none"
+    ).mean(-1)
+    penalty = readout.ridge / 2 * (free.square().sum() + bias.square().sum())
+    slopes = torch.autograd.grad(losses.sum() + penalty, [free, bias])
+    assert torch.cat([slope.flatten() for slope in slopes]).abs().max() < 2 * 1e-10
 
 
 def test_weights_find_the_word_that_says_something():

@@ -253,11 +253,12 @@ def test_without_a_search_a_solved_bias_is_the_calibrated_prompt(row):
     assert (got - plain[1]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("row", ["c_lora", "bbtv2", "gap3"])
-@pytest.mark.parametrize("form", ["bias", "linear", "words"])
+@pytest.mark.parametrize("row", ["c_lora", "bbtv2", "gap3", "zo", "c_lora optimizer=nevergrad"])
+@pytest.mark.parametrize("form", ["bias", "scale_bias", "linear", "words"])
 def test_solution_keeps_the_readout_that_its_loss_was_measured_with(row, form):
     """The predictor's train loss is the search's; dev was scored by train's readout."""
-    everything = [f"row={row}", f"readout={form}", "dev_interval=1", "budget=90", "individuals=8"]
+    everything = [*f"row={row}".split(), f"readout={form}", "dev_interval=1", "budget=90"]
+    everything.append("individuals=8")
     if form == "words" and row != "gap3":
         everything.append("words=3")
     backbone, method, problem = posed(*everything)

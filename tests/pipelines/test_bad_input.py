@@ -487,6 +487,13 @@ REPORTS: dict[str, tuple[dict[str, Any], str]] = {
     "seeds in words": ({"sweep.seeds": ["a"]}, r"seed=a must be a whole number"),
     "rows without labels": ({"table.rows": [{"where": {}}]}, r"table\.rows\[0\] lacks \['label'\]"),
     "rows in a word": ({"table.rows": "all"}, r"table\.rows must be a list"),
+    "a comparison with no row of the table": (
+        {"table.compare": {"BBTv2": ["C-LoRa"]}},
+        r"Unknown row in table\.compare=C-LoRa; choose one of Model tuning, "),
+    "a comparison of no list": (
+        {"table.compare": {"BBT": "C-LoRA"}},
+        r"table\.compare\['BBT'\] must be a list .* got 'C-LoRA'"),
+    "comparisons in a list": ({"table.compare": ["BBT"]}, r"table\.compare must be a mapping"),
     "an unknown key": ({"table.colour": "red"}, r"table has unknown keys \['colour'\]"),
     "no table": ({"table": None}, r"table must be a mapping"),
     "a store that is a number": (

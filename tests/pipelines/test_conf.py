@@ -42,6 +42,7 @@ from dfolora.model import Architecture, Limits
 from dfolora.report import TableSpec
 from dfolora.report.captions import CONSTANTS
 from dfolora.report.figures import KINDS
+from dfolora.report.significance import LEVEL
 from dfolora.search import Bandit, LastK, Late, Lisa, RoundRobin, Spread, WholeRounds
 from dfolora.search.optim import (
     Cma,
@@ -73,7 +74,7 @@ from tests.adapters import mini_adapters
 from tests.commands import PROJECT, whole_config
 
 CONF = PROJECT / "conf"
-ROW_TAGS = ("budget_in", "calibration", "dim", "rank", "targets")
+ROW_TAGS = ("budget_in", "calibration", "dim", "incumbent", "rank", "targets")
 """By which rows of tables may be told beside options."""
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 OPTIONS = [
@@ -259,8 +260,11 @@ def test_table_shows_what_exists(table, profile):
     labels = [row.label for row in spec.rows]
     assert len(set(labels)) == len(labels)
     named = [measure.ratio_to for measure in spec.measures if measure.ratio_to]
-    if spec.compare is not None:
-        named += [spec.compare.against, *spec.compare.rows]
+    for against, tested in spec.compare.items():
+        named += [against, *tested]
+        # A row better on every task must be marked: its p is 2 / 2^tasks, times the rows by Holm.
+        assert against not in tested
+        assert len(set(tested)) * 2 / 2 ** len(spec.tasks) < LEVEL
     assert set(named) <= set(labels)
     assert set(spec.constants) <= set(CONSTANTS)
     assert spec.picture is None or spec.picture.kind in KINDS
@@ -354,7 +358,8 @@ def test_items_share_their_runs_with_table_2(item, profile):
 def test_systems_share_their_runs_with_table_1(profile):
     ours, theirs = swept("systems", profile), swept("table1", profile)
     shared = set(ours.pop("row")) & set(theirs.pop("row"))
-    assert shared == {"manual_prompt", "bbtv2", "c_lora", "f_lora"}
+    calibrated = {"calibrated_bias", "calibrated_probe"}
+    assert shared == {"manual_prompt", "bbtv2", "c_lora", "f_lora"} | calibrated
     assert ours == theirs
     for row in shared:
         asked, known = (

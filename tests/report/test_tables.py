@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from dfolora.report import Compare, Groups, Measure, Published, build_table
+from dfolora.report import Groups, Measure, Published, build_table
 from dfolora.report.dots import dots
 from dfolora.report.formats import latex, markdown
 from dfolora.report.write import write_item
@@ -408,7 +408,7 @@ def test_mark_says_whether_better_or_worse_in_every_format(
     tasks = {f"task{number}": f"Task {number}" for number in range(7)}
     spec = replace(
         SPEC, tasks=tasks, rows=SPEC.rows[1:], constants={}, seeds=[8],
-        compare=Compare(against="C-LoRA", rows=["F-LoRA"]),
+        compare={"C-LoRA": ["F-LoRA"]},
     )  # fmt: skip
     runs = [run(task, 8, 0.50) for task in tasks]
     runs += [run(task, 8, 0.5 + sign * (0.01 + 0.01 * n), "fwa") for n, task in enumerate(tasks)]
@@ -431,6 +431,45 @@ def test_mark_says_whether_better_or_worse_in_every_format(
     assert cells(worse_once, "F-LoRA")[-1] == f"{50 + 2.43 * sign:.2f}"
     assert not set("↑↓") & set(markdown(replace(worse_once.grid(), caption=())))
     assert not set("↑↓") & set("".join(worse_once.frame()["notes"]))
+
+
+def test_comparisons_are_corrected_apart_and_the_first_alone_marks(tmp_path):
+    """By hand: better on all of seven tasks is p = 2 / 128, times two where two rows are tested."""
+    tasks = {f"task{number}": f"Task {number}" for number in range(7)}
+    spec = replace(
+        SPEC, tasks=tasks, constants={}, seeds=["any"],
+        compare={"Manual prompt": ["F-LoRA"], "C-LoRA": ["F-LoRA", "Manual prompt"]},
+    )  # fmt: skip
+    runs = [
+        run(task, "any", score, optimizer)
+        for task in tasks
+        for score, optimizer in ((0.5, None), (0.7, "cma"), (0.6, "fwa"))
+    ]
+    built = table(*runs, spec=spec)
+    shown = {line.label: built.average(line) for line in built.lines}
+    assert shown == {"Manual prompt": "50.00", "C-LoRA": "70.00", "F-LoRA": "60.00↑"}
+    first, others = built.caption[2:4]
+    assert first.startswith("↑ marks an average that is better than Manual prompt's")
+    assert first.endswith("are not taken to be. F-LoRA: +10.00, p = 0.016.")
+    assert others.endswith(
+        "results; each is corrected within itself alone. "
+        "Against C-LoRA: F-LoRA: -10.00, p = 0.031; Manual prompt: -20.00, p = 0.031."
+    )
+    notes = {row["method"]: row["notes"] for _, row in built.frame().iterrows()}
+    assert notes == {
+        "Manual prompt": "↓ against C-LoRA: -20.00, p = 0.031",
+        "C-LoRA": "",
+        "F-LoRA": "↑ against Manual prompt: +10.00, p = 0.016; ↓ against C-LoRA: -10.00, p = 0.031",
+    }
+    write_item(tmp_path, built, Published(), Archive())
+    for kind in ("md", "html", "tex"):
+        assert "Against C-LoRA: F-LoRA" in (tmp_path / f"table1.{kind}").read_text()
+
+
+def test_table_without_comparisons_says_nothing_of_tests():
+    built = table(*RUNS)
+    assert built.verdicts == {}
+    assert "sign-flip" not in " ".join(built.caption)
 
 
 SECTIONS = {"Given": "Manual prompt", "Searched": "C-LoRA"}

@@ -3,12 +3,11 @@
 from dfolora.report.cells import Cell
 from dfolora.report.grid import Grid
 from dfolora.report.published import Published, comparison
-from dfolora.report.spec import Compare, Groups, Measure, Picture, Row, TableSpec
+from dfolora.report.spec import Groups, Measure, Picture, Row, TableSpec
 from dfolora.report.tables import Table, build_table
 
 __all__ = [
     "Cell",
-    "Compare",
     "Grid",
     "Groups",
     "Measure",

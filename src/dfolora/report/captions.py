@@ -1,6 +1,6 @@
 """Writes the paragraphs below a table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -34,14 +34,18 @@ CONSTANTS = {
 
 
 def caption(
-    runs: pd.DataFrame, spec: TableSpec, verdicts: Sequence[Verdict], *, mixed: bool
+    runs: pd.DataFrame,
+    spec: TableSpec,
+    verdicts: Mapping[str, Sequence[Verdict]],
+    *,
+    mixed: bool,
 ) -> Sequence[str]:
     """Paragraphs: what the numbers are, how to read them, their test, the runs' settings.
 
     Args:
         runs: All that the table counts.
         spec: What it shows.
-        verdicts: The results of its tests.
+        verdicts: The results of its tests, by the row tested against.
         mixed: Whether a cell is marked for runs of different code.
     """
     said: dict[str, Any] = {"Profile": spec.profile, "Seeds": ", ".join(map(str, spec.seeds))}
@@ -53,22 +57,30 @@ def caption(
         *([f"{MIXED} marks means over runs of different code."] if mixed else []),
         *(f"{label} {CONSTANTS[name]}." for name, label in spec.constants.items()),
     ]
-    paragraphs = [spec.caption, " ".join(reading)]
-    if spec.compare is not None:
-        paragraphs.append(_tested(spec.compare.against, verdicts))
+    paragraphs = [spec.caption, " ".join(reading), *_tested(verdicts)]
     facts = "; ".join(f"{name}: {value}" for name, value in said.items() if value != "")
     return [*paragraphs, f"{facts}.", spec.note]
 
 
-def _tested(against: str, verdicts: Sequence[Verdict]) -> str:
-    found = "; ".join(map(str, verdicts))
-    return (
-        f"{BETTER} marks an average that is better than {against}'s, {WORSE} one that is worse, at "
-        f"5 %: two-sided exact sign-flip permutation test on the tasks' mean differences, "
-        f"Holm-corrected over the rows tested. It assumes that under the null hypothesis a task's "
-        f"difference is as likely to have either sign, tasks being independent; seeds of one task "
-        f"are not taken to be. {found}."
-    )
+def _tested(verdicts: Mapping[str, Sequence[Verdict]]) -> Iterator[str]:
+    """A paragraph on the first comparison, whose marks the table shows; one on the others."""
+    found = [(against, "; ".join(map(str, family))) for against, family in verdicts.items()]
+    for against, findings in found[:1]:
+        yield (
+            f"{BETTER} marks an average that is better than {against}'s, {WORSE} one that is "
+            f"worse, at 5 %: two-sided exact sign-flip permutation test on the tasks' mean "
+            f"differences, Holm-corrected over the rows tested. It assumes that under the null "
+            f"hypothesis a task's difference is as likely to have either sign, tasks being "
+            f"independent; seeds of one task are not taken to be. {findings}."
+        )
+    if others := found[1:]:
+        yield " ".join(
+            [
+                "Other comparisons by the same test have no marks in the table. All are fixed in "
+                "the table's file, whatever the results; each is corrected within itself alone.",
+                *(f"Against {against}: {findings}." for against, findings in others),
+            ]
+        )
 
 
 def _values(runs: pd.DataFrame, column: str) -> str:

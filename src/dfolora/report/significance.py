@@ -47,7 +47,7 @@ class Verdict:
 def judge(
     rows: Mapping[str, Sequence[float]], against: Sequence[float], *, group: str = ""
 ) -> Sequence[Verdict]:
-    """Test each row against one, correcting for their number (Holm 1979).
+    """Test each row against one, correcting for their number alone (Holm 1979).
 
     Args:
         rows: Each row's mean scores by task; NaN for a missing one.

@@ -79,14 +79,6 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare:
-    """Which rows are tested against which one, fixed before there are results."""
-
-    against: str
-    rows: Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Picture:
     """How the table is drawn."""
 
@@ -122,7 +114,9 @@ class TableSpec:
     """The groups that the rows are repeated for."""
     sections: Mapping[str, str] = field(default_factory=dict)
     """Headings, each with the label of the row that it stands above."""
-    compare: Compare | None = None
+    compare: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Which rows are tested against which one, fixed before there are results. Each entry is
+    corrected within itself; the first one's marks stand in the table."""
     picture: Picture | None = None
 
     @classmethod
@@ -138,7 +132,8 @@ class TableSpec:
             for name, kind in (("measures", Measure), ("rows", Row))
             if (listed := _listed(layout.get(name), f"table.{name}"))
         }
-        for name, kind in (("groups", Groups), ("compare", Compare), ("picture", Picture)):
+        parts["compare"] = mapping(layout.get("compare") or {}, "table.compare")
+        for name, kind in (("groups", Groups), ("picture", Picture)):
             if layout.get(name) is not None:
                 parts[name] = _made(kind, layout[name], f"table.{name}")
         for name in ("name", "title", "caption"):
@@ -151,8 +146,8 @@ class TableSpec:
         for measure in parts.get("measures", []):
             if measure.ratio_to is not None:
                 choice(measure.ratio_to, "table.measures.ratio_to", labels)
-        if parts.get("compare") is not None:
-            for label in (parts["compare"].against, *parts["compare"].rows):
+        for against, tested in parts["compare"].items():
+            for label in (against, *_listed(tested, f"table.compare[{against!r}]")):
                 choice(label, "row in table.compare", labels)
         if parts.get("picture") is not None:
             choice(parts["picture"].kind, "table.picture.kind", PICTURES)

@@ -83,8 +83,8 @@ class Table:
     columns: Sequence[Column]
     caption: Sequence[str]
     """Paragraphs."""
-    verdicts: Sequence[Verdict]
-    """The results of the tests that ``spec.compare`` asks for."""
+    verdicts: Mapping[str, Sequence[Verdict]]
+    """The results of ``spec.compare``: the row tested against, and what was found of the others."""
     runs: pd.DataFrame
     """All runs that its cells link to, including unfinished and failed ones."""
 
@@ -125,17 +125,22 @@ class Table:
         marked = any(any(self.leads(line)) for line in self.lines)
         return [*self.caption, *([LEGEND] if marked else [])]
 
-    def verdict(self, line: Line) -> Verdict | None:
-        """What the test says of a line; None if it is not tested."""
+    def verdicts_of(self, line: Line) -> Mapping[str, Verdict]:
+        """What the tests say of a line, by the row that it is tested against."""
         mine = line.group, line.label
-        return next((each for each in self.verdicts if (each.group, each.label) == mine), None)
+        return {
+            against: verdict
+            for against, family in self.verdicts.items()
+            for verdict in family
+            if (verdict.group, verdict.label) == mine
+        }
 
     def average(self, line: Line) -> str:
-        """A line's average, marked if it differs significantly."""
+        """A line's average, marked if it differs significantly by the first comparison."""
         if pd.isna(line.average):
             averaged = [cell for column, cell in line.cells.items() if column.measure.averaged]
             return HOLE if all(cell.applies for cell in averaged) else NOT_APPLICABLE
-        verdict = self.verdict(line)
+        verdict = self.verdicts_of(line).get(next(iter(self.spec.compare), ""))
         return f"{line.average:.2f}{verdict.mark if verdict else ''}{MIXED if line.mixed else ''}"
 
     def grid(self) -> Grid:
@@ -207,15 +212,16 @@ class Table:
             }
         if self.averages:
             averaged = {k: cell for k, cell in line.cells.items() if k.measure.averaged}
-            verdict, compare, note = self.verdict(line), self.spec.compare, ""
-            if verdict is not None and compare is not None:
-                note = f"{verdict.mark} against {compare.against}: {verdict.finding}".lstrip()
+            notes = [
+                f"{verdict.mark} against {against}: {verdict.finding}".lstrip()
+                for against, verdict in self.verdicts_of(line).items()
+            ]
             yield shared | {
                 "task": "Avg.",
                 "metric": next(iter(averaged)).measure.metric,
                 "mean": line.average,
                 "runs": sum(len(cell.scores) for cell in averaged.values()),
-                "notes": note,
+                "notes": "; ".join(notes),
             }
 
 
@@ -300,23 +306,24 @@ def _ratio(cell: Cell, base: Cell) -> Cell:
     return replace(cell, scores=ratios)
 
 
-def _verdicts(lines: Sequence[Line], spec: TableSpec) -> Sequence[Verdict]:
-    if spec.compare is None:
-        return []
+def _verdicts(lines: Sequence[Line], spec: TableSpec) -> Mapping[str, Sequence[Verdict]]:
     averaged = {
         (line.group, line.label): [c.mean for k, c in line.cells.items() if k.measure.averaged]
         for line in lines
     }
     groups = dict.fromkeys(row.group for row in spec.all_rows)
-    return [
-        verdict
-        for group in groups
-        for verdict in judge(
-            {label: averaged[group, label] for label in spec.compare.rows},
-            averaged[group, spec.compare.against],
-            group=group,
-        )
-    ]
+    return {
+        against: [
+            verdict
+            for group in groups
+            for verdict in judge(
+                {label: averaged[group, label] for label in tested},
+                averaged[group, against],
+                group=group,
+            )
+        ]
+        for against, tested in spec.compare.items()
+    }
 
 
 def _numbers(runs: pd.DataFrame, metric: str) -> str:
