@@ -36,7 +36,9 @@ USUAL = {
 """Labels that a name tells where they differ."""
 NAMED = {"task", "model", "method", "row", "optimizer", "rank", "seed", *SEEDS, *USUAL}
 """Keys whose values a run's name tells without a sweep."""
-ALWAYS = (("budget_in", "calls"), ("batch_size", None), ("vectors", None))
+ALWAYS = (
+    ("budget_in", "calls"), ("batch_size", None), ("layers", None), ("subspace.vectors", None),
+)  # fmt: skip
 """Values of a method and its parts that are left out of its settings, so that runs of before have
 the same."""
 LIBRARY = Path(dfolora.__file__).parent
@@ -99,12 +101,12 @@ def settings_of(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[s
     }
 
 
-def _said(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+def _said(plain: Mapping[str, Any], within: str = "") -> Mapping[str, Any]:
     """The values of a method and its parts, but for those that say what always was so before."""
     return {
-        key: _said(value) if isinstance(value, Mapping) else value
+        key: _said(value, f"{within}{key}.") if isinstance(value, Mapping) else value
         for key, value in plain.items()
-        if (key, value) not in ALWAYS
+        if (f"{within}{key}", value) not in ALWAYS
     }
 
 

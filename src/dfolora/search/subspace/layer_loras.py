@@ -1,7 +1,7 @@
 """LoRA factors of every layer: what turns a map from z to them into a subspace."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,10 @@ class LayerLoras(ABC):
         """The factors are rounded to the model's type."""
         made = self._incumbents(solution, without).values()
         return {layer: lora for own in made for layer, lora in own.items()}
+
+    def found(self, _solution: Array) -> Mapping[str, float]:
+        """None of them."""
+        return {}
 
     def save(self, folder: Path, backbone: Backbone, solution: Array) -> None:
         """Write a PEFT adapter folder."""
