@@ -36,8 +36,11 @@ USUAL = {
 """Labels that a name tells where they differ."""
 NAMED = {"task", "model", "method", "row", "optimizer", "rank", "seed", *SEEDS, *USUAL}
 """Keys whose values a run's name tells without a sweep."""
-ALWAYS = (("budget_in", "calls"), ("batch_size", None))
-"""Values of a method that are left out of its settings, so that runs of before have the same."""
+ALWAYS = (
+    ("budget_in", "calls"), ("batch_size", None), ("layers", None), ("subspace.vectors", None),
+)  # fmt: skip
+"""Values of a method and its parts that are left out of its settings, so that runs of before have
+the same."""
 LIBRARY = Path(dfolora.__file__).parent
 REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")
 
@@ -98,9 +101,13 @@ def settings_of(plain: Any, checkpoint: Checkpoint, method: Method) -> Mapping[s
     }
 
 
-def _said(plain: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The method's values, but for those that say what was so before they could be said."""
-    return {key: value for key, value in plain.items() if (key, value) not in ALWAYS}
+def _said(plain: Mapping[str, Any], within: str = "") -> Mapping[str, Any]:
+    """The values of a method and its parts, but for those that say what always was so before."""
+    return {
+        key: _said(value, f"{within}{key}.") if isinstance(value, Mapping) else value
+        for key, value in plain.items()
+        if (f"{within}{key}", value) not in ALWAYS
+    }
 
 
 def _with_contents(plain: Mapping[str, Any], method: Method) -> Mapping[str, Any]:

@@ -53,23 +53,46 @@ def test_each_candidate_is_its_own_merged_model(family, members, tokens):
     assert (got[0] - got[1]).abs().max() > 1e-2  # they do differ
 
 
-@pytest.mark.parametrize("together", [1, 3])
-def test_a_group_is_its_members(family, together):
+@pytest.mark.parametrize(
+    "groups", [[[0], [1], [2]], [[0, 1, 2]], [[0, 1], [2]], [[0, 2]], [[1], [2]]], ids=str
+)
+def test_a_group_is_its_members(family, groups):
     backbone = shared_backbone(family)
     inner = subspace_of(backbone, BATCH)
-    grouped = Grouped(inner, together)
-    assert (grouped.blocks, grouped.stored) == (3 // together, inner.stored)
-    solution = some_solution()[0].reshape(grouped.blocks, -1)
-    candidates = np.random.default_rng(4).normal(size=(2, DIM * together))
-    for block in range(grouped.blocks):
+    grouped = Grouped(inner, groups)
+    assert (grouped.blocks, grouped.stored) == (len(groups), inner.stored)
+    vectors = some_solution()[0]
+    solution = np.zeros((len(groups), DIM * len(groups[0])))
+    for row, members in zip(solution, groups, strict=True):
+        row[: DIM * len(members)] = vectors[members].flatten()
+    searched = [layer for members in groups for layer in members]
+    for block, members in enumerate(groups):
+        candidates = np.random.default_rng(4).normal(size=(2, DIM * len(members)))
         changes = grouped.interventions(block, candidates)
-        assert list(changes) == list(range(block * together, (block + 1) * together))
-        for layer, part in zip(changes, np.split(candidates, together, axis=1), strict=True):
+        assert list(changes) == members
+        for layer, part in zip(changes, np.split(candidates, len(members), axis=1), strict=True):
             expected = inner.intervention(layer, np.ascontiguousarray(part))
             assert torch.equal(changes[layer].factors["q"].down, expected.factors["q"].down)
         kept = grouped.incumbents(solution, without=[block])
-        assert set(kept) == set(range(3)) - set(changes)
+        assert set(kept) == set(searched) - set(changes)
         assert all(kept[layer] is grouped.incumbents(solution)[layer] for layer in kept)
+    for layer, made in grouped.incumbents(solution).items():
+        expected = inner.intervention(layer, vectors[layer][None])
+        assert torch.equal(made.factors["q"].down, expected.factors["q"].down)
+
+
+def test_saved_groups_are_the_inner_subspaces_adapter(tmp_path):
+    backbone = shared_backbone("roberta")
+    inner = subspace_of(backbone, BATCH)
+    vectors = some_solution()[0]
+    shorter = np.concatenate([vectors.flatten(), np.zeros(DIM)]).reshape(2, -1)
+    Grouped(inner, [[0, 1], [2]]).save(tmp_path / "grouped", backbone, shorter)
+    inner.save(tmp_path / "inner", backbone, vectors)
+    ours, theirs = (
+        (tmp_path / name / "adapter_model.safetensors").read_bytes()
+        for name in ("grouped", "inner")
+    )
+    assert ours == theirs
 
 
 def test_taking_turns_in_blocks_the_prefix_is_carried_and_exact(family):
@@ -98,7 +121,7 @@ def test_an_evaluator_of_groups_scores_the_same_solutions(family):
             Engine(backbone, BATCH, LABELS), subspace, BATCH.labels, objective="ce",
             metric="accuracy",
         )
-        for subspace in (inner, Grouped(inner, 3))
+        for subspace in (inner, Grouped(inner, [[0, 1, 2]]))
     ]  # fmt: skip
     alone = both[0](solution, 1, candidates)
     whole = np.stack([np.concatenate([solution[0], z, solution[2]]) for z in candidates])
@@ -114,6 +137,6 @@ def test_groups_of_one_are_the_subspace_itself(family):
     engines = (Engine(backbone, BATCH, LABELS) for _ in range(2))
     ours, theirs = (
         logits_of(engine, subspace, solution, 1, candidates)
-        for engine, subspace in zip(engines, (inner, Grouped(inner, 1)), strict=True)
+        for engine, subspace in zip(engines, (inner, Grouped(inner, [[0], [1], [2]])), strict=True)
     )
     assert torch.equal(ours, theirs)

@@ -167,8 +167,11 @@ def test_a_search_of_roberta_large_costs_a_fifth():
         (LayerwiseSearch(subspace=LoraSubspaceSpec(dim=20), budget=240), 0.05),
         (LayerwiseSearch(subspace=CoreSubspaceSpec(), budget=320, schedule=LastK(k=1)), 0.05),
         (LayerwiseSearch(subspace=CoreSubspaceSpec(), budget=80, layers_per_block="all"), 0.05),
+        (LayerwiseSearch(subspace=CoreSubspaceSpec(), budget=160, layers_per_block=2), 0.05),
+        (LayerwiseSearch(subspace=CoreSubspaceSpec(), budget=160, layers=[0, 2]), 0.05),
+        (LayerwiseSearch(subspace=CoreSubspaceSpec(vectors=2), budget=160), 0.05),
     ],
-    ids=["prompt", "in turn", "last layer", "joint"],
+    ids=["prompt", "in turn", "last layer", "joint", "two and one", "two of three", "shared"],
 )
 def test_fit_and_its_test_cost_what_was_foreseen(method, within):
     train, test = batch(), random_batch([9, 40, 22], [8, 39, 21])

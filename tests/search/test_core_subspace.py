@@ -2,11 +2,12 @@
 
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, TinyLoraConfig, get_peft_model
 
 from dfolora.engine.forward import Engine
 from dfolora.errors import UserError
@@ -203,6 +204,103 @@ def test_unit_matrices_make_tiny_lora_the_core_itself(last):
         assert torch.equal(tiny.intervention(1, z).factors[name].down, factors.down)
 
 
+PAIRS = {"roberta": {"q": "query", "k": "key"}, "llama": {"q": "q_proj", "k": "k_proj"}}
+"""Modules of q and k that PEFT adapts one by one."""
+
+
+@pytest.mark.parametrize("family", PAIRS)
+@pytest.mark.parametrize(("vectors", "tying"), [(1, 1.0), (None, 0.5)])
+def test_tiny_lora_is_pefts(family, last, label_ids, vectors, tying):
+    """With PEFT's matrices P, and its singular vectors in place of ours, which span the same.
+
+    Its A is sqrt(S) V' and its B U sqrt(S), of weights that stand transposed there.
+    """
+    modules = [*PAIRS[family].values()]
+    config = TinyLoraConfig(r=2, u=5, weight_tying=tying, target_modules=modules)
+    theirs: Any = get_peft_model(tiny_model(family), config).eval()
+    shared = theirs.base_model.tinylora_v["default"]
+    v = np.random.default_rng(0).normal(size=(vectors or 3, 5))
+    for group, own in shared.items():
+        own.data.copy_(torch.from_numpy(v[int(group)]))
+    assert len(shared) == len(v)
+    backbone = Backbone(tiny_model(family))
+    options = {"basis": "weight", "whiten": False, "numbers": 5, "vectors": vectors}
+    bases = built(backbone, last, **options | {"numbers": None})
+    adapted: dict[str, Any] = {
+        at: each for at, each in theirs.named_modules() if hasattr(each, "tinylora_P")
+    }
+    mixings = []
+    for layer in range(3):
+        mixed = []
+        for name, called in PAIRS[family].items():
+            (module,) = (
+                each for at, each in adapted.items() if f".{layer}." in at and called in at
+            )
+            down, up = (side.double() for side in sides(bases, layer, name))
+            a, p, b = (
+                getattr(module, f"tinylora_{part}")["default"].double() for part in ("A", "P", "B")
+            )
+            left, right = torch.linalg.pinv(down) @ a.T, b.T @ torch.linalg.pinv(up)
+            torch.testing.assert_close(down @ left, a.T, rtol=0, atol=1e-4)  # the same span
+            torch.testing.assert_close(right @ up, b.T, rtol=0, atol=1e-4)
+            mixed.append((left @ p.mT @ right).flatten(1))
+        mixings.append(torch.cat(mixed, dim=1).float())
+    ours = CoreSubspace(
+        CoreSubspaceSpec(**options), bases._sides, mixings=mixings, dtype=backbone.dtype,
+        blocks=vectors,
+    )  # fmt: skip
+    expected = answer_logits(theirs, last, label_ids)
+    got = Engine(backbone, last, label_ids)(ours.incumbents(v))[0]
+    torch.testing.assert_close(got, expected, **CLOSE)
+    assert (got - answer_logits(tiny_model(family), last, label_ids)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 3])
+@pytest.mark.parametrize("numbers", [None, 6])
+def test_layers_that_share_a_vector_are_those_of_one_each_with_equal_ones(
+    family, last, label_ids, vectors, numbers
+):
+    backbone = Backbone(tiny_model(family))
+    apart = built(backbone, last, numbers=numbers)
+    tied = built(backbone, last, numbers=numbers, vectors=vectors)
+    size = tied.spec.size(backbone.architecture)
+    assert tied.spec.blocks(backbone.architecture) == tied.blocks == vectors
+    layers = {1: [[0, 1, 2]], 2: [[0], [1, 2]], 3: [[0], [1], [2]]}[vectors]
+    z = np.random.default_rng(0).normal(size=(vectors, size))
+    spread = np.repeat(z, [*map(len, layers)], axis=0)
+    engine = Engine(backbone, last, label_ids)
+    assert torch.equal(engine(tied.incumbents(z)), engine(apart.incumbents(spread)))
+    for block, own in enumerate(layers):
+        assert list(tied.interventions(block, z[:1])) == own
+        assert set(tied.incumbents(z, without=[block])) == {0, 1, 2} - {*own}
+    assert tied.incumbents(z)[2] is tied.incumbents(z.copy())[2]
+    assert not tied.incumbents(0 * z)
+
+
+def test_peft_gives_the_logits_of_layers_that_share_a_vector(last, label_ids, tmp_path):
+    backbone = Backbone(tiny_model("llama"))
+    subspace = built(backbone, last, basis="weight", whiten=False, numbers=13, vectors=1)
+    solution = 3 * np.random.default_rng(0).normal(size=(1, 13))
+    subspace.save(tmp_path, backbone, solution)
+    ours = Engine(backbone, last, label_ids)(subspace.incumbents(solution))[0]
+    loaded = PeftModel.from_pretrained(tiny_model("llama"), tmp_path).eval()
+    torch.testing.assert_close(ours, answer_logits(loaded, last, label_ids), **CLOSE)
+    assert (ours - answer_logits(tiny_model("llama"), last, label_ids)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("vectors", [1, 2, None])
+def test_as_many_numbers_as_are_allowed_are_free_and_no_more_can_be(last, vectors):
+    """The rank of the map from u numbers to the R's of the layers that share them, q's and k's."""
+    backbone = Backbone(tiny_model("roberta"))
+    most = {1: 24, 2: 8, None: 8}[vectors]  # r^2 times the maps of the fewest layers that share
+    subspace = built(backbone, last, numbers=most, vectors=vectors)
+    of_first = torch.cat(
+        [subspace._mixings[layer] for layer in subspace.interventions(0, np.ones((1, most)))], dim=1
+    )
+    assert of_first.shape == (most, most)
+    assert torch.linalg.matrix_rank(of_first.double()) == most
+
+
 def test_mixed_entries_have_variance_one(last):
     """So that alpha means the same with and without mixing."""
     spec = CoreSubspaceSpec(rank=16, numbers=400)
@@ -285,6 +383,11 @@ def test_specs_say_whether_they_are_even():
         ({"numbers": 0}, "subspace.numbers=0 must be a whole number"),
         ({"numbers": 9}, r"subspace.numbers=9 is more than the 8 entries .* rank=2 with q, k"),
         ({"numbers": 5, "diagonal": True}, "more than the 4 entries"),
+        ({"vectors": 0}, "subspace.vectors=0 must be a whole number, 1 or more"),
+        ({"vectors": 4}, "subspace.vectors=4 is more than the 3 layers that there are to share"),
+        ({"numbers": 9, "vectors": 2}, "numbers=9 is more than the 8 entries .* of a layer have"),
+        ({"numbers": 25, "vectors": 1}, "than the 24 entries .* of 3 layers, which share a vector"),
+        ({"numbers": 13, "vectors": 1, "targets": ["q"]}, "than the 12 entries .* rank=2 with q:"),
         ({"targets": ("q", "z")}, "choose a non-empty subset of q, k, v, o"),
     ],
 )

@@ -92,6 +92,9 @@ def test_search_finds_gains_that_peft_reads(family, backbone, batch, label_ids, 
     assert losses[0] == pytest.approx(first, abs=1e-5)  # a search starts from the adapter
     assert losses[-1] < first - 1e-2
     assert predictor.searched == 3
+    assert [*predictor.found] == ["gain/0", "gain/1", "gain/2"]
+    theirs = answer_logits(scaled(backbone, given, [*predictor.found.values()]), batch, label_ids)
+    torch.testing.assert_close(predictor.logits(batch), theirs, rtol=0, atol=1e-4)
     predictor.save(tmp_path / "gained")
     model = PeftModel.from_pretrained(tiny_model(family), tmp_path / "gained").eval()
     theirs = answer_logits(model, batch, label_ids)

@@ -237,3 +237,38 @@ def test_same_seed_same_search():
     for one, other in zip(first, second, strict=True):
         assert np.array_equal(one.candidates, other.candidates)
         assert np.array_equal(one.losses, other.losses)
+
+
+@pytest.mark.parametrize("incumbent", sorted(INCUMBENTS))
+def test_a_shorter_block_is_searched_in_its_own_numbers_alone(incumbent):
+    """The last block has two: as if alone beside equal ones, and its row ends in zeros."""
+    dims, evaluate = [DIM, DIM, 2], Quadratic(3)
+
+    def cut(solution, block, candidates):
+        """All d numbers of the block, those that are not searched being 0."""
+        assert candidates.shape[1] in (dims[block], DIM)
+        assert not solution[2, 2:].any()
+        wide = np.pad(candidates, [(0, 0), (0, DIM - candidates.shape[1])])
+        return evaluate(solution, block, wide)
+
+    optimizers = [SMALL_CMA(dim=dim, budget=40, rng=np.random.default_rng(7)) for dim in dims]
+    alone = SMALL_CMA(dim=2, budget=40, rng=np.random.default_rng(7))
+    generations = list(tune(cut, optimizers, dim=DIM, budget=120, incumbent=incumbent))
+    assert evaluate.calls == 120
+    turns = [each for each in generations[:-1] if each.block == 2]
+    assert len(turns) > 5
+    extra = int(incumbent == "mean")  # the center, measured last
+    for turn in turns:
+        assert turn.candidates.shape[1] == 2
+        np.testing.assert_array_equal(alone.ask(), turn.candidates[: len(turn.losses) - extra])
+        alone.tell(turn.losses[: len(turn.losses) - extra])
+        assert turn.solution.shape == (3, DIM)
+        assert not turn.solution[2, 2:].any()
+        if incumbent in ("mean", "center"):
+            np.testing.assert_array_equal(turn.solution[2, :2], alone.center)
+        if incumbent == "released":
+            np.testing.assert_array_equal(turn.solution[2, :2], alone.best.z)
+        if incumbent == "improving" and turn.losses.min() == turn.loss:
+            best = turn.candidates[turn.losses.argmin()]
+            np.testing.assert_array_equal(turn.solution[2, :2], best)
+    assert generations[-1].solution[2, :2].any()

@@ -230,6 +230,14 @@ def test_released_puts_the_candidate_in_its_own_block():
     np.testing.assert_array_equal(whole[0], [-1.0, 0.0, 0.0])  # the other block's incumbent
 
 
+def test_released_puts_a_shorter_candidate_before_its_rows_zeros():
+    dev, candidates = Dev({}), np.arange(1.0, 201).reshape(100, 2)
+    selecting = selection(dev, rule="released", interval=100)
+    selecting.see(generation(100, 0.0, block=1, candidates=candidates))
+    (whole,) = dev.seen
+    np.testing.assert_array_equal(whole[1], [199.0, 200.0, 0.0])
+
+
 def test_released_keeps_the_first_of_equal_scores_whatever_their_loss():
     dev = Dev({100: 0.5, 200: 0.7, 300: 0.7, 400: 0.6}, {200: 5.0, 300: 0.1})
     selecting = released(dev, [(0, 20)] * 20)

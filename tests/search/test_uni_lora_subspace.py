@@ -1,9 +1,11 @@
 """Uni-LoRA's map: an isometry, even, and all layers in one call."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, UniLoraConfig, get_peft_model
 
 from dfolora.engine.forward import Engine
 from dfolora.errors import UserError
@@ -106,6 +108,46 @@ def test_peft_gives_our_logits(family, batch, label_ids, tmp_path):
     ours = Engine(backbone, batch, label_ids)(subspace.incumbents(solution))[0]
     loaded = PeftModel.from_pretrained(tiny_model(family), tmp_path).eval()
     torch.testing.assert_close(ours, answer_logits(loaded, batch, label_ids), **CLOSE)
+    assert (ours - answer_logits(tiny_model(family), batch, label_ids)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("family", "called"), [("roberta", ["query", "key"]), ("llama", ["q_proj", "k_proj"])]
+)
+def test_it_is_pefts_uni_lora_with_its_indices(family, called, batch, label_ids, monkeypatch):
+    """Our entries are PEFT's but for the scale that alpha gives; A and B stand transposed there."""
+    config = UniLoraConfig(r=2, theta_d_length=DIM, target_modules=called)
+    with torch.random.fork_rng():
+        theirs: Any = get_peft_model(tiny_model(family), config).eval()
+    adapted: dict[str, Any] = {
+        at: each for at, each in theirs.named_modules() if hasattr(each, "unilora_dropout")
+    }
+
+    class Drawn:
+        """In place of a layer's stream."""
+
+        def __init__(self, _seed, purpose):
+            self.layer = f".{purpose.split('/')[1]}."
+
+        def integers(self, high, size):
+            own = [each for name in called for at, each in adapted.items()
+                   if self.layer in at and name in at]  # fmt: skip
+            indices = torch.cat([
+                each["default"].T.flatten()
+                for module in own for each in (module.unilora_indices_A, module.unilora_indices_B)
+            ])  # fmt: skip
+            assert (len(own), len(indices), int(indices.max()) < high) == (2, size, True)
+            return indices.numpy()
+
+    monkeypatch.setattr("dfolora.search.subspace.uni_lora.stream", Drawn)
+    backbone = Backbone(tiny_model(family))
+    subspace, z = built(backbone, batch), some(1)
+    # Variance of an entry for z of unit normal numbers; PEFT's is d / D.
+    scale = 2.0 / (2 * 32) ** 0.25 * np.sqrt(subspace.stored / DIM)
+    theta = torch.from_numpy(scale * z[0]).float()
+    theirs.base_model.unilora_theta_d["default"].data.copy_(theta)
+    ours = Engine(backbone, batch, label_ids)(subspace.incumbents(z))[0]
+    torch.testing.assert_close(ours, answer_logits(theirs, batch, label_ids), **CLOSE)
     assert (ours - answer_logits(tiny_model(family), batch, label_ids)).abs().max() > 1e-2
 
 

@@ -59,7 +59,7 @@ from dfolora.search import (
 from dfolora.search.optim import Cma, Optimizer, OptimizerFactory
 from dfolora.search.subspace import Grouped, LoraSubspaceSpec, Subspace, SubspaceSpec
 from dfolora.seeding import stream
-from dfolora.validation import choice, whole
+from dfolora.validation import choice, subset, whole
 
 LABEL_WORDS = "label_words.json"
 """Beside an adapter: the tokens of each class, if they are not the task's label words alone."""
@@ -93,8 +93,11 @@ class LayerwiseSearch:
     """A name in ``INCUMBENTS``."""
     schedule: Schedule = field(default_factory=RoundRobin)
     """Whose turn it is."""
+    layers: Sequence[int] | None = None
+    """The layers that are searched, from 0; the others stay at z = 0. None: all."""
     layers_per_block: int | Literal["all"] = 1
-    """How many layers' vectors, one after another, are searched as one block."""
+    """How many layers' vectors, one after another, are searched as one block; the last block has
+    what is left."""
     words: int = 1
     """Label words a class, the task's own included; others than the task names are found by one of
     the calls."""
@@ -134,6 +137,8 @@ class LayerwiseSearch:
         self.subspace.check(architecture)
         self._check_blocks(architecture)
         optimizer = self.block_optimizer(0, architecture, 0)
+        if len(set(self.dims(architecture))) > 1:  # what the last one may be too short for
+            self.block_optimizer(self.blocks(architecture) - 1, architecture, 0)
         if self.batch_size is not None and not optimizer.forgetful:
             raise UserError(
                 f"The optimizer compares losses of different turns, and with "
@@ -179,18 +184,29 @@ class LayerwiseSearch:
 
     def blocks(self, architecture: Architecture) -> int:
         """The number of blocks, L."""
-        return self.subspace.blocks(architecture) // self._together(architecture)
+        return len(self.groups(architecture))
 
     def size(self, architecture: Architecture) -> int:
         """The length of a block's vector, d."""
-        return self.subspace.size(architecture) * self._together(architecture)
+        return self.dims(architecture)[0]
+
+    def dims(self, architecture: Architecture) -> list[int]:
+        """The numbers of each block that are searched: d, and of the last block maybe fewer."""
+        one = self.subspace.size(architecture)
+        return [one * len(group) for group in self.groups(architecture)]
+
+    def groups(self, architecture: Architecture) -> list[list[int]]:
+        """Of which of the subspace's blocks each block of the search is made."""
+        searched = sorted(self.layers or range(self.subspace.blocks(architecture)))
+        size = len(searched) if self.layers_per_block == "all" else self.layers_per_block
+        return [searched[first : first + size] for first in range(0, len(searched), size)]
 
     def build(self, backbone: Backbone, data: FewShotData, seed: int) -> Subspace:
         """Draw the subspace of these blocks."""
         train = data.train
         built = self.subspace.build(backbone, train.input_ids, train.attention_mask, seed)
-        together = self._together(backbone.architecture)
-        return built if together == 1 else Grouped(built, together)
+        groups = self.groups(backbone.architecture)
+        return built if len(groups) == built.blocks else Grouped(built, groups)
 
     def block_optimizer(
         self,
@@ -201,7 +217,7 @@ class LayerwiseSearch:
     ) -> Optimizer:
         """The optimizer of one block, with its own random stream."""
         return self.optimizer(
-            dim=self.size(architecture),
+            dim=self.dims(architecture)[block],
             budget=max(1, int(self.candidates(architecture, prices)[block])),
             rng=stream(seed, f"search/{block}"),
         )
@@ -237,13 +253,10 @@ class LayerwiseSearch:
         if self.budget_in == "flops" or not self.budget:
             return self.budget
         model = shape.architecture
-        first = [block * self._together(model) for block in range(self.blocks(model))]
+        parts = self.subspace.blocks(model)
+        first = [group[0] * model.layers // parts for group in self.groups(model)]
         prices = self.prices(model, PerFlop(shape, lengths, first))
         return STARTING + sum(map(mul, self.candidates(model), prices))
-
-    def _together(self, architecture: Architecture) -> int:
-        layers = self.subspace.blocks(architecture)
-        return layers if self.layers_per_block == "all" else self.layers_per_block
 
     def _check_fractions(self) -> None:
         """Where candidates cost fractions of a call, not everything can be had."""
@@ -272,15 +285,22 @@ class LayerwiseSearch:
             )
 
     def _check_blocks(self, architecture: Architecture) -> None:
-        layers = self.subspace.blocks(architecture)
+        vectors, space = self.subspace.blocks(architecture), type(self.subspace).__name__
+        if self.layers is not None:
+            if vectors != architecture.layers:
+                raise UserError(
+                    f"layers={self.layers} chooses among the layers' vectors, and {space} has "
+                    f"{vectors} for the {architecture.layers} layers together; set layers=null, or "
+                    f"take a subspace of one a layer."
+                )
+            subset(self.layers, "layers", range(vectors), shown=f"0 to {vectors - 1}")
+            vectors = len(self.layers)
         if self.layers_per_block != "all":
             whole(self.layers_per_block, "layers_per_block", least=1)
-            if layers % self.layers_per_block:
-                divisors = [str(size) for size in range(1, layers + 1) if layers % size == 0]
+            if self.layers_per_block > vectors:
                 raise UserError(
-                    f"layers_per_block={self.layers_per_block} does not divide the {layers} layers "
-                    f"that {type(self.subspace).__name__} has vectors for; choose all, or one of "
-                    f"{', '.join(divisors)}."
+                    f"layers_per_block={self.layers_per_block} is more than the {vectors} vectors "
+                    f"of {space} that are searched; choose all, or at most {vectors}."
                 )
         self.schedule.check(self.blocks(architecture))
         if self.schedule.informed and self.incumbent not in MEASURED:
@@ -407,6 +427,7 @@ class Search:
             zero = np.zeros((self._subspace.blocks, self._dim))
             chosen = self._selection.look(0, zero)
         weights = self._method.schedule.weights(self._subspace.blocks)
+        dims = self._method.dims(self._backbone.architecture)
         return adapted(
             self._backbone,
             self._label_ids,
@@ -414,7 +435,7 @@ class Search:
             chosen.solution,
             readout=self._readout(chosen.solution),
             dev=chosen,
-            searched=self._dim * sum(weight > 0 for weight in weights),
+            searched=sum(dim for dim, weight in zip(dims, weights, strict=True) if weight),
         )
 
     def _more_words(self, train: Batch, memo: Memo) -> Tensor:
@@ -462,8 +483,10 @@ class Search:
             return PerRow(Fraction(method.batch_size, len(engine.lengths)))
         if method.budget_in == "calls":
             return PerRow()
-        zero = np.zeros((1, self._dim))
-        made = [self._subspace.interventions(block, zero) for block in range(self._subspace.blocks)]
+        made = [
+            self._subspace.interventions(block, np.zeros((1, dim)))
+            for block, dim in enumerate(method.dims(self._backbone.architecture))
+        ]
         # Left out is what candidates' low-rank terms add, some hundredths of a layer.
         shape = Shape(
             architecture=self._backbone.architecture, rank=0, classes=len(self._label_ids)
@@ -542,4 +565,5 @@ def adapted(
         dev=dev,
         searched=searched,
         stored=subspace.stored,
+        found=subspace.found(solution),
     )

@@ -47,7 +47,8 @@ def tune(
 
     Args:
         evaluate: Losses of candidates for one block of a solution, on the train set.
-        optimizers: One for each of the L blocks, each in d dimensions.
+        optimizers: One for each of the L blocks, in d dimensions each; but for the first it may be
+            fewer, and the block's row of a solution then ends in zeros, which nobody searches.
         dim: d.
         budget: At most so many calls; 0 searches nothing.
         incumbent: A name in ``INCUMBENTS``: what a block contributes while others are searched.
@@ -75,7 +76,7 @@ def tune(
         optimizer = optimizers[block]
         step_size = optimizer.step_size  # before telling, for it may take a while to learn
         for _ in range(optimizer.asks):
-            candidates = optimizer.ask(search.point(block))
+            candidates = optimizer.ask(search.point(block, len(optimizer.center)))
             losses = search.measure(block, candidates)
             if len(losses) == len(candidates):
                 optimizer.tell(losses)
@@ -157,13 +158,19 @@ class _Search:
         return losses
 
     def measure_base(self) -> None:
-        self.loss = float(self.measure(0, self.solution[:1])[0])
+        self.loss = float(self.measure(0, self.solution[:1])[0])  # the first block has all of d
         if not np.isfinite(self.loss):
             raise UserError(NO_LOSS.format(whose="The unadapted model's loss"))
 
-    def point(self, block: int) -> Point | None:
+    def point(self, block: int, dim: int) -> Point | None:
         """The block's incumbent with the current solution's loss; None if that is unknown."""
-        return None if np.isnan(self.loss) else Point(z=self.solution[block].copy(), loss=self.loss)
+        if np.isnan(self.loss):
+            return None
+        return Point(z=self.solution[block, :dim].copy(), loss=self.loss)
+
+    def adopt(self, block: int, z: Array) -> None:
+        """Put the block's vector into the current solution."""
+        self.solution[block, : len(z)] = z
 
     def end_turn(self, block: int, step_size: float, budget: int, *, last: bool) -> Generation:
         candidates, losses = (np.concatenate(parts) for parts in zip(*self.tried, strict=True))
@@ -185,19 +192,19 @@ def _adopt_improving(search: _Search, block: int, _optimizer: Optimizer) -> None
     for candidates, losses in search.tried:
         if losses.min() < search.loss:
             search.loss = float(losses.min())
-            search.solution[block] = candidates[losses.argmin()]
+            search.adopt(block, candidates[losses.argmin()])
 
 
 def _adopt_mean(search: _Search, block: int, optimizer: Optimizer) -> None:
     """Adopt the optimizer's center and measure its loss with one more call."""
     if search.affords(block):
-        search.solution[block] = optimizer.center
-        search.loss = float(search.measure(block, search.solution[block : block + 1])[0])
+        search.adopt(block, optimizer.center)
+        search.loss = float(search.measure(block, optimizer.center[None])[0])
 
 
 def _adopt_center(search: _Search, block: int, optimizer: Optimizer) -> None:
     """Adopt the optimizer's center unmeasured, so the loss of the whole stays unknown."""
-    search.solution[block] = optimizer.center
+    search.adopt(block, optimizer.center)
 
 
 def _adopt_released(search: _Search, block: int, optimizer: Optimizer) -> None:
@@ -206,7 +213,7 @@ def _adopt_released(search: _Search, block: int, optimizer: Optimizer) -> None:
     As in the released code of Jin, Liu, Tan 2024, so the loss of the whole stays unknown.
     """
     if optimizer.best is not None:
-        search.solution[block] = optimizer.best.z
+        search.adopt(block, optimizer.best.z)
 
 
 INCUMBENTS: Mapping[str, Callable[[_Search, int, Optimizer], None]] = {

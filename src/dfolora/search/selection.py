@@ -130,7 +130,7 @@ def _every_nth_candidate(
     for index, candidate in enumerate(generation.candidates):
         if (first + index) % interval == 0:
             solution = generation.solution.copy()
-            solution[generation.block] = candidate
+            solution[generation.block, : len(candidate)] = candidate
             yield first + index, solution
 
 

@@ -54,6 +54,9 @@ class CoreSubspaceSpec:
     numbers: int | None = None
     """u, the numbers of which fixed normal matrices make a layer's R's together (TinyLoRA); None
     for their entries themselves."""
+    vectors: int | None = None
+    """How many vectors z there are, which consecutive layers share as evenly as can be: 1 makes all
+    layers' R's, each by its own matrices; None for one a layer."""
 
     @property
     def even(self) -> bool:
@@ -61,8 +64,8 @@ class CoreSubspaceSpec:
         return False
 
     def blocks(self, architecture: Architecture) -> int:
-        """One block per layer."""
-        return architecture.layers
+        """One block per vector."""
+        return architecture.layers if self.vectors is None else self.vectors
 
     def size(self, _architecture: Architecture) -> int:
         """The entries of R of all maps, or ``numbers``."""
@@ -88,15 +91,25 @@ class CoreSubspaceSpec:
         positive(self.alpha, "subspace.alpha")
         flag(self.whiten, "subspace.whiten")
         flag(self.diagonal, "subspace.diagonal")
+        if self.vectors is not None and (
+            whole(self.vectors, "subspace.vectors", least=1) > architecture.layers
+        ):
+            raise UserError(
+                f"subspace.vectors={self.vectors} is more than the {architecture.layers} layers "
+                f"that there are to share them; choose at most {architecture.layers}, or null for "
+                f"one a layer."
+            )
         if self.numbers is None:
             return
         whole(self.numbers, "subspace.numbers", least=1)
-        if self.numbers > self.entries:
+        tied = architecture.layers // self.blocks(architecture)
+        if self.numbers > (most := tied * self.entries):
+            those = "a layer" if tied == 1 else f"{tied} layers, which share a vector,"
             raise UserError(
-                f"subspace.numbers={self.numbers} is more than the {self.entries} entries that "
-                f"the R's of a layer have at rank={self.rank} with {', '.join(self.targets)}: the "
-                f"rest would change nothing that the others cannot. Take {self.entries} or fewer, "
-                f"or a larger rank."
+                f"subspace.numbers={self.numbers} is more than the {most} entries that the R's of "
+                f"{those} have at rank={self.rank} with {', '.join(self.targets)}: the rest would "
+                f"change nothing that the others cannot. Take {most} or fewer, a larger rank, or "
+                f"fewer subspace.vectors, which more layers then share."
             )
 
     def build(
@@ -127,6 +140,7 @@ class CoreSubspaceSpec:
             [[(a.to(backbone.device), b.to(backbone.device)) for a, b in own] for own in sides],
             mixings=[self._mixing(seed, layer) for layer in range(len(sides))],
             dtype=backbone.dtype,
+            blocks=self.blocks(backbone.architecture),
         )
 
     def _sides(
@@ -189,7 +203,7 @@ def signed(vectors: Tensor) -> Tensor:
 
 
 class CoreSubspace(LayerLoras):
-    """Maps z to LoRA factors A R and B, one block per layer. Built by ``CoreSubspaceSpec.build``.
+    """Maps z to LoRA factors A R and B. Built by ``CoreSubspaceSpec.build``.
 
     Args:
         spec: What it was built from.
@@ -197,6 +211,7 @@ class CoreSubspace(LayerLoras):
         mixings: A layer each: from z to the entries of its R's, ``(d, entries)``; None if z is
             these.
         dtype: What the incumbents' factors are rounded to: the model's.
+        blocks: The vectors that the layers share; None: one each.
     """
 
     def __init__(
@@ -206,27 +221,28 @@ class CoreSubspace(LayerLoras):
         *,
         mixings: Sequence[Tensor | None],
         dtype: torch.dtype,
+        blocks: int | None = None,
     ) -> None:
         stored = sum(down.numel() + up.numel() for own in sides for down, up in own)
-        super().__init__(len(sides), stored, dtype)
+        super().__init__(len(sides), stored, dtype, blocks=blocks)
         self.spec = spec
         self._sides = sides
         self._mixings = mixings
 
-    def intervention(self, block: int, candidates: NDArray[np.float64]) -> LayerLora:
+    def intervention(self, layer: int, candidates: NDArray[np.float64]) -> LayerLora:
         """The LoRA factors of P candidates for one layer: ``(P, d) -> LayerLora``, float32."""
         factors = {
             name: LoraFactors(down=down @ core, up=up.expand(len(core), -1, -1))
             for name, (down, up), core in zip(
-                self.spec.targets, self._sides[block], self._cores(block, candidates), strict=True
+                self.spec.targets, self._sides[layer], self._cores(layer, candidates), strict=True
             )
         }
-        return LayerLora(layer=block, factors=factors)
+        return LayerLora(layer=layer, factors=factors)
 
-    def _cores(self, block: int, candidates: NDArray[np.float64]) -> Iterator[Tensor]:
+    def _cores(self, layer: int, candidates: NDArray[np.float64]) -> Iterator[Tensor]:
         """R of each map, ``(P, r, r)``."""
-        device = self._sides[block][0][0].device
-        entries, mixing = torch.from_numpy(candidates).float(), self._mixings[block]
+        device = self._sides[layer][0][0].device
+        entries, mixing = torch.from_numpy(candidates).float(), self._mixings[layer]
         if mixing is not None:
             entries = entries @ mixing
         for core in entries.to(device).chunk(len(self.spec.targets), dim=1):

@@ -87,4 +87,5 @@ class GainSubspaceSpec:
             }
 
         stored = sum(lora.numbers for lora in given.values())
-        return JointSubspace(make, stored, backbone, empty_at_zero=False)
+        names = [f"gain/{layer}" for layer in range(backbone.architecture.layers)]
+        return JointSubspace(make, stored, backbone, empty_at_zero=False, names=names)

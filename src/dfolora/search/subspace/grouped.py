@@ -1,6 +1,6 @@
 """Blocks of several layers: their vectors end to end, searched as one."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,45 +13,54 @@ Array = NDArray[np.float64]
 
 
 class Grouped:
-    """A subspace whose blocks are some consecutive blocks of another, side by side.
+    """A subspace whose blocks are some blocks of another, side by side.
 
     Args:
-        inner: A subspace of L blocks and d dimensions.
-        together: g, a divisor of L. Here are L / g blocks and g d dimensions.
+        inner: A subspace of d dimensions.
+        groups: Which of its blocks are one here; none is larger than the first, g. A group of k has
+            k d dimensions, and in a solution, ``(L, g d)``, zeros after them. Blocks of the inner
+            subspace that are in no group stay at z = 0.
     """
 
-    def __init__(self, inner: Subspace, together: int) -> None:
-        self.blocks = inner.blocks // together
+    def __init__(self, inner: Subspace, groups: Sequence[Sequence[int]]) -> None:
+        self.blocks = len(groups)
         self.stored = inner.stored
         self._inner = inner
-        self._together = together
+        self._groups = groups
 
     def interventions(self, block: int, candidates: Array) -> dict[int, Intervention]:
-        """Those of the block's members: ``(P, g d)`` to layers."""
-        parts = np.split(candidates, self._together, axis=1)
+        """Those of the block's members: ``(P, k d)`` to layers."""
+        members = self._groups[block]
+        parts = np.split(candidates, len(members), axis=1)
         changes: dict[int, Intervention] = {}
-        for member, part in zip(self._members(block), parts, strict=True):
+        for member, part in zip(members, parts, strict=True):
             changes |= self._inner.interventions(member, np.ascontiguousarray(part))
         return changes
 
     def incumbents(
         self, solution: Array, *, without: Container[int] = ()
     ) -> dict[int, Intervention]:
-        """Those of all blocks' members: ``(L / g, g d)`` to layers."""
+        """Those of all blocks' members: ``(L, g d)`` to layers."""
         left_out = {
             member
-            for block in range(self.blocks)
+            for block, members in enumerate(self._groups)
             if block in without
-            for member in self._members(block)
+            for member in members
         }
-        return dict(self._inner.incumbents(self._apart(solution), without=left_out))
+        return dict(self._inner.incumbents(self._whole(solution), without=left_out))
+
+    def found(self, solution: Array) -> Mapping[str, float]:
+        """What the inner subspace finds."""
+        return self._inner.found(self._whole(solution))
 
     def save(self, folder: Path, backbone: Backbone, solution: Array) -> None:
         """Write what the inner subspace writes."""
-        self._inner.save(folder, backbone, self._apart(solution))
+        self._inner.save(folder, backbone, self._whole(solution))
 
-    def _members(self, block: int) -> range:
-        return range(block * self._together, (block + 1) * self._together)
-
-    def _apart(self, solution: Array) -> Array:
-        return solution.reshape(self.blocks * self._together, -1)
+    def _whole(self, solution: Array) -> Array:
+        """The inner subspace's solution."""
+        parts = solution.reshape(self.blocks, len(self._groups[0]), -1)
+        whole = np.zeros((self._inner.blocks, parts.shape[2]))
+        for members, own in zip(self._groups, parts, strict=True):
+            whole[members] = own[: len(members)]
+        return whole

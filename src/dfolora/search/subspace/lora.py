@@ -182,9 +182,9 @@ class LoraSubspace(LayerLoras):
         self._projections = projections
         self._device = device
 
-    def intervention(self, block: int, candidates: NDArray[np.float64]) -> LayerLora:
+    def intervention(self, layer: int, candidates: NDArray[np.float64]) -> LayerLora:
         """The LoRA factors of P candidates for one layer: ``(P, d) -> LayerLora``, float32."""
-        spec, projections = self.spec, self._projections[block]
+        spec, projections = self.spec, self._projections[layer]
         dtype = projections.down[0].dtype
         z = torch.from_numpy(candidates).to(self._device, dtype)
         # Parts are ordered A_1, B_1, A_2, B_2, ... over the targets, or B_1, B_2, ...
@@ -202,7 +202,7 @@ class LoraSubspace(LayerLoras):
             factors[name] = LoraFactors(
                 down=down.reshape(len(z), -1, spec.rank), up=up.reshape(len(z), spec.rank, -1)
             )
-        return LayerLora(layer=block, factors=factors)
+        return LayerLora(layer=layer, factors=factors)
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, int], std: float) -> Tensor:

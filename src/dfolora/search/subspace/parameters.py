@@ -108,7 +108,7 @@ class ParameterSubspace(LayerLoras):
         ]
         self._device = backbone.device
 
-    def intervention(self, block: int, candidates: NDArray[np.float64]) -> LayerLora:
+    def intervention(self, layer: int, candidates: NDArray[np.float64]) -> LayerLora:
         """The LoRA factors of P candidates for one layer: ``(P, d) -> LayerLora``, float32."""
         z = torch.from_numpy(candidates).float().to(self._device)
         # Parts are ordered A_1, B_1, A_2, B_2, ... over the targets.
@@ -118,9 +118,9 @@ class ParameterSubspace(LayerLoras):
                 z.split([*map(prod, self._shapes)], dim=1), self._shapes, strict=True
             )
         ]
-        own = zip(self.spec.targets, self._starts[block], parts[::2], parts[1::2], strict=True)
+        own = zip(self.spec.targets, self._starts[layer], parts[::2], parts[1::2], strict=True)
         factors = {
             name: LoraFactors(down=start + of_a, up=self.spec.scaling * of_b)
             for name, start, of_a, of_b in own
         }
-        return LayerLora(layer=block, factors=factors)
+        return LayerLora(layer=layer, factors=factors)

@@ -6,7 +6,7 @@ as-a-Service*, 2022) or at every layer (BBTv2: Sun et al., *BBTv2: Towards a Gra
 with Large Language Models*, 2022).
 """
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -148,6 +148,10 @@ class PromptSubspace:
         self, solution: NDArray[np.float64], *, without: Container[int] = ()
     ) -> dict[int, SoftPrompt]:
         return self._incumbents(solution, without)
+
+    def found(self, _solution: NDArray[np.float64]) -> Mapping[str, float]:
+        """None of them."""
+        return {}
 
     def save(self, folder: Path, _backbone: Backbone, solution: NDArray[np.float64]) -> None:
         """Write ``soft_prompts.safetensors``: vectors ``(n, H)`` of every layer, zeros included.

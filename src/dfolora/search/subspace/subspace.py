@@ -38,9 +38,13 @@ class Subspace(Protocol):
         A block whose vector is the same as last time gets the same objects as then.
 
         Args:
-            solution: One vector a block.
+            solution: One vector a block; a shorter one ends in zeros.
             without: Blocks to leave out.
         """
+        ...
+
+    def found(self, solution: Array) -> Mapping[str, float]:
+        """Numbers of a solution ``(L, d)`` that say something by themselves, by name."""
         ...
 
     def save(self, folder: Path, backbone: Backbone, solution: Array) -> None:
