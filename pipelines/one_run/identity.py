@@ -36,7 +36,7 @@ USUAL = {
 """Labels that a name tells where they differ."""
 NAMED = {"task", "model", "method", "row", "optimizer", "rank", "seed", *SEEDS, *USUAL}
 """Keys whose values a run's name tells without a sweep."""
-ALWAYS = (("budget_in", "calls"), ("batch_size", None))
+ALWAYS = (("budget_in", "calls"), ("batch_size", None), ("bound", None), ("penalty", 0.0))
 """Values of a method that are left out of its settings, so that runs of before have the same."""
 LIBRARY = Path(dfolora.__file__).parent
 REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(\w+)")

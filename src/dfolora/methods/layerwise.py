@@ -45,6 +45,7 @@ from dfolora.search import (
     Evaluation,
     Evaluator,
     Memo,
+    Penalised,
     PerFlop,
     PerRow,
     PopulationEvaluator,
@@ -59,7 +60,7 @@ from dfolora.search import (
 from dfolora.search.optim import Cma, Optimizer, OptimizerFactory
 from dfolora.search.subspace import Grouped, LoraSubspaceSpec, Subspace, SubspaceSpec
 from dfolora.seeding import stream
-from dfolora.validation import choice, whole
+from dfolora.validation import choice, not_negative, positive, whole
 
 LABEL_WORDS = "label_words.json"
 """Beside an adapter: the tokens of each class, if they are not the task's label words alone."""
@@ -95,6 +96,10 @@ class LayerwiseSearch:
     """Whose turn it is."""
     layers_per_block: int | Literal["all"] = 1
     """How many layers' vectors, one after another, are searched as one block."""
+    bound: float | None = None
+    """Each number stays within +- bound, where candidates are reflected; None for no bound."""
+    penalty: float = 0.0
+    """This times the mean absolute number of a solution is added to its loss on the train set."""
     words: int = 1
     """Label words a class, the task's own included; others than the task names are found by one of
     the calls."""
@@ -122,6 +127,9 @@ class LayerwiseSearch:
         whole(self.budget, "budget", least=0)
         whole(self.dev_interval, "dev_interval", least=1)
         whole(self.words, "words", least=1)
+        if self.bound is not None:
+            positive(self.bound, "method.bound")
+        not_negative(self.penalty, "method.penalty")
         self._check_fractions()
         if self.words > 1 and self.objective in AGAINST_OTHERS:
             raise UserError(
@@ -200,11 +208,13 @@ class LayerwiseSearch:
         prices: Sequence[float] | None = None,
     ) -> Optimizer:
         """The optimizer of one block, with its own random stream."""
-        return self.optimizer(
+        optimizer = self.optimizer(
             dim=self.size(architecture),
             budget=max(1, int(self.candidates(architecture, prices)[block])),
             rng=stream(seed, f"search/{block}"),
         )
+        optimizer.bound = self.bound
+        return optimizer
 
     def optimizers(
         self, architecture: Architecture, seed: int, prices: Sequence[float] | None = None
@@ -356,6 +366,8 @@ class Search:
             self._train = Remembered(self._evaluator(data.train, engine=engine), memo, "train")
         else:
             self._train = self._on_minibatches(method.batch_size, memo)
+        if method.penalty:
+            self._train = Penalised(self._train, method.penalty)
         back = None
         if SELECTIONS[method.selection].crossed:
             classes = len(data.label_ids)

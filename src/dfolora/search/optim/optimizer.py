@@ -17,7 +17,7 @@ import random
 from collections.abc import Generator, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, final
 
 import numpy as np
@@ -85,6 +85,10 @@ class Optimizer:
 
     forgetful: bool = False
     """Whether it compares losses of one ask alone, and its asks are its turns."""
+
+    bound: float | None = None
+    """Coordinates stay within +- bound: what the algorithm puts beyond is reflected there, so to it
+    the objective goes on as its mirror image. None for no bound."""
 
     def __init__(
         self, turns: Turns, *, population: int, asks: int = 1, learner: Executor | None = None
@@ -169,7 +173,13 @@ class Optimizer:
     def _reached(self) -> Turn:
         if isinstance(self._turn, Future):
             self._turn = self._turn.result()
-        return self._turn
+        if self.bound is None:
+            return self._turn
+        return replace(
+            self._turn,
+            candidates=reflected(self._turn.candidates, self.bound),
+            center=reflected(self._turn.center, self.bound),
+        )
 
 
 class OptimizerFactory(Protocol):
@@ -199,6 +209,12 @@ def finite(turns: Turns) -> Turns:
         worst = max(worst, losses[succeeded].max(initial=-np.inf))
         failed = np.nextafter(worst, np.inf) if np.isfinite(worst) else UNKNOWN
         turn = turns.send(np.where(succeeded, losses, failed))
+
+
+def reflected(points: Vector, bound: float) -> Vector:
+    """Points with what is beyond +- bound reflected there, as often as it takes; of any shape."""
+    folded = bound - np.abs((points + bound) % (4 * bound) - 2 * bound)
+    return np.where(np.abs(points) <= bound, points, folded)
 
 
 @final
