@@ -5,6 +5,7 @@ prompts with CMA-ES it is BBT (one block, at the input) and BBTv2 (a block a lay
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -66,6 +67,12 @@ LABEL_WORDS = "label_words.json"
 """Beside an adapter: the tokens of each class, if they are not the task's label words alone."""
 STARTING = 2
 """Passes before the first generation: the first solution's own, and one up to the first layer."""
+WALK = (
+    "The search starts from z = 0, where this subspace makes the same model of u and -u, and the "
+    "optimizer's steps are equally long whatever the losses: the first go where chance has it, "
+    "until z is of the order of 1. Take a subspace that is linear in z (subspace=core, "
+    "subspace=factors_up; for method=compose method.subspace.form=products)."
+)
 UNITS = ("calls", "flops")
 """What a budget may be counted in."""
 
@@ -83,7 +90,7 @@ class LayerwiseSearch:
     candidates that pass the whole model: those of late layers pass less, so there are more."""
     batch_size: int | None = None
     """Train rows that each turn's candidates are evaluated on, drawn anew, a share of a call; None
-    for all."""
+    for all. Of a turn of two asks both are of the same rows."""
     objective: str = "ce"
     """A name in ``OBJECTIVES``."""
     readout: SolvedReadout = field(default_factory=SolvedReadout)
@@ -177,8 +184,14 @@ class LayerwiseSearch:
     def begin(
         self, backbone: Backbone, data: FewShotData, seed: int, memo: Memo = forgetful
     ) -> "Search":
-        """Draw the subspace."""
+        """Draw the subspace.
+
+        Warns:
+            RuntimeWarning: The first steps go where chance has it.
+        """
         self.check(backbone.architecture)
+        if self.subspace.even and self.block_optimizer(0, backbone.architecture, 0).normalised:
+            warnings.warn(WALK, RuntimeWarning, stacklevel=2)
         return Search(self, backbone, data, seed, memo)
 
     def spent(self, more_ids: Sequence[Sequence[int]] = ()) -> int:
@@ -486,7 +499,9 @@ class Search:
     def _on_minibatches(self, size: int, memo: Memo) -> Evaluator:
         """The train set's evaluator, on other rows each time."""
         train = self._data.train
-        drawn = minibatches(len(train.labels), size, stream(self._seed, "minibatches"))
+        batches = minibatches(len(train.labels), size, stream(self._seed, "minibatches"))
+        asks = self._optimizers[0].asks
+        drawn = (rows for rows in batches for _ in range(asks))
 
         def evaluate(
             solution: NDArray[np.float64], block: int, candidates: NDArray[np.float64]

@@ -83,8 +83,12 @@ class Optimizer:
     symmetric: bool = False
     """Whether it learns from pairs c + u, c - u alone, which an even objective makes equal at 0."""
 
+    normalised: bool = False
+    """Whether its steps are one-sided and equally long whatever the losses' scale: from 0, where an
+    even objective does not tell u from -u, they go where chance has it."""
+
     forgetful: bool = False
-    """Whether it compares losses of one ask alone, and its asks are its turns."""
+    """Whether it compares losses of one turn alone."""
 
     bound: float | None = None
     """Coordinates stay within +- bound: what the algorithm puts beyond is reflected there, so to it
