@@ -38,6 +38,7 @@ NAMED = {"task", "model", "method", "row", "optimizer", "rank", "seed", *SEEDS, 
 """Keys whose values a run's name tells without a sweep."""
 ALWAYS = (
     ("budget_in", "calls"), ("batch_size", None), ("layers", None), ("subspace.vectors", None),
+    ("bound", None), ("penalty", 0.0),
 )  # fmt: skip
 """Values of a method and its parts that are left out of its settings, so that runs of before have
 the same."""

@@ -1,5 +1,6 @@
 """Searches whose candidates cost fractions of a call: minibatches, and budgets in FLOPs."""
 
+import warnings
 from itertools import chain
 
 import numpy as np
@@ -8,6 +9,7 @@ from hydra.utils import instantiate
 
 from dfolora.engine.forward import Engine
 from dfolora.errors import UserError
+from dfolora.methods.layerwise import WALK
 from tests.methods.test_every_method import SMALL, rows
 from tests.pipelines.test_conf import composed
 
@@ -63,7 +65,9 @@ def test_minibatches_cost_their_share(seen):
     assert {*trained} == {2}
 
 
-def test_minibatches_are_other_rows_each_time(monkeypatch):
+@pytest.fixture
+def drawn(monkeypatch):
+    """The rows of every minibatch of four that is passed, in order."""
     drawn = []
     original = Engine.__init__
 
@@ -73,11 +77,45 @@ def test_minibatches_are_other_rows_each_time(monkeypatch):
             drawn.append([*batch.rows.texts])
 
     monkeypatch.setattr(Engine, "__init__", begin)
+    return drawn
+
+
+@pytest.mark.parametrize("row", ["mezo_gv", "mezo_greedy"])
+def test_probes_and_the_pair_along_their_guide_see_the_same_rows(row, seen, drawn):
+    """Six candidates a step, of a quarter of the rows each: 1.5 calls, in two asks."""
+    steps = fitted(f"row={row}", "budget=6", "batch_size=4")
+    assert [candidates for size, candidates in seen if size == 4] == [4, 2] * 4
+    assert [step.calls for step in steps] == [2, 3, 5, 6]
+    assert drawn[::2] == drawn[1::2]
+    epoch = sorted(map(str, chain(*drawn[::2])))
+    assert len(epoch) == len({*epoch}) == ALL
+
+
+def test_minibatches_are_other_rows_each_time(drawn):
     fitted("row=mezo", "budget=6", "batch_size=4")
     epochs = [[*chain(*drawn[first : first + 4])] for first in range(0, 12, 4)]
     texts = [sorted(map(str, epoch)) for epoch in epochs]
     assert texts[0] == texts[1] == texts[2]
     assert epochs[0] != epochs[1]
+
+
+WALKS = {
+    "random maps": (["optimizer=zo"], 1),
+    "one shared vector": (["optimizer=fzoo", "subspace=uni_lora"], 1),
+    "the core": (["optimizer=fzoo", "subspace=core"], 0),
+    "CMA-ES": (["optimizer=cma", "budget=64"], 0),
+    "steps as long as slopes": (["optimizer=zo", "optimizer.scale=none"], 0),
+}
+
+
+@pytest.mark.parametrize("case", WALKS)
+def test_first_steps_that_go_where_chance_has_it_are_told(case):
+    overrides, told = WALKS[case]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted("budget=40", "incumbent=mean", *overrides)
+    texts = [str(each.message) for each in caught]
+    assert texts == [WALK] * told
 
 
 def test_late_layers_are_searched_longer_at_equal_flops():

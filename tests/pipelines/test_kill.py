@@ -25,6 +25,8 @@ KILLS = int(os.environ.get("DFOLORA_KILLS", "20"))
 KILLS_A_RUN = 5
 SMALL = ["budget=120", "dim=40", "dev_interval=20"]
 ROWS = ("c_lora", "f_lora", "bitfit", "gap3", "bbtv2", "manual_prompt")
+OF_PARTS = ("bbt_rgb", "hybrid", "prompt_boosting")
+"""Systems of several parts. The last two begin their fit anew."""
 CURVES = ("train/loss", "train/best", "train/mean", "train/spread", "train/step_size",
           "dev/score", "dev/loss")  # fmt: skip
 MEASURED = ("memory/", "time/", "dev/best_s")
@@ -135,6 +137,22 @@ def test_zeroth_order_search_that_is_killed_ends_as_if_nothing_had_happened(row,
     killed.mkdir()
     whole(untouched, row, 0)
     assert killed_at(start(killed, row, 0), killed, "in the fit", delay=0.05)
+    whole(killed, row, 0)
+    assert_same_records(untouched, killed)
+
+
+@pytest.mark.parametrize("row", OF_PARTS)
+def test_system_of_parts_that_is_killed_over_and_over_ends_as_if_nothing_had_happened(
+    row, tmp_path
+):
+    """Killed once in each stage: what one attempt leaves is what the next one finds."""
+    untouched, killed = tmp_path / "untouched", tmp_path / "killed"
+    untouched.mkdir()
+    killed.mkdir()
+    whole(untouched, row, 0)
+    for stage, shown in STAGES.items():
+        if shown is not None:
+            assert killed_at(start(killed, row, 0), killed, stage, delay=0.02)
     whole(killed, row, 0)
     assert_same_records(untouched, killed)
 

@@ -39,6 +39,8 @@ VARIANTS = {
     "mean_best": ["selection=mean_best", "optimizer=fwa"],
     "flops": ["budget_in=flops", "schedule=last_k", "optimizer=fwa", "budget=20"],
     "minibatches": ["row=mezo", "batch_size=5", "budget=14"],
+    "guides on minibatches": ["row=mezo_gv", "batch_size=5", "budget=14"],
+    "bounds and a penalty": ["method.bound=1", "method.penalty=0.05", "optimizer=fwa"],
     "two_stage": ["row=bbt_rgb"],
     "bandit": ["schedule=bandit", "optimizer=fwa"],
     "spread": ["schedule=spread", "optimizer=fwa"],

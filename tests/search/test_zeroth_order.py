@@ -124,6 +124,24 @@ def test_one_side_differs_from_two_by_the_curvature_along_the_direction():
     np.testing.assert_allclose(two - one, sigma / 2 * (u @ hessian @ u) * u, rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("zo", {"directions": 1, "sides": "two", "scale": "none", "momentum": 0}),
+        ("hizoo", {"curvature": 0}),
+    ],
+)
+def test_without_what_tells_them_from_mezo_others_are_mezo(option, values):
+    """To the bit: a pair a step, no momentum, no scaling, no Hessian."""
+    mezo, same, other = (
+        shipped(name, **given, lr=0.02)(dim=DIM, budget=100, rng=np.random.default_rng(0))
+        for name, given in (("mezo", {}), (option, values), (option, {}))
+    )
+    expected = path(mezo, bowl, 20)
+    np.testing.assert_array_equal(path(same, bowl, 20), expected)
+    assert not np.allclose(path(other, bowl, 20), expected)
+
+
 def test_directions_at_right_angles_find_the_whole_gradient():
     values = ONE_SIDED | {"law": "orthogonal", "directions": DIM}
     np.testing.assert_allclose(step(build(**values, lr=0.5), linear), -0.5 * SLOPE, atol=1e-12)
@@ -267,6 +285,43 @@ def test_lozo_moves_along_what_it_measured_also_where_v_is_new(steps):
         cosine = moved @ measured / np.linalg.norm(moved) / np.linalg.norm(measured)
         assert abs(cosine) == pytest.approx(1, abs=1e-12)
         assert moved @ slope < 0
+
+
+def lozo_cosines(seed, steps, **law):
+    """Of what each of some steps measured and where it went, on a slope."""
+    law = LowRank(shape=(3, 4), rank=3, steps=3, **law)
+    optimizer, found = build(seed, dim=12, **SPSA, law=law, lr=1.0), []
+    for _ in range(steps):
+        c, asked = optimizer.center, optimizer.ask()
+        losses = asked @ draws(9, 12)
+        optimizer.tell(losses)
+        ahead, moved = (asked[0] - c) * np.sign(losses[1] - losses[0]), optimizer.center - c
+        found.append(ahead @ moved / np.linalg.norm(ahead) / np.linalg.norm(moved))
+    return found
+
+
+def test_released_lozo_moves_along_what_it_did_not_measure_where_v_is_new():
+    """On average at right angles to it; 0.05 is 4 standard errors of a cosine's mean."""
+    cosines = np.array([lozo_cosines(seed, 7, released=True) for seed in range(600)])
+    renewed = np.arange(7) % 3 == 0
+    np.testing.assert_allclose(cosines[:, ~renewed], 1, rtol=1e-9)
+    np.testing.assert_allclose(cosines[:, renewed].mean(axis=0), 0, atol=0.05)
+    assert np.abs(cosines[:, renewed]).max() < 0.99
+    np.testing.assert_allclose([lozo_cosines(seed, 7) for seed in range(20)], 1, rtol=1e-9)
+
+
+def test_released_lozo_makes_u_of_the_numbers_that_v_was():
+    """Of one matrix, as the released code draws: V first where it is new, and U after it."""
+    rank, rng = 2, np.random.default_rng(0)
+    drawn = LowRank(shape=(3, 4), rank=rank, steps=2, released=True).directions(rng, 1, 12)
+    (measured, gone, _), (again, same, _) = next(drawn), next(drawn)
+    numbers = draws(0, 4 * rank + 3 * rank + 3 * rank)
+    v, u, later = np.split(numbers, [4 * rank, 7 * rank])
+    v = v.reshape(4, rank)
+    for u_of, direction in ((u, measured), (numbers[: 3 * rank], gone), (later, again)):
+        expected = u_of.reshape(3, rank) @ v.T / math.sqrt(rank)
+        np.testing.assert_allclose(direction.reshape(3, 4), expected, rtol=1e-12)
+    assert same is again
 
 
 def test_lozos_directions_have_covariance_one_over_all_v():
@@ -491,6 +546,20 @@ def test_pairs_alone_learn_nothing_from_an_even_objective_at_zero(option):
     assert optimizer.symmetric == (option.startswith("me") or option in ("hizoo", "lozo", "lozo_m"))
 
 
+@every_method
+def test_normalised_steps_from_an_even_objectives_0_are_long_whatever_is_to_be_learned(option):
+    """They are those of an objective a thousand times as flat."""
+    steep, flat = (
+        shipped(option)(dim=DIM, budget=1000, rng=np.random.default_rng(0)) for _ in "ab"
+    )
+    moved, far = step(steep, even), step(flat, lambda points: 1e-3 * even(points))
+    # 1e-2: R-AdaZO adds 1e-8
+    same = bool(np.any(moved)) and np.allclose(moved, far, rtol=1e-2)
+    assert steep.normalised == same
+    assert steep.normalised == (option in ("zo", "fzoo", "es", "zo_adamm", "r_adazo"))
+    assert not build(**ONE_SIDED).normalised
+
+
 @pytest.mark.parametrize("scale", ["none", "std", "rms"])
 @pytest.mark.parametrize("sides", ["one", "two"])
 @pytest.mark.parametrize("baseline", ["incumbent", "mean"])
@@ -636,6 +705,7 @@ def test_a_direction_is_compared_with_the_others():
         (ZerothOrder, {"law": LowRank(shape=(2, 3))}, r"\[2, 3\] is 6 numbers, more than dim=5"),
         (ZerothOrder, {"law": LowRank(rank=3)}, r"law.rank=3 is more than the 2 that a matrix of"),
         (ZerothOrder, {"law": LowRank(rank=0)}, "law.rank=0 must be a whole number, 1 or more"),
+        (ZerothOrder, {"law": LowRank(released=1)}, "law.released must be true or false"),
         (ZerothOrder, {"law": LowRank(steps=0)}, "law.steps=0 must be a whole number, 1 or more"),
         (
             ZerothOrder,

@@ -5,6 +5,7 @@ prompts with CMA-ES it is BBT (one block, at the input) and BBTv2 (a block a lay
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -45,6 +46,7 @@ from dfolora.search import (
     Evaluation,
     Evaluator,
     Memo,
+    Penalised,
     PerFlop,
     PerRow,
     PopulationEvaluator,
@@ -59,12 +61,18 @@ from dfolora.search import (
 from dfolora.search.optim import Cma, Optimizer, OptimizerFactory
 from dfolora.search.subspace import Grouped, LoraSubspaceSpec, Subspace, SubspaceSpec
 from dfolora.seeding import stream
-from dfolora.validation import choice, subset, whole
+from dfolora.validation import choice, not_negative, positive, subset, whole
 
 LABEL_WORDS = "label_words.json"
 """Beside an adapter: the tokens of each class, if they are not the task's label words alone."""
 STARTING = 2
 """Passes before the first generation: the first solution's own, and one up to the first layer."""
+WALK = (
+    "The search starts from z = 0, where this subspace makes the same model of u and -u, and the "
+    "optimizer's steps are equally long whatever the losses: the first go where chance has it, "
+    "until z is of the order of 1. Take a subspace that is linear in z (subspace=core, "
+    "subspace=factors_up; for method=compose method.subspace.form=products)."
+)
 UNITS = ("calls", "flops")
 """What a budget may be counted in."""
 
@@ -82,7 +90,7 @@ class LayerwiseSearch:
     candidates that pass the whole model: those of late layers pass less, so there are more."""
     batch_size: int | None = None
     """Train rows that each turn's candidates are evaluated on, drawn anew, a share of a call; None
-    for all."""
+    for all. Of a turn of two asks both are of the same rows."""
     objective: str = "ce"
     """A name in ``OBJECTIVES``."""
     readout: SolvedReadout = field(default_factory=SolvedReadout)
@@ -98,6 +106,10 @@ class LayerwiseSearch:
     layers_per_block: int | Literal["all"] = 1
     """How many layers' vectors, one after another, are searched as one block; the last block has
     what is left."""
+    bound: float | None = None
+    """Each number stays within +- bound, where candidates are reflected; None for no bound."""
+    penalty: float = 0.0
+    """This times the mean absolute number of a solution is added to its loss on the train set."""
     words: int = 1
     """Label words a class, the task's own included; others than the task names are found by one of
     the calls."""
@@ -125,6 +137,9 @@ class LayerwiseSearch:
         whole(self.budget, "budget", least=0)
         whole(self.dev_interval, "dev_interval", least=1)
         whole(self.words, "words", least=1)
+        if self.bound is not None:
+            positive(self.bound, "method.bound")
+        not_negative(self.penalty, "method.penalty")
         self._check_fractions()
         if self.words > 1 and self.objective in AGAINST_OTHERS:
             raise UserError(
@@ -174,8 +189,14 @@ class LayerwiseSearch:
     def begin(
         self, backbone: Backbone, data: FewShotData, seed: int, memo: Memo = forgetful
     ) -> "Search":
-        """Draw the subspace."""
+        """Draw the subspace.
+
+        Warns:
+            RuntimeWarning: The first steps go where chance has it.
+        """
         self.check(backbone.architecture)
+        if self.subspace.even and self.block_optimizer(0, backbone.architecture, 0).normalised:
+            warnings.warn(WALK, RuntimeWarning, stacklevel=2)
         return Search(self, backbone, data, seed, memo)
 
     def spent(self, more_ids: Sequence[Sequence[int]] = ()) -> int:
@@ -216,11 +237,13 @@ class LayerwiseSearch:
         prices: Sequence[float] | None = None,
     ) -> Optimizer:
         """The optimizer of one block, with its own random stream."""
-        return self.optimizer(
+        optimizer = self.optimizer(
             dim=self.dims(architecture)[block],
             budget=max(1, int(self.candidates(architecture, prices)[block])),
             rng=stream(seed, f"search/{block}"),
         )
+        optimizer.bound = self.bound
+        return optimizer
 
     def optimizers(
         self, architecture: Architecture, seed: int, prices: Sequence[float] | None = None
@@ -376,6 +399,9 @@ class Search:
             self._train = Remembered(self._evaluator(data.train, engine=engine), memo, "train")
         else:
             self._train = self._on_minibatches(method.batch_size, memo)
+        if method.penalty:
+            numbers = sum(method.dims(backbone.architecture))
+            self._train = Penalised(self._train, method.penalty / numbers)
         back = None
         if SELECTIONS[method.selection].crossed:
             classes = len(data.label_ids)
@@ -497,7 +523,9 @@ class Search:
     def _on_minibatches(self, size: int, memo: Memo) -> Evaluator:
         """The train set's evaluator, on other rows each time."""
         train = self._data.train
-        drawn = minibatches(len(train.labels), size, stream(self._seed, "minibatches"))
+        batches = minibatches(len(train.labels), size, stream(self._seed, "minibatches"))
+        asks = self._optimizers[0].asks
+        drawn = (rows for rows in batches for _ in range(asks))
 
         def evaluate(
             solution: NDArray[np.float64], block: int, candidates: NDArray[np.float64]

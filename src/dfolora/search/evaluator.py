@@ -5,7 +5,7 @@ Letters: P candidates, L blocks, d search dimension, N examples.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any, Protocol
 
@@ -126,6 +126,25 @@ class PopulationEvaluator:
         if self._objective == "metric":
             losses = metric_objective(scores, losses, len(self._labels))
         return Evaluation(losses=losses, scores=scores)
+
+
+class Penalised:
+    """An evaluator whose losses grow with the absolute numbers of the whole solution.
+
+    Args:
+        evaluate: Judges candidates.
+        weight: Of their sum.
+    """
+
+    def __init__(self, evaluate: Evaluator, weight: float) -> None:
+        self._evaluate = evaluate
+        self._weight = weight
+
+    def __call__(self, solution: Array, block: int, candidates: Array) -> Evaluation:
+        made = self._evaluate(solution, block, candidates)
+        others = np.abs(np.delete(solution, block, axis=0)).sum()
+        whole = others + np.abs(candidates).sum(axis=1)
+        return replace(made, losses=made.losses + self._weight * whole)
 
 
 class Remembered:

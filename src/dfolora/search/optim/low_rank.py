@@ -4,6 +4,10 @@ Chen et al., arXiv:2410.07698, 2024: a matrix is moved along U V', U being new a
 only every nu steps, so that within those steps the search stays in the span of V. So does momentum,
 N V' / r: where V changes, N becomes N V_old' V_new / n (LOZO-M), which is to multiply the momentum
 by V_new V_new' / n.
+
+The released code makes both from one stream of numbers at each step, first V, where it is new, then
+U. It draws them again to move the weights, when V is there already; so where V was new it moves
+along another U, made of the numbers that V was, and what it measured says nothing of that.
 """
 
 import math
@@ -16,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfolora.errors import UserError
-from dfolora.validation import whole
+from dfolora.validation import flag, whole
 
 Array = NDArray[np.float64]
 
@@ -37,6 +41,9 @@ class LowRank:
     """Of a step's matrices, r."""
     steps: int = 10
     """nu: V is drawn anew after so many steps."""
+    released: bool = False
+    """Whether the step in which V is new goes along another direction than was measured, as in the
+    released code."""
 
     def check(self, dim: int) -> None:
         """Raise UserError unless a z of d numbers can have this law."""
@@ -45,6 +52,7 @@ class LowRank:
         rows, columns = (whole(size, "in law.shape, size", least=1) for size in self.shape)
         whole(self.rank, "law.rank", least=1)
         whole(self.steps, "law.steps", least=1)
+        flag(self.released, "law.released")
         if rows * columns > dim:
             raise UserError(
                 f"law.shape=[{rows}, {columns}] is {rows * columns} numbers, more than dim={dim}; "
@@ -58,10 +66,11 @@ class LowRank:
 
     def directions(
         self, rng: np.random.Generator, directions: int, dim: int
-    ) -> Iterator[tuple[Array, Callable[[Array], Array] | None]]:
+    ) -> Iterator[tuple[Array, Array, Callable[[Array], Array] | None]]:
         """The K directions of each step, ``(K, d)``, which have one V in common.
 
-        Beside them, where V is new, what brings a ``(d,)`` into its span.
+        Beside those that are measured stand those that are gone along, which are the same unless
+        ``released``, and where V is new what brings a ``(d,)`` into its span.
 
         Args:
             rng: Where they are drawn.
@@ -75,9 +84,24 @@ class LowRank:
             if renewed:
                 v = rng.standard_normal((matrices, columns, self.rank))
             u = rng.standard_normal((directions, matrices, rows, self.rank))
-            matrix = u @ v.transpose(0, 2, 1) / math.sqrt(self.rank)
-            drawn = matrix.reshape(directions, -1)[:, :dim]
-            yield drawn, partial(self.projected, v) if renewed else None
+            measured = gone = self._products(u, v)[:, :dim]
+            if self.released and renewed:
+                numbers = np.concatenate([v.ravel(), u.ravel()])[: u.size]
+                gone = self._products(numbers.reshape(u.shape), v)[:, :dim]
+            yield measured, gone, partial(self.projected, v) if renewed else None
+
+    def _products(self, u: Array, v: Array) -> Array:
+        """U V' / sqrt(r) of all matrices, one after another.
+
+        Args:
+            u: ``(K, matrices, m, r)``.
+            v: ``(matrices, n, r)``.
+
+        Returns:
+            ``(K, matrices m n)``.
+        """
+        products = u @ v.transpose(0, 2, 1) / math.sqrt(self.rank)
+        return products.reshape(len(u), -1)
 
     def projected(self, v: Array, momentum: Array) -> Array:
         """Each matrix M of the momentum as M V V' / n.

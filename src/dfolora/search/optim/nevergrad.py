@@ -30,7 +30,7 @@ from dfolora.validation import text
 LEAVING = re.compile("PSO|ParaPortfolio|MixDeterministicRL|AnisotropicAdaptiveDiscrete")
 """Names of those that ask for 1e16 and more in a space without bounds (nevergrad 1.0.12)."""
 BOUND = 5.0
-"""Bound of each coordinate for these, in units of sigma."""
+"""Bound of each coordinate for these, in units of sigma, where none is given."""
 
 
 @final
@@ -45,8 +45,9 @@ class Nevergrad(Optimizer):
         rng: Private generator.
         name: A name in nevergrad's registry, such as "TBPSA" or "OnePlusOne".
         population: Candidates a generation, P; nevergrad is told that they run in parallel.
-        sigma: Standard deviation of nevergrad's mutations, and its scale of the search space,
-            which has no bounds but for some (``LEAVING``).
+        sigma: Standard deviation of nevergrad's mutations, and its scale of the search space.
+        bound: Coordinates stay within +- bound, and nevergrad knows, which some of its algorithms
+            go by; None for no bound, but for some (``LEAVING``).
 
     Raises:
         UserError: nevergrad has no such optimizer, it works on one candidate at a time only, or it
@@ -62,6 +63,7 @@ class Nevergrad(Optimizer):
         name: str,
         population: int = 20,
         sigma: float = 1.0,
+        bound: float | None = None,
     ) -> None:
         # Its import draws from numpy's global generator.
         with installed("pipelines"), PrivateRandomness(np.random.default_rng(0)).lent():
@@ -69,6 +71,10 @@ class Nevergrad(Optimizer):
 
         require_positive(dim=dim, budget=budget, population=population, sigma=sigma)
         require_room(population, dim)
+        if bound is None and LEAVING.search(text(name, "name")):
+            bound = BOUND * sigma
+        if bound is not None:
+            require_positive(bound=bound)
         if text(name, "name") not in ng.optimizers.registry:
             near = get_close_matches(name, ng.optimizers.registry)
             raise UserError(
@@ -86,7 +92,6 @@ class Nevergrad(Optimizer):
             _inside,
             # It seeds itself from numpy's global generator, and some algorithms draw on from there.
             PrivateRandomness(rng),
-            ng.errors.NevergradWarning,
             f"nevergrad's {name} fails with population {population}",
         )
         # Some fail when they are asked for more than they were told. The loop asks for whole
@@ -94,8 +99,8 @@ class Nevergrad(Optimizer):
         asks = population * (ceil((budget + 1) / population) + 1)
         with inside():
             space = ng.p.Array(init=np.zeros(dim)).set_mutation(sigma=sigma)
-            if LEAVING.search(name):
-                space = space.set_bounds(-BOUND * sigma, BOUND * sigma)
+            if bound is not None:
+                space = space.set_bounds(-bound, bound)
             optimizer = build(space, budget=asks, num_workers=population)
         # Only when they are asked do some miss a library that they need.
         super().__init__(finite(_turns(optimizer, dim, population, inside)), population=population)
@@ -104,21 +109,25 @@ class Nevergrad(Optimizer):
 def _turns(
     optimizer: Any, dim: int, population: int, inside: Callable[[], AbstractContextManager[None]]
 ) -> Turns:
+    def ask() -> list[Any]:
+        return [optimizer.ask() for _ in range(population)]
+
     center = np.zeros(dim)
+    with inside():
+        asked = ask()
     while True:
-        with inside():
-            asked = [optimizer.ask() for _ in range(population)]
         candidates = np.array([each.value for each in asked], dtype=np.float64)
         losses = yield Turn(candidates=candidates, center=center)
-        with inside():
+        with inside():  # to the end of what an algorithm on a thread of its own does in answer
             for candidate, loss in zip(asked, losses, strict=True):
                 optimizer.tell(candidate, float(loss))
             # Now, not when read: a recommendation may draw, and looking must not change the run.
             center = np.array(optimizer.provide_recommendation().value)
+            asked = ask()
 
 
 @contextmanager
-def _inside(randomness: PrivateRandomness, warning: type[Warning], failure: str) -> Iterator[None]:
+def _inside(randomness: PrivateRandomness, failure: str) -> Iterator[None]:
     """A context for calls of nevergrad: private random draws, no warnings."""
 
     def say(error: Exception) -> str:
@@ -129,5 +138,5 @@ def _inside(randomness: PrivateRandomness, warning: type[Warning], failure: str)
         )
 
     with randomness.lent(), warnings.catch_warnings(), explained(say):
-        warnings.simplefilter("ignore", warning)
+        warnings.simplefilter("ignore")  # its own, and those of the libraries that it calls
         yield

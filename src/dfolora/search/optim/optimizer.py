@@ -17,7 +17,7 @@ import random
 from collections.abc import Generator, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, final
 
 import numpy as np
@@ -83,8 +83,16 @@ class Optimizer:
     symmetric: bool = False
     """Whether it learns from pairs c + u, c - u alone, which an even objective makes equal at 0."""
 
+    normalised: bool = False
+    """Whether its steps are one-sided and equally long whatever the losses' scale: from 0, where an
+    even objective does not tell u from -u, they go where chance has it."""
+
     forgetful: bool = False
-    """Whether it compares losses of one ask alone, and its asks are its turns."""
+    """Whether it compares losses of one turn alone."""
+
+    bound: float | None = None
+    """Coordinates stay within +- bound: what the algorithm puts beyond is reflected there, so to it
+    the objective goes on as its mirror image. None for no bound."""
 
     def __init__(
         self, turns: Turns, *, population: int, asks: int = 1, learner: Executor | None = None
@@ -169,7 +177,13 @@ class Optimizer:
     def _reached(self) -> Turn:
         if isinstance(self._turn, Future):
             self._turn = self._turn.result()
-        return self._turn
+        if self.bound is None:
+            return self._turn
+        return replace(
+            self._turn,
+            candidates=reflected(self._turn.candidates, self.bound),
+            center=reflected(self._turn.center, self.bound),
+        )
 
 
 class OptimizerFactory(Protocol):
@@ -199,6 +213,12 @@ def finite(turns: Turns) -> Turns:
         worst = max(worst, losses[succeeded].max(initial=-np.inf))
         failed = np.nextafter(worst, np.inf) if np.isfinite(worst) else UNKNOWN
         turn = turns.send(np.where(succeeded, losses, failed))
+
+
+def reflected(points: Vector, bound: float) -> Vector:
+    """Points with what is beyond +- bound reflected there, as often as it takes; of any shape."""
+    folded = bound - np.abs((points + bound) % (4 * bound) - 2 * bound)
+    return np.where(np.abs(points) <= bound, points, folded)
 
 
 @final

@@ -30,6 +30,9 @@ from dfolora.validation import choice, share, whole
 class Probing(Optimizer):
     """Descends along guides, from 0. Failed probes rank worst; of a failed pair no step is made.
 
+    Probes are compared with probes and the pair with itself. On minibatches both have the same
+    rows, so that the guide is one for the rows on which it is followed.
+
     Args:
         dim: Turns dimension d.
         budget: Calls this optimizer may expect; linear decay ends with them.
@@ -46,6 +49,8 @@ class Probing(Optimizer):
     Raises:
         UserError: A value out of its range.
     """
+
+    forgetful = True
 
     def __init__(
         self,

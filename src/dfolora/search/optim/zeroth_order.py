@@ -141,7 +141,7 @@ class ZerothOrder(Optimizer):
         def turns() -> Turns:
             c, h = np.zeros(dim), np.ones(dim)
             moments = _Moments(momentum, beta2, second, bias_correction, damping)
-            for step, (z, onto) in enumerate(_drawn(law, rng, directions, dim)):
+            for step, (z, gone, onto) in enumerate(_drawn(law, rng, directions, dim)):
                 if onto is not None:
                     moments.m = onto(np.broadcast_to(moments.m, dim))  # it begins as the number 0
                 u = z / np.sqrt(h)
@@ -155,14 +155,15 @@ class ZerothOrder(Optimizer):
                 center = float(told[0]) if centered else math.nan
                 losses = told[int(centered) :].reshape(directions, -1)
                 succeeded = np.isfinite(losses).all(axis=1)
-                z, u, losses = z[succeeded], u[succeeded], losses[succeeded]
+                along = u if gone is z else gone
+                z, along, losses = z[succeeded], along[succeeded], losses[succeeded]
                 if not len(losses):
                     continue
                 a = rises(losses, center)
                 divisor = _deviation(losses) if scale == "std" else sigma
                 if not a.any() or divisor == 0:
                     continue
-                direction = moments.direction(a @ u / (len(a) * divisor))
+                direction = moments.direction(a @ along / (len(a) * divisor))
                 if scale == "rms":
                     direction = _quotient(direction, np.sqrt((direction**2).mean()))
                 c = c - unit * lengths(step, steps) * direction
@@ -172,18 +173,23 @@ class ZerothOrder(Optimizer):
                     )
 
         self.symmetric = sides == "two"
+        self.normalised = sides == "one" and (scale, second) != ("none", "none")
         super().__init__(turns(), population=population)
 
 
 def _drawn(
     law: str | LowRank, rng: np.random.Generator, directions: int, dim: int
-) -> Iterator[tuple[Population, Callable[[Vector], Vector] | None]]:
-    """The directions of each step, ``(K, d)``, and what the momentum goes through first, if any."""
+) -> Iterator[tuple[Population, Population, Callable[[Vector], Vector] | None]]:
+    """The directions of each step: those measured and those gone along, ``(K, d)`` each.
+
+    Beside them stands what the momentum goes through first, if any.
+    """
     if isinstance(law, LowRank):
         yield from law.directions(rng, directions, dim)
     else:
         while True:
-            yield LAWS[law](rng.standard_normal((directions, dim))), None
+            z = LAWS[law](rng.standard_normal((directions, dim)))
+            yield z, z, None
 
 
 @dataclass
