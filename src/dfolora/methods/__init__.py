@@ -1,10 +1,11 @@
 """Methods, one per row of the tables: a backbone and few-shot data to a predictor."""
 
+from dfolora.methods.adapted import LABEL_WORDS
 from dfolora.methods.calibrated_prompt import CalibratedPrompt
 from dfolora.methods.gap3 import Gap3
 from dfolora.methods.gradient import GradientTuning, Hybrid, TrainingSpec
 from dfolora.methods.in_context import Demonstrated, InContext
-from dfolora.methods.layerwise import LABEL_WORDS, LayerwiseSearch
+from dfolora.methods.layerwise import LayerwiseSearch
 from dfolora.methods.manual_prompt import ManualPrompt
 from dfolora.methods.method import (
     FewShotData,

@@ -4,14 +4,12 @@ Over LoRA factors it is C-LoRA with CMA-ES and F-LoRA with LoTFWA (Jin, Liu, Tan
 prompts with CMA-ES it is BBT (one block, at the input) and BBTv2 (a block a layer).
 """
 
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
 from operator import mul
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -32,9 +30,9 @@ from dfolora.engine import (
     classify,
 )
 from dfolora.errors import UserError
+from dfolora.methods.adapted import adapted
 from dfolora.methods.label_words import words_by_margin
 from dfolora.methods.method import FewShotData, Predictor, Progress
-from dfolora.methods.readouts import class_logits, save_readout
 from dfolora.model import Architecture, Backbone
 from dfolora.search import (
     INCUMBENTS,
@@ -63,8 +61,6 @@ from dfolora.search.subspace import Grouped, LoraSubspaceSpec, Subspace, Subspac
 from dfolora.seeding import stream
 from dfolora.validation import choice, not_negative, positive, subset, whole
 
-LABEL_WORDS = "label_words.json"
-"""Beside an adapter: the tokens of each class, if they are not the task's label words alone."""
 STARTING = 2
 """Passes before the first generation: the first solution's own, and one up to the first layer."""
 WALK = (
@@ -553,45 +549,3 @@ class Search:
             words=self._words,
             solved_on=other,
         )
-
-
-def adapted(
-    backbone: Backbone,
-    label_ids: Tensor,
-    subspace: Subspace,
-    solution: NDArray[np.float64],
-    *,
-    readout: Affine | None = None,
-    dev: DevPoint | None = None,
-    searched: int = 0,
-) -> Predictor:
-    """The model with one solution's interventions.
-
-    Args:
-        backbone: The frozen model.
-        label_ids: ``(C,)`` or ``(C, W)``, the label words' token ids.
-        subspace: Search vectors to interventions.
-        solution: ``(L, d)``.
-        readout: Of the logits; None for them as they are.
-        dev: The look at dev that chose it; None for one that nobody searched.
-        searched: Numbers that were searched for it.
-    """
-
-    def write(folder: Path) -> None:
-        subspace.save(folder, backbone, solution)
-        if label_ids.ndim > 1:
-            (folder / LABEL_WORDS).write_text(json.dumps(label_ids.tolist()) + "\n")
-        if readout is not None:
-            save_readout(folder, readout)
-
-    def logits(batch: Batch) -> Tensor:
-        return class_logits(backbone, label_ids, batch, subspace.incumbents(solution), readout)
-
-    return Predictor(
-        logits=logits,
-        write=write,
-        dev=dev,
-        searched=searched,
-        stored=subspace.stored,
-        found=subspace.found(solution),
-    )

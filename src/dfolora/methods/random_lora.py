@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from dfolora.data import Encode, Encoder, Rows
-from dfolora.methods.layerwise import adapted
+from dfolora.methods.adapted import adapted
 from dfolora.methods.method import FewShotData, NoFit
 from dfolora.model import Architecture, Backbone
 from dfolora.search import Memo, forgetful
