@@ -51,7 +51,7 @@ THIRD_PARTY = {  # the modules and packages that may import it; nobody may impor
     "pynvml": {"record.memory"},
     "scipy": {"report.significance", "search.optim.two_stage"},
     "safetensors": {
-        "fewshot.saved", "methods.gradient", "model.peft_export", "model.preflight",
+        "fewshot.kinds", "methods.gradient", "model.peft_export", "model.preflight",
         "search.subspace.prompt",
     },
     "sklearn": {"fewshot.classifier"},

@@ -11,9 +11,10 @@ from dfolora.fewshot.card import About
 from dfolora.fewshot.classifier import FewShotClassifier, NotFittedError
 from dfolora.fewshot.fitting import fit
 from dfolora.fewshot.foreseen import Foreseen, foreseen
+from dfolora.fewshot.kinds import fitted_of
 from dfolora.fewshot.problem import Problem, ProblemSpec, Source, TaskRows
 from dfolora.fewshot.publish import push
-from dfolora.fewshot.saved import Fitted, Saved, fitted_of
+from dfolora.fewshot.saved import Fitted, Saved
 from dfolora.fewshot.score import score_paraphrases, score_test
 
 __all__ = [

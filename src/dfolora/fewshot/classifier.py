@@ -22,7 +22,8 @@ from dfolora.fewshot.inputs import (
     word_style,
     words_of,
 )
-from dfolora.fewshot.saved import Fitted, Saved, fitted_of
+from dfolora.fewshot.kinds import fitted_of
+from dfolora.fewshot.saved import Fitted, Saved
 from dfolora.fewshot.score import count_not_finite
 from dfolora.methods import FewShotData, Fit, Method, Predictor, Progress, method_of, written
 from dfolora.model import Checkpoint

@@ -8,7 +8,8 @@ from typing import Any
 
 from dfolora.errors import UserError, explained, first_line
 from dfolora.fewshot.card import hub_name
-from dfolora.fewshot.saved import CARD, CONFIG, RECORD, WRITTEN, files_of, read_record
+from dfolora.fewshot.kinds import CONFIG, files_of
+from dfolora.fewshot.saved import CARD, RECORD, WRITTEN, read_record
 from dfolora.model import file_shapes
 
 REFUSED = (401, 403)
