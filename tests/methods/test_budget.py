@@ -149,7 +149,10 @@ def test_layers_in_turn_are_searched_a_little_longer():
         (["row=mezo", "batch_size=4", "selection=released"], "selection=released looks"),
         (["row=c_lora", "batch_size=4", "incumbent=center", "optimizer=fwa"], "compares losses of"),
         (["row=c_lora", "batch_size=4", "incumbent=center", "optimizer=random"], "compares losses"),
-        (["row=mezo_gv", "batch_size=4"], "The optimizer compares losses of different turns"),
+        (
+            ["row=c_lora", "batch_size=4", "incumbent=center", "optimizer=two_stage"],
+            "The optimizer compares losses of different turns",
+        ),
         (["row=c_lora", "budget_in=flops", "budget=5"], "needs .* calls with a population of 20"),
         (["row=mezo", "batch_size=8", "budget=0.5"], "budget=0.5"),
         (["row=c_lora", "budget_in=flops", "selection=released"], "selection=released looks"),
