@@ -12,13 +12,10 @@ from dfolora.errors import UserError
 from dfolora.methods import FewShotData, LayerwiseSearch
 from dfolora.model.backbone import Backbone
 from dfolora.model.intervention import SoftPrompt
-from dfolora.search.evaluator import PopulationEvaluator
 from dfolora.search.subspace import PromptSubspaceSpec
 from dfolora.search.subspace.prompt import load_soft_prompts
 from dfolora.search.subspace.statistics import layer_stds
 from tests.conftest import mini_tokenizer, random_batch, tiny_model
-from tests.reference import soft_prompt
-from tests.searching import limited
 
 DIM, POSITIONS = 24, 3
 LENGTHS = [19, 5, 11, 7, 19, 5, 13, 6]
@@ -40,29 +37,6 @@ def exact(family):
 
 def built(backbone, batch, seed=0, **options):
     return spec(**options).build(backbone, batch.input_ids, batch.attention_mask, seed)
-
-
-@pytest.mark.parametrize("every_layer", [True, False], ids=["bbtv2", "bbt"])
-def test_losses_of_a_population_are_those_of_one_hooked_model_each(exact, label_ids, every_layer):
-    batch = last_answers()
-    subspace = built(exact, batch, every_layer=every_layer)
-    rng = np.random.default_rng(1)
-    solution = rng.normal(size=(subspace.blocks, DIM))
-    engine = Engine(limited(exact, tokens=60), batch, label_ids)
-    evaluate = PopulationEvaluator(
-        engine, subspace, batch.labels, objective="ce", metric="accuracy"
-    )
-    for block in range(subspace.blocks):  # in turn, so that prefixes are carried
-        candidates = rng.normal(size=(4, DIM))
-        losses = evaluate(solution, block, candidates).losses
-        for loss, candidate in zip(losses, candidates, strict=True):
-            whole = solution.copy()
-            whole[block] = candidate
-            prompts = [subspace.intervention(i, z[None]) for i, z in enumerate(whole)]
-            logits = soft_prompt.answer_logits(exact, prompts, batch, label_ids)
-            expected = torch.nn.functional.cross_entropy(logits, batch.labels).item()
-            assert loss == pytest.approx(expected, abs=1e-5)  # the vectors are float32
-        assert np.ptp(losses) > 1e-3
 
 
 def test_blocks_are_layers_or_the_input_alone(backbone):

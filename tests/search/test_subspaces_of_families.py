@@ -33,8 +33,9 @@ SPECS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*SIZES, *CONFIGS])
+@pytest.mark.parametrize(
+    "name", [*SIZES, *(pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS)]
+)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_losses_of_a_population_are_those_of_one_model_each(spec, name, label_ids):
     batch = random_batch(LENGTHS, [length - 1 for length in LENGTHS])
@@ -52,7 +53,7 @@ def test_losses_of_a_population_are_those_of_one_model_each(spec, name, label_id
         metric="accuracy",
     )
     for block in range(subspace.blocks):  # in turn, so that prefixes are carried
-        candidates = rng.normal(size=(3, d))
+        candidates = rng.normal(size=(4, d))
         losses = evaluate(solution, block, candidates).losses
         for loss, candidate in zip(losses, candidates, strict=True):
             whole = solution.copy()
@@ -61,4 +62,4 @@ def test_losses_of_a_population_are_those_of_one_model_each(spec, name, label_id
             logits = soft_prompt.answer_logits(backbone, changes, batch, label_ids)
             expected = torch.nn.functional.cross_entropy(logits, batch.labels).item()
             assert loss == pytest.approx(expected, abs=1e-4 if single else 1e-5)  # float32 factors
-        assert np.ptp(losses) > 1e-4
+        assert np.ptp(losses) > 1e-3
