@@ -30,11 +30,6 @@ def last_answers(seed=1):
     return random_batch(LENGTHS, [length - 1 for length in LENGTHS], seed=seed)
 
 
-@pytest.fixture
-def exact(family):
-    return Backbone(tiny_model(family).double())
-
-
 def built(backbone, batch, seed=0, **options):
     return spec(**options).build(backbone, batch.input_ids, batch.attention_mask, seed)
 
