@@ -24,21 +24,21 @@ PARTS = ("task", "model", "data", "method", "engine", *SEEDS)
 BUILT = ("model", "data", "method", "engine")
 """Parts that are constructors with their arguments, and may hold others, such as an optimizer."""
 VALUES = (
-    "layers_per_block", "calibration", "objective", "words", "incumbent", "selection", "budget_in",
-    "batch_size",
+    "layers", "layers_per_block", "calibration", "objective", "words", "incumbent", "selection",
+    "budget_in", "batch_size",
 )  # fmt: skip
 """Of a method, that are labels too."""
 USUAL = {
     "subspace": "paper", "schedule": "round_robin", "readout": "plain", "calibration": None,
     "objective": "ce", "words": "1", "budget_in": "calls", "selection": "incumbent",
-    "batch_size": "None",
+    "batch_size": "None", "layers": "None",
 }  # fmt: skip
 """Labels that a name tells where they differ."""
 NAMED = {"task", "model", "method", "row", "optimizer", "rank", "seed", *SEEDS, *USUAL}
 """Keys whose values a run's name tells without a sweep."""
 ALWAYS = (
     ("budget_in", "calls"), ("batch_size", None), ("layers", None), ("subspace.vectors", None),
-    ("bound", None), ("penalty", 0.0),
+    ("bound", None), ("penalty", 0.0), ("optimizer.bound", None), ("optimizer.law.released", False),
 )  # fmt: skip
 """Values of a method and its parts that are left out of its settings, so that runs of before have
 the same."""
@@ -188,7 +188,8 @@ def labels_of(
         labels["readout"] = plain["method"]["readout"]["form"]
     for key in VALUES:
         if key in plain["method"]:
-            labels[key] = str(plain["method"][key])
+            value = plain["method"][key]
+            labels[key] = "-".join(map(str, value)) if isinstance(value, list) else str(value)
     subspace = plain["method"].get("subspace", {})
     if subspace == plain["subspace"]:
         labels["subspace"] = choices["subspace"]
@@ -207,7 +208,7 @@ def name_of(plain: Any, choices: Mapping[str, str], labels: Mapping[str, str]) -
         optimizer = plain["optimizer"].get("name", labels["optimizer"])  # one of nevergrad's
         parts.append(optimizer)
     differing = [key for key, usual in USUAL.items() if labels.get(key, usual) != usual]
-    counted = {"words": "words", "batch_size": "rows"}
+    counted = {"words": "words", "batch_size": "rows", "layers": "layers"}
     parts += [f"{labels[key]}{counted.get(key, '')}" for key in differing]
     if "rank" in labels:
         parts.append(f"r{labels['rank']}")

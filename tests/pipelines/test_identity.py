@@ -39,6 +39,13 @@ def test_values_that_were_always_so_are_no_part_of_the_settings():
     assert identity._said(plain | {"budget_in": "flops", "batch_size": 4}) == plain | {
         "budget_in": "flops", "batch_size": 4,
     }  # fmt: skip
+    nested = {"optimizer": {"bound": None, "law": {"rank": 1, "released": False}}, "penalty": 0.0}
+    assert identity._said(nested) == {"optimizer": {"law": {"rank": 1}}}
+    nested["optimizer"]["law"]["released"] = True
+    assert identity._said(nested) == {"optimizer": {"law": {"rank": 1, "released": True}}}
+    assert identity._said({"subspace": {"layers": None, "vectors": 2}}) == {
+        "subspace": {"layers": None, "vectors": 2}  # of other names
+    }
 
 
 def test_rows_of_several_tasks_share_their_settings():

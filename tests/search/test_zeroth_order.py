@@ -324,6 +324,21 @@ def test_released_lozo_makes_u_of_the_numbers_that_v_was():
     assert same is again
 
 
+def test_released_lozo_draws_matrix_after_matrix():
+    """Three of them, as its code does: V and U of each in turn, and then the U's alone."""
+    rank, count, rng = 2, 3, np.random.default_rng(0)
+    law = LowRank(shape=(3, 4), rank=rank, steps=2, released=True)
+    measured, gone, _ = next(law.directions(rng, 1, 12 * count))
+    numbers = draws(0, (4 + 3) * rank * count)
+    v, u = np.split(numbers, [4 * rank * count])
+    v, u = v.reshape(count, 4, rank), u.reshape(count, 3, rank)
+    stream = iter([x for own in zip(v, u, strict=True) for part in own for x in part.ravel()])
+    others = [[[next(stream) for _ in range(rank)] for _ in range(3)] for _ in range(count)]
+    for left, direction in ((u, measured), (np.array(others), gone)):
+        expected = left @ v.transpose(0, 2, 1) / math.sqrt(rank)
+        np.testing.assert_allclose(direction.reshape(count, 3, 4), expected, rtol=1e-12)
+
+
 def test_lozos_directions_have_covariance_one_over_all_v():
     law = LowRank(shape=(2, 3), rank=2, steps=1)
     drawn = law.directions(np.random.default_rng(0), 1, 15)

@@ -76,8 +76,8 @@ def _tested(verdicts: Mapping[str, Sequence[Verdict]]) -> Iterator[str]:
     if others := found[1:]:
         yield " ".join(
             [
-                "Other comparisons by the same test have no marks in the table. All are fixed in "
-                "the table's file, whatever the results; each is corrected within itself alone.",
+                "Other comparisons by the same test have no marks in the table; each is corrected "
+                "within itself alone.",
                 *(f"Against {against}: {findings}." for against, findings in others),
             ]
         )

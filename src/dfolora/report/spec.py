@@ -115,8 +115,8 @@ class TableSpec:
     sections: Mapping[str, str] = field(default_factory=dict)
     """Headings, each with the label of the row that it stands above."""
     compare: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Which rows are tested against which one, fixed before there are results. Each entry is
-    corrected within itself; the first one's marks stand in the table."""
+    """Which rows are tested against which one. Each entry is corrected within itself; the first
+    one's marks stand in the table."""
     picture: Picture | None = None
 
     @classmethod

@@ -47,8 +47,8 @@ def tune(
 
     Args:
         evaluate: Losses of candidates for one block of a solution, on the train set.
-        optimizers: One for each of the L blocks, in d dimensions each; but for the first it may be
-            fewer, and the block's row of a solution then ends in zeros, which nobody searches.
+        optimizers: One for each of the L blocks, in d dimensions; in fewer if a block is smaller
+            than the first, whose row of a solution then ends in zeros, which nobody searches.
         dim: d.
         budget: At most so many calls; 0 searches nothing.
         incumbent: A name in ``INCUMBENTS``: what a block contributes while others are searched.

@@ -148,12 +148,15 @@ class Passes:
         return self._engine(batch).vocabulary(places).log_softmax(-1).unbind(1)
 
     def _engine(self, batch: Batch) -> Engine:
-        """Cut as the first batch of its lengths was, for prompts of as many tokens have them."""
+        """Cut as the last batch of its lengths was, for prompts of as many tokens have them."""
         lengths = *batch.attention_mask.sum(-1).tolist(), *batch.answer.tolist()
-        if lengths not in self._engines:
-            made = Engine(self._backbone, batch, self._label_ids, carry=False)
-            self._engines[lengths] = made
-        return self._engines[lengths].of(batch)
+        known = self._engines.get(lengths)
+        self._engines[lengths] = (
+            known.of(batch)
+            if known is not None
+            else Engine(self._backbone, batch, self._label_ids, carry=False)
+        )
+        return self._engines[lengths]
 
     def _log_likelihood(self, answers: Tensor) -> float:
         gold = self._label_ids[self._labels, None].to(answers.device)

@@ -5,9 +5,10 @@ only every nu steps, so that within those steps the search stays in the span of 
 N V' / r: where V changes, N becomes N V_old' V_new / n (LOZO-M), which is to multiply the momentum
 by V_new V_new' / n.
 
-The released code makes both from one stream of numbers at each step, first V, where it is new, then
-U. It draws them again to move the weights, when V is there already; so where V was new it moves
-along another U, made of the numbers that V was, and what it measured says nothing of that.
+The released code makes both from one stream of numbers at each step: the first matrix's V, where
+it is new, and U, then the next one's. It draws them again to move the weights, when each V is there
+already. So where V was new it moves along other U's: the first is made of the numbers that V was,
+the second of those that the first U was, and so on. What it measured says nothing of that.
 """
 
 import math
@@ -86,8 +87,12 @@ class LowRank:
             u = rng.standard_normal((directions, matrices, rows, self.rank))
             measured = gone = self._products(u, v)[:, :dim]
             if self.released and renewed:
-                numbers = np.concatenate([v.ravel(), u.ravel()])[: u.size]
-                gone = self._products(numbers.reshape(u.shape), v)[:, :dim]
+                drawn = np.concatenate(
+                    [v.reshape(matrices, -1), u.swapaxes(0, 1).reshape(matrices, -1)], axis=1
+                )
+                of_matrices = matrices, directions, rows, self.rank
+                others = drawn.ravel()[: u.size].reshape(of_matrices).swapaxes(0, 1)
+                gone = self._products(others, v)[:, :dim]
             yield measured, gone, partial(self.projected, v) if renewed else None
 
     def _products(self, u: Array, v: Array) -> Array:

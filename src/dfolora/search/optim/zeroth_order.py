@@ -155,7 +155,7 @@ class ZerothOrder(Optimizer):
                 center = float(told[0]) if centered else math.nan
                 losses = told[int(centered) :].reshape(directions, -1)
                 succeeded = np.isfinite(losses).all(axis=1)
-                along = u if gone is z else gone
+                along = gone / np.sqrt(h)
                 z, along, losses = z[succeeded], along[succeeded], losses[succeeded]
                 if not len(losses):
                     continue

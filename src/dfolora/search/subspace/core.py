@@ -52,11 +52,12 @@ class CoreSubspaceSpec:
     diagonal: bool = False
     """Whether R is diagonal."""
     numbers: int | None = None
-    """u, the numbers of which fixed normal matrices make a layer's R's together (TinyLoRA); None
-    for their entries themselves."""
+    """u, the numbers of a vector, of which fixed normal matrices make the R's of its layers
+    (TinyLoRA); None for an R's entries themselves."""
     vectors: int | None = None
-    """How many vectors z there are, which consecutive layers share as evenly as can be: 1 makes all
-    layers' R's, each by its own matrices; None for one a layer."""
+    """How many vectors z there are, which consecutive layers share as evenly as can be; None for
+    one a layer. Layers that share one have R's of matrices of their own, or without ``numbers``
+    the same R's."""
 
     @property
     def even(self) -> bool:
@@ -102,14 +103,19 @@ class CoreSubspaceSpec:
         if self.numbers is None:
             return
         whole(self.numbers, "subspace.numbers", least=1)
-        tied = architecture.layers // self.blocks(architecture)
+        blocks = self.blocks(architecture)
+        tied = architecture.layers // blocks
         if self.numbers > (most := tied * self.entries):
             those = "a layer" if tied == 1 else f"{tied} layers, which share a vector,"
             raise UserError(
                 f"subspace.numbers={self.numbers} is more than the {most} entries that the R's of "
                 f"{those} have at rank={self.rank} with {', '.join(self.targets)}: the rest would "
-                f"change nothing that the others cannot. Take {most} or fewer, a larger rank, or "
-                f"fewer subspace.vectors, which more layers then share."
+                f"change nothing that the others cannot. Take {most} or fewer, or a larger rank"
+                + (
+                    ", or fewer subspace.vectors, which more layers then share."
+                    if blocks > 1
+                    else "."
+                )
             )
 
     def build(
