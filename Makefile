@@ -69,7 +69,7 @@ $(ITEMS:%=reproduce-%) $(APART:%=reproduce-%): reproduce-%: $(READY)
 benchmark: $(READY) ## Time the engine beside the authors' way, then write reports/benchmark.md
 	$(RUN) -m pipelines.benchmark
 
-gpu-check: $(READY) ## Check what works on this machine's GPU, how fast, in what memory: reports/gpu.md, at most 20 minutes
+gpu-check: $(READY) ## Check what works on this machine's GPU, how fast, in what memory: reports/gpu.md, 20 minutes
 	$(RUN) -m pipelines.gpu_check
 
 gpu-wheels: $(READY) ## Collect what a GPU machine without network lacks beside torch and transformers: wheels/

@@ -39,7 +39,7 @@ def main(config: DictConfig) -> None:
 def check(config: DictConfig) -> list[str]:
     """Take all steps, in the order of what matters most; those that failed.
 
-    A step that does not end in its time is broken off, and fails.
+    A step that does not end in its time is broken off, and fails; what it found stays.
     """
     from pipelines.gpu_check.steps import STEPS, Models
 
@@ -47,34 +47,42 @@ def check(config: DictConfig) -> list[str]:
     path = Path(config.report)
     path.parent.mkdir(parents=True, exist_ok=True)
     until, models = time.monotonic() + 60 * config.minutes, Models(config)
-    parts, failed = [_head(config)], list[str]()
-    path.write_text(parts[0] + "\n", encoding="utf-8")
-    for name, step in STEPS.items():
-        began = time.monotonic()
-        left = until - began
-        if left <= 0:
-            text = f"Left out: the {config.minutes} minutes were over."
-        else:
+    failed = list[str]()
+    with path.open("w", encoding="utf-8") as report:
+
+        def tell(line: str) -> None:
+            print(line, flush=True)
+            print(line, file=report, flush=True)
+
+        tell(_head(config))
+        for name, step in STEPS.items():
+            began = time.monotonic()
+            left = until - began
+            tell(f"\n## {name}\n")
+            if left <= 0:
+                tell(f"Left out: the {config.minutes} minutes were over.")
+                continue
             try:
                 with _within(left if name == [*STEPS][-1] else SHARE * left):
-                    text = step(config, models)
-            except Exception:  # a step's failure is a finding
+                    for line in step(config, models):
+                        tell(line)
+            except (Exception, Overdue):  # a step's failure is a finding
                 failed.append(name)
-                text = f"Failed:\n\n```\n{traceback.format_exc()}```"
-            text += f"\n\n({time.monotonic() - began:.0f} s)"
-        parts.append(f"## {name}\n\n{text}")
-        print(parts[-1], flush=True)
-        # What was found stays, whatever becomes of the rest.
-        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+                tell(f"\nFailed:\n\n```\n{traceback.format_exc()}```")
+            tell(f"\n({time.monotonic() - began:.0f} s)")
     return failed
+
+
+class Overdue(BaseException):
+    """A step's time is over; no error of what it does, and none that this explains."""
 
 
 @contextmanager
 def _within(seconds: float) -> Iterator[None]:
-    """A context that raises TimeoutError in the main thread when so much time has passed."""
+    """A context that raises Overdue in the main thread when so much time has passed."""
 
     def over(*_given: object) -> None:
-        raise TimeoutError(f"broken off after {seconds:.0f} s")
+        raise Overdue(f"broken off after {seconds:.0f} s")
 
     handler = signal.signal(signal.SIGALRM, over)
     timer = signal.setitimer(signal.ITIMER_REAL, seconds)

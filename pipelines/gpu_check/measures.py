@@ -28,6 +28,8 @@ from pipelines.benchmark.agreement import few_shot_of
 from pipelines.benchmark.speed import batch_of, load, random_subspace, seconds
 
 MEGABYTE = 1e6
+SHORTEST = 65
+"""The first of the lengths at which attention is timed, and asked for its kernel."""
 
 
 class Recorder:
@@ -180,7 +182,7 @@ class Attention:
     @property
     def kernel(self) -> str:
         """The name of the one that torch chooses."""
-        q, mask = self._given(128)
+        q, mask = self._given(SHORTEST)
         with self._kernels():
             chosen = torch.ops.aten._fused_sdp_choice(q, q, q, mask, 0.0, False)
         return str(SDPBackend(chosen).name).lower()
@@ -189,7 +191,7 @@ class Attention:
         """Of a shape that is new, and of one that has been there: medians over lengths."""
         new, again, device = list[float](), list[float](), torch.device(self.device)
         with self._kernels():
-            for length in range(65, 65 + shapes):
+            for length in range(SHORTEST, SHORTEST + shapes):
                 q, mask = self._given(length)
                 attend = partial(functional.scaled_dot_product_attention, q, q, q, attn_mask=mask)
                 new.append(seconds(attend, device))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 from hydra import initialize_config_dir
@@ -57,12 +58,12 @@ def test_a_step_that_fails_leaves_the_rest(config, in_folder, monkeypatch):
     def broken(*_given):
         raise RuntimeError("no kernel image is available")
 
-    monkeypatch.setattr(steps, "STEPS", {"One": broken, "Two": lambda *_given: "done"})
+    monkeypatch.setattr(steps, "STEPS", {"One": broken, "Two": lambda *_given: iter(["done"])})
     with emulated_cuda():
         assert gpu_check.check(config) == ["One"]
     report = (in_folder / config.report).read_text()
     assert "no kernel image is available" in report
-    assert report.endswith("## Two\n\ndone\n\n(0 s)\n")
+    assert report.endswith("\n## Two\n\ndone\n\n(0 s)\n")
 
 
 def test_a_step_that_does_not_end_is_broken_off_and_the_last_has_all_that_is_left(
@@ -71,18 +72,21 @@ def test_a_step_that_does_not_end_is_broken_off_and_the_last_has_all_that_is_lef
     config.minutes = 3 / 60
 
     def endless(*_given):
+        yield "a finding"
         while True:
-            time.sleep(0.01)
+            with suppress(Exception):  # it is none, for the step to explain
+                time.sleep(0.01)
 
     def last(*_given):
-        return f"{signal.getitimer(signal.ITIMER_REAL)[0]:.2f}"
+        yield f"{signal.getitimer(signal.ITIMER_REAL)[0]:.2f}"
 
     timer = signal.getitimer(signal.ITIMER_REAL)[0] > 0
     monkeypatch.setattr(steps, "STEPS", {"One": endless, "Two": last})
     with emulated_cuda():
         assert gpu_check.check(config) == ["One"]
     report = (in_folder / config.report).read_text()
-    assert "TimeoutError: broken off after 1 s" in report
+    assert "## One\n\na finding\n\nFailed:" in report
+    assert "Overdue: broken off after 1 s" in report
     assert 0 < float(re.search("## Two\n\n(.*)", report)[1]) <= 2
     assert (signal.getitimer(signal.ITIMER_REAL)[0] > 0) == timer  # as it was before
 
