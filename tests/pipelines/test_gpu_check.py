@@ -21,7 +21,7 @@ from tests.queues import Queues
 SMALL = [
     "tests=null", "search.budget=21", "agreement.budget=21", "layers=3", "dim=40", "tasks=[rte]",
     "population=4", "allowed={megabytes:[10],length:16,sequences:4,tokens:64}", "search.dims=[40]",
-    "attention={sequences:2,heads:2,width:8,shapes:2}",
+    "attention={sequences:2,heads:2,width:8,shapes:2}", "lengths.sst2=[5,6,7,8]",
     *(f"model.architecture.{name}={size}" for name, size in {
         "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
         "intermediate_size": 64, "vocab_size": 200}.items()),
