@@ -452,7 +452,7 @@ def test_comparisons_are_corrected_apart_and_the_first_alone_marks(tmp_path):
     assert first.startswith("↑ marks an average that is better than Manual prompt's")
     assert first.endswith("are not taken to be. F-LoRA: +10.00, p = 0.016.")
     assert others.endswith(
-        "results; each is corrected within itself alone. "
+        "table; each is corrected within itself alone. "
         "Against C-LoRA: F-LoRA: -10.00, p = 0.031; Manual prompt: -20.00, p = 0.031."
     )
     notes = {row["method"]: row["notes"] for _, row in built.frame().iterrows()}
