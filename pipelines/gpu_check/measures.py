@@ -4,8 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
@@ -151,14 +150,15 @@ class Measured:
     seconds: float
     """The mean of a generation."""
     megabytes: float
-    """The most that they took beside the weights."""
+    """The most that they took beside the weights and the random maps."""
 
 
 def measured(population: Population, layers: Sequence[int]) -> Measured:
     """A generation at each of some layers, timed when it comes a second time."""
     device, logits, taken = population.backbone.device, list[Tensor](), list[float]()
+    generations = population.generations(layers)
     most, before = 0, torch.cuda.memory_allocated(device)
-    for _layer, generation in population.generations(layers):
+    for _layer, generation in generations:
         torch.cuda.reset_peak_memory_stats(device)
         logits.append(generation())
         most = max(most, torch.cuda.max_memory_allocated(device) - before)
@@ -214,16 +214,3 @@ def stated_peak(name: str, peaks: Mapping[str, float]) -> float | None:
     words = set(re.split(r"[^A-Za-z0-9]+", name))
     fitting = [(len(entry.split()), entry) for entry in peaks if words.issuperset(entry.split())]
     return float(peaks[max(fitting)[1]]) if fitting else None
-
-
-def peak_megabytes(population: Population, allowed: float) -> float:
-    """The most that the first two generations take beside the weights, within what is allowed."""
-    backbone, device = copy(population.backbone), population.backbone.device
-    backbone.limits = Limits(memory=allowed)
-    before, most = 0, 0
-    for _layer, generation in replace(population, backbone=backbone).generations((0, 1)):
-        before = before or torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        generation()
-        most = max(most, torch.cuda.max_memory_allocated(device) - before)
-    return most / MEGABYTE

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from pipelines.gpu_check.measures import (
     Population,
     kernels,
     measured,
-    peak_megabytes,
     search_seconds,
     searched,
     stated_peak,
@@ -186,7 +185,8 @@ def _kernels(config: DictConfig, models: Models) -> Iterator[str]:
     backbone = models("model")
     layers = backbone.architecture.layers
     asked = (0, layers // 2, layers - 2, layers - 1)
-    counts = kernels(_population(config, backbone), asked)
+    lengths = config.lengths[config.search.task]
+    counts = kernels(_population(config, backbone, lengths), asked)
     yield f"Kernels and copies of a generation on {config.search.task}, by layer: " + ", ".join(
         f"{layer}: {count}" for layer, count in counts.items()
     )
@@ -220,17 +220,16 @@ def _graphs(config: DictConfig, models: Models) -> Iterator[str]:
 
 def _memory(config: DictConfig, models: Models) -> Iterator[str]:
     """The allocator's peak beside what was allowed."""
-    backbone = models("large")
-    population = _longest(config, backbone)
     yield _of_the_large(config)
+
+    def rows() -> Iterator[tuple[object, ...]]:
+        for allowed in config.allowed.megabytes:
+            backbone = models("large", limits=Limits(memory=allowed))
+            got = measured(_population(config, backbone, _longest(config)), (0, 1))
+            yield allowed, f"{got.megabytes:.0f}", f"{backbone.nbytes / MEGABYTE:.0f}"
+
     head = "engine.memory, MB", "taken beside the weights, MB", "weights, MB"
-    yield from lines(
-        head,
-        (
-            (limit, f"{peak_megabytes(population, limit):.0f}", f"{backbone.nbytes / MEGABYTE:.0f}")
-            for limit in config.allowed.megabytes
-        ),
-    )
+    yield from lines(head, rows())
 
 
 def _streaming(config: DictConfig, models: Models) -> Iterator[str]:
@@ -242,7 +241,7 @@ def _streaming(config: DictConfig, models: Models) -> Iterator[str]:
         for stream in (False, True):
             limits = Limits(stream=stream, tokens=config.allowed.tokens)
             backbone = models("large", limits=limits)
-            got = measured(_longest(config, backbone), (0, 1))
+            got = measured(_population(config, backbone, _longest(config)), (0, 1))
             found.append(got.logits)
             on_device = backbone.device_nbytes / MEGABYTE
             yield stream, f"{got.seconds:.2f}", f"{on_device:.0f}", f"{got.megabytes:.0f}"
@@ -291,19 +290,15 @@ def _tests(config: DictConfig, _models: Models) -> Iterator[str]:
         raise RuntimeError(f"pytest -m {config.tests} ended with {tests.returncode}")
 
 
-def _population(config: DictConfig, backbone: Backbone) -> Population:
+def _population(config: DictConfig, backbone: Backbone, lengths: Sequence[int]) -> Population:
     return Population(
-        backbone=backbone, lengths=config.lengths[config.search.task],
+        backbone=backbone, lengths=lengths,
         size=config.population, dim=config.dim, rank=config.rank,
     )  # fmt: skip
 
 
-def _longest(config: DictConfig, backbone: Backbone) -> Population:
-    allowed = config.allowed
-    return Population(
-        backbone=backbone, lengths=[allowed.length] * allowed.sequences,
-        size=config.population, dim=config.dim, rank=config.rank,
-    )  # fmt: skip
+def _longest(config: DictConfig) -> list[int]:
+    return [config.allowed.length] * config.allowed.sequences
 
 
 def _of_the_large(config: DictConfig) -> str:

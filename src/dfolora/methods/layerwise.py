@@ -191,8 +191,8 @@ class LayerwiseSearch:
             RuntimeWarning: The first steps go where chance has it.
         """
         self.check(backbone.architecture)
-        optimizer = self.block_optimizer(0, backbone.architecture, 0)
-        if self.budget and self.subspace.even and optimizer.normalised:
+        even = self.budget > 0 and self.subspace.even
+        if even and self.block_optimizer(0, backbone.architecture, 0).normalised:
             warnings.warn(WALK, RuntimeWarning, stacklevel=2)
         return Search(self, backbone, data, seed, memo)
 
