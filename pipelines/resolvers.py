@@ -13,6 +13,13 @@ def _divisible(dim: int, targets: ListConfig) -> int:
     return dim - dim % (2 * len(targets))
 
 
+def _epochs(budget: int, learning_rates: ListConfig) -> int:
+    """How many epochs with each of the learning rates so many calls pay for; at least one."""
+    from dfolora.methods.gradient.training import PASSES  # late, for its package takes seconds
+
+    return max(1, budget // (PASSES * len(learning_rates)))
+
+
 def _patterns(prompts: DictConfig, variants: ListConfig) -> list[str]:
     """The patterns of some of a task's prompts, for either kind of model, where it has them."""
     by_kind = [prompts[variant] for variant in variants if variant in prompts]
@@ -21,4 +28,5 @@ def _patterns(prompts: DictConfig, variants: ListConfig) -> list[str]:
 
 OmegaConf.register_new_resolver("choices", _as_choices)
 OmegaConf.register_new_resolver("divisible", _divisible)
+OmegaConf.register_new_resolver("epochs", _epochs)
 OmegaConf.register_new_resolver("patterns", _patterns)

@@ -7,8 +7,10 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_repository import ConfigRepository
 
 import pipelines.resolvers  # noqa: F401  those of conf/
 
@@ -31,9 +33,23 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
+_load = ConfigRepository.load_config
+_loaded = dict[str, Any]()
+
+
+def _load_once(repository: ConfigRepository, config_path: str) -> Any:
+    """What a file of ``conf/`` or of Hydra's says, in a copy, for Hydra writes to it."""
+    if config_path not in _loaded:
+        _loaded[config_path] = _load(repository, config_path)
+    return deepcopy(_loaded[config_path])
+
+
 @cache
 def _composed(config: str, overrides: tuple[str, ...]) -> Any:
-    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+    with (
+        initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"),
+        patch.object(ConfigRepository, "load_config", _load_once),
+    ):
         return compose(config, list(overrides), return_hydra_config=True)
 
 

@@ -8,7 +8,7 @@ memory and rounding are not CUDA's. It holds for the thread that enters it.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -17,13 +17,22 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from tests.leaves import tensors
 from tests.reference import varlen_attention
 
 aten = torch.ops.aten
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-_has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+
+
+@cache
+def composite(op: Any) -> bool:
+    """Whether torch takes the operation apart into others before any device sees it."""
+    return op not in REPLACED and torch._C._dispatch_has_kernel_for_dispatch_key(
+        op.name(), COMPOSITE
+    )
+
+
 CPU = torch.device("cpu")
 TOTAL = 80 * 10**9
 STREAM = torch.cuda.Stream
@@ -147,11 +156,11 @@ class Graph:
     def record(self, op: Any, *args: Any, **kwargs: Any) -> Any:
         """Note an operation; what it makes has a shape, a place and, for now, no values."""
         if op._schema.is_mutable:
-            given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            given = tensors(args, kwargs)
             others = [x for x in given if x.untyped_storage().data_ptr() not in self._made]
             self._written += [(x, x.clone()) for x in others]
         made = REPLACED.get(op, op)(*args, **kwargs)
-        leaves = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        leaves = tensors(made)
         if not op.is_view:
             self._operations.append((op, args, kwargs, leaves))
             storages = [leaf.untyped_storage() for leaf in leaves]
@@ -172,9 +181,8 @@ class Graph:
         self._on.launch("graph")
         with self._on.unseen():
             for op, args, kwargs, leaves in self._operations:
-                again = tree_leaves(REPLACED.get(op, op)(*args, **kwargs))
-                tensors = [leaf for leaf in again if isinstance(leaf, Tensor)]
-                for leaf, value in zip(leaves, tensors, strict=True):
+                again = tensors(REPLACED.get(op, op)(*args, **kwargs))
+                for leaf, value in zip(leaves, again, strict=True):
                     if leaf.data_ptr() != value.data_ptr():
                         leaf.copy_(value)
 
@@ -192,10 +200,10 @@ class _Operations(TorchDispatchMode):
             return op(*args, **kwargs)
         if any(hasattr(kind, "__tensor_flatten__") for kind in types):
             return NotImplemented  # the operations that it is made of come here
-        if op not in REPLACED and _has_kernel(op.name(), COMPOSITE):
+        if composite(op):
             with self:  # torch's own parts; what op.decompose takes for them differs in dropout
                 return op._op_dk(COMPOSITE, *args, **kwargs)
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = tensors(args, kwargs)
         device = self._on.target or self._common_place(op, given)
         if device.type != "cuda":
             return op(*args, **kwargs)
@@ -205,11 +213,10 @@ class _Operations(TorchDispatchMode):
         if self._on.recording is not None:
             run = partial(self._on.recording.record, op)
         made = run(*args, **kwargs)
-        for tensor in tree_leaves(made[0] if op is aten._pack_padded_sequence.default else made):
-            if isinstance(tensor, Tensor):
-                storage: Any = tensor.untyped_storage()
-                if not any(storage is other for other in known):
-                    storage.place = device
+        for tensor in tensors(made[0] if op is aten._pack_padded_sequence.default else made):
+            storage: Any = tensor.untyped_storage()
+            if not any(storage is other for other in known):
+                storage.place = device
         return made
 
     def _common_place(self, op: Any, given: list[Tensor]) -> torch.device:

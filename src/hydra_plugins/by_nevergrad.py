@@ -84,6 +84,7 @@ class ByNevergrad(Sweeper):
         space.random_state.seed(self._seed)
         optimizer = ng.optimizers.registry[self._optimizer](space, budget=self._trials)
         fixed = [each.input_line or "" for each in overrides if not each.is_sweep_override()]
+        self._results.parent.mkdir(parents=True, exist_ok=True)  # before jobs are spent
         tried = list[tuple[float, Mapping[str, Any]]]()
         for number in range(self._trials):
             candidate = optimizer.ask()

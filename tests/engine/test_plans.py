@@ -7,7 +7,6 @@ import pytest
 import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import masking_utils
 
 from dfolora.engine.forward import COARSE, Engine
@@ -20,6 +19,7 @@ from dfolora.search.subspace import LoraSubspaceSpec
 from dfolora.search.subspace.maps import SHARE_OF_FREE
 from tests.conftest import SIZES, random_batch, tiny_model
 from tests.families import CONFIGS
+from tests.leaves import tensors
 from tests.reference.live_bytes import LiveBytes
 
 GPT2_XL = {"model_type": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25}
@@ -118,8 +118,8 @@ class Apart(TorchDispatchMode):
     """Inside, an operation on numbers of two devices fails, unless it copies."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        devices = {x.device for x in tensors if x.ndim and x.is_floating_point()}
+        given = tensors(args, kwargs)
+        devices = {x.device for x in given if x.ndim and x.is_floating_point()}
         assert len(devices) < 2 or func is torch.ops.aten.copy_.default, func
         return func(*args, **(kwargs or {}))
 

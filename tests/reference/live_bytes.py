@@ -2,9 +2,9 @@
 
 import weakref
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from tests.leaves import tensors
 
 
 class LiveBytes(TorchDispatchMode):
@@ -22,7 +22,7 @@ class LiveBytes(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         for storage in _storages(made):
             if id(storage) not in self._known:
-                given = any(storage is other for other in _storages((args, kwargs)))
+                given = any(storage is other for other in _storages(args, kwargs))
                 self._hold(storage, 0 if given else storage.nbytes())  # given: a view of a weight
         return made
 
@@ -38,6 +38,5 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def _storages(tree):
-    leaves = [tree] if isinstance(tree, torch.Tensor) else tree_leaves(tree)
-    return [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+def _storages(*values):
+    return [tensor.untyped_storage() for tensor in tensors(*values)]
