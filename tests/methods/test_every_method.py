@@ -222,7 +222,7 @@ def test_what_a_run_writes_predicts_what_its_fit_did(name, tmp_path):
     assert restored.classes == [*problem.task.classes]
     texts = [dict(text) for text in rows().test.texts]
     read = read_rows(texts, restored.task, "X")
-    exact = name not in ("hybrid", "lora")
+    exact = name not in ("hybrid", "lora", "lora_equal_calls")
     again = restored.predictor.logits(restored.batch(read))
     torch.testing.assert_close(again, logits, rtol=0, atol=0 if exact else 1e-5)
     if name not in ("manual_prompt", "in_context"):  # so that something was there to load

@@ -32,6 +32,7 @@ COUNTS = {  # protocol: what the paper prints, 355M to 17M, to the unit
     "adapter": 2_409_600,
     "bitfit": 172_032,
     "lora": 786_432,
+    "lora_equal_calls": 786_432,
     "hybrid": 786_432,  # trained or searched
     "prompt_tuning": 51_200,
     "p_tuning_v2": 1_228_800,
