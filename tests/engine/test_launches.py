@@ -18,7 +18,7 @@ LENGTHS = [
     10, 10, 10, 10, 10, 11, 12, 13, 13, 14, 14, 14, 14, 14, 15, 15, 16, 17, 17, 17, 18, 18, 18, 19,
     19, 20, 23, 23, 25, 27, 34, 36,
 ]  # fmt: skip
-LAYERS, MOST, MOST_IN_ALL_MAPS, MOST_WITH_GRAPHS = 24, 260, 330, 85
+LAYERS, MOST, MOST_IN_ALL_MAPS, MOST_WITH_GRAPHS = 24, 220, 270, 85
 TRAFFIC = Counter({"to device": 2 * LAYERS, "to host": LAYERS, "wait": 5})
 """Of a round: a generation sends z of its candidates and of the block before, and fetches logits;
 the embeddings wait."""

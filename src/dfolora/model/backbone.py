@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from dfolora.errors import UserError
 from dfolora.model.architecture import Architecture
 from dfolora.model.factors import LinearMap
+from dfolora.model.joint import can_join, join
 from dfolora.model.kernels import no_cudnn_attention
 from dfolora.model.layer import Layer, Packed
 from dfolora.model.limits import TOKENS, Limits
@@ -28,7 +29,8 @@ class Backbone:
         model: A ``transformers`` model with a vocabulary head. It is put into evaluation mode and
             its parameters are frozen, for good; their values are never written. It must not move to
             another device or type afterwards. Layers that are streamed move to host memory from
-            wherever they are, and run on the device of the rest.
+            wherever they are, and run on the device of the rest. On a GPU the weights of a layer's
+            q, k and v move side by side.
         limits: How much goes through it at once; None for the defaults of its device.
 
     Raises:
@@ -57,6 +59,8 @@ class Backbone:
         found = (getattr(model.get_submodule(parent), name, None) for parent, _, name in places)
         self._finals = [module for module in found if module is not None]
         self._modules = list(model.get_submodule(self._family.layers))
+        # A CPU takes as long for one product as for three.
+        self._joined = self.device.type == "cuda" and all(map(self._join, self._modules))
         self.streaming = Streaming(self._modules, self.device) if streamed else None
         """Lends the layers their weights; None if they have them."""
         self.layers = [self._layer(index) for index in range(len(self._modules))]
@@ -210,10 +214,18 @@ class Backbone:
         with forwards({self._body: lambda *_given, **_named: body, self._decoder: decoded}):
             return self.model(input_ids=None).logits.view(*hidden.shape[:-1], -1)
 
+    def _join(self, layer: nn.Module) -> bool:
+        """Whether a layer's q, k and v are one product from now on."""
+        names = dict.fromkeys(self._family.maps[name] for name in "qkv")
+        modules = [layer.get_submodule(name) for name in names]
+        if joined := can_join(modules):
+            join(modules)
+        return joined
+
     def _layer(self, index: int) -> Layer | StreamedLayer:
         module = self._modules[index]
         maps = self._maps(module, f"{self._family.layers}.{index}")
-        layer = Layer(module, index, maps, self._family)
+        layer = Layer(module, index, maps, self._family, joined=self._joined)
         return layer if self.streaming is None else StreamedLayer(layer, index, self.streaming)
 
     def _maps(self, layer: Any, path: str) -> dict[str, LinearMap]:

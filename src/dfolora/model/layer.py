@@ -20,6 +20,7 @@ from dfolora.model.attention import Attending, attending_in_packs
 from dfolora.model.factors import LinearMap, LoraFactors, beside
 from dfolora.model.families import Family
 from dfolora.model.intervention import Intervention
+from dfolora.model.joint import product, side_by_side
 from dfolora.model.packing import Pack
 from dfolora.model.swapping import forwards
 
@@ -56,6 +57,8 @@ class Projected:
     """Of the modules that hold q, k and v: ``(P, M, H)``; of q's own only what asks."""
     outputs: Mapping[nn.Module, Tensor]
     """Their outputs, ``(P, M, d_module)``."""
+    joint: Tensor | None
+    """The tensor that the outputs of q, k and v are parts of, if they are joined and all whole."""
     answers_only: bool
     """Whether the output is wanted at the N answers alone."""
 
@@ -68,19 +71,33 @@ class Layer:
         index: Its number.
         maps: Its attention maps q, k, v and o.
         family: The model's.
+        joined: Whether the modules of q, k and v are joined, so that one product does for them.
     """
 
     def __init__(
-        self, module: nn.Module, index: int, maps: Mapping[str, LinearMap], family: Family
+        self,
+        module: nn.Module,
+        index: int,
+        maps: Mapping[str, LinearMap],
+        family: Family,
+        *,
+        joined: bool = False,
     ) -> None:
         self.maps = maps
         self._module = module
         self._index = index
         self._attention = module.get_submodule(family.attention)
         self._norm = module.get_submodule(family.attention_norm) if family.norm_first else None
+        self._outward = maps["o"].module
         self._inward = list(dict.fromkeys(maps[name].module for name in "qkv"))
         self._asking = maps["q"].module if len(self._inward) == 3 else None
-        self._outward = maps["o"].module
+        self._held = {
+            module: {name: linear for name, linear in maps.items() if linear.module is module}
+            for module in (*self._inward, self._outward)
+        }
+        self._joint = side_by_side({name: maps[name] for name in "qkv"}) if joined else {}
+        self._last: Mapping[str, LoraFactors] | None = None
+        self._made = dict[int, LoraFactors]()
         self._interface = family.interface
         self._activations = {
             part: IN_PLACE[name]
@@ -112,11 +129,17 @@ class Layer:
         inputs = dict.fromkeys(self._inward, normed)
         if answers_only and self._asking is not None:
             inputs[self._asking] = normed[:, packed.pack.answers]
+        whole = [module for module, x in inputs.items() if x is normed]
+        joint, outputs = None, dict[nn.Module, Tensor]()
+        if self._joint:
+            joint, outputs = product(whole, normed)
+        outputs |= {module: module(x) for module, x in inputs.items() if module not in outputs}
         return Projected(
             hidden=hidden[:, packed.pack.answers] if answers_only else hidden,
             normed=normed,
             inputs=inputs,
-            outputs={module: module(x) for module, x in inputs.items()},
+            outputs=outputs,
+            joint=None if answers_only else joint,
             answers_only=answers_only,
         )
 
@@ -129,10 +152,14 @@ class Layer:
         whole = normed.expand(population, -1, -1)
         at_answers = (lambda x: x[:, pack.answers]) if projected.answers_only else _unchanged
         attend, outward = self._attention.forward, self._outward.forward
+        inward = factors
+        if projected.joint is not None and len(normed) > 1 and _of_one(factors):
+            self._added(self._joint, projected.joint, normed, factors)  # in place
+            inward = {}
 
         def adapted(module: nn.Module) -> Tensor:
             output = self._added(
-                module, projected.outputs[module], projected.inputs[module], factors
+                self._held[module], projected.outputs[module], projected.inputs[module], inward
             )
             if projected.answers_only and module is self._asking:
                 spread = output.new_empty(len(output), pack.size, output.shape[-1])
@@ -145,7 +172,7 @@ class Layer:
 
         def out(context: Tensor) -> Tensor:
             context = at_answers(context)
-            return self._added(self._outward, outward(context), context, factors)
+            return self._added(self._held[self._outward], outward(context), context, factors)
 
         functions: dict[nn.Module, Callable[..., Any]] = {
             module: _giving(adapted(module)) for module in self._inward
@@ -163,15 +190,28 @@ class Layer:
         return output if isinstance(output, Tensor) else output[0]
 
     def _added(
-        self, module: nn.Module, output: Tensor, x: Tensor, factors: Mapping[str, LoraFactors]
+        self,
+        maps: Mapping[str, LinearMap],
+        output: Tensor,
+        x: Tensor,
+        factors: Mapping[str, LoraFactors],
     ) -> Tensor:
-        """The module's output at ``x``, with the factors of the maps that it holds."""
-        held = [
-            (linear, factors[name])
-            for name, linear in self.maps.items()
-            if linear.module is module and name in factors
-        ]
-        return beside(held).added(output, x) if held else output
+        """The output at ``x`` of maps that are side by side, with their factors."""
+        held = [(linear, factors[name]) for name, linear in maps.items() if name in factors]
+        if not held:
+            return output
+        if not _of_one(factors):
+            return beside(held).added(output, x)
+        if self._last is not factors:  # a solution's stay the same for many passes
+            self._last, self._made = factors, {}
+        if id(maps) not in self._made:
+            self._made[id(maps)] = beside(held)
+        return self._made[id(maps)].added(output, x)
+
+
+def _of_one(factors: Mapping[str, LoraFactors]) -> bool:
+    """Whether they are one candidate's."""
+    return all(len(own.down) == 1 for own in factors.values())
 
 
 def _giving(result: Tensor) -> Callable[[Tensor], Tensor]:

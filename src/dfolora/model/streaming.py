@@ -159,6 +159,9 @@ class _Stored:
             for name, weight in holder.items()
             if weight is not None
         ]
+        # Joined weights are parts of one storage, one after another, and stay so.
+        places = dict[int, int]()
+        holders.sort(key=lambda held: places.setdefault(_storage(held[0][held[1]]), len(places)))
         weights: list[Tensor] = [holder[name] for holder, name in holders]
         layer = torch.empty(
             sum(map(_room, chain.from_iterable(map(plain_parts, weights)))),
@@ -196,19 +199,30 @@ def _laid_out(
         memory: Bytes.
         made: From a plain tensor and its place in the memory to the plain tensor there.
     """
-    start = 0
+    end, last = 0, torch.empty(0)
 
     def placed(weight: Tensor) -> Tensor:
-        nonlocal start
-        place = memory[start : start + weight.nbytes].view(weight.dtype).view(weight.shape)
-        start += _room(weight)
-        return made(weight, place)
+        nonlocal end, last
+        start = end if _follows(weight, last) else -(-end // ALIGNMENT) * ALIGNMENT
+        end, last = start + weight.nbytes, weight
+        return made(weight, memory[start:end].view(weight.dtype).view(weight.shape))
 
     return [
         nn.Parameter(like, requires_grad=False) if isinstance(weight, nn.Parameter) else like
         for weight in weights
         for like in [_mapped(weight, placed)]
     ]
+
+
+def _storage(weight: Tensor) -> int:
+    """Where the storage of a plain tensor begins, or of the first that a weight is made of."""
+    return plain_parts(weight)[0].untyped_storage().data_ptr()
+
+
+def _follows(weight: Tensor, last: Tensor) -> bool:
+    """Whether a plain tensor begins where another one of its storage ends."""
+    within = _storage(weight) == _storage(last)
+    return within and weight.data_ptr() == last.data_ptr() + last.nbytes
 
 
 def _room(weight: Tensor) -> int:
