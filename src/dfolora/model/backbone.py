@@ -61,6 +61,8 @@ class Backbone:
         self._modules = list(model.get_submodule(self._family.layers))
         # A CPU takes as long for one product as for three.
         self._joined = self.device.type == "cuda" and all(map(self._join, self._modules))
+        if self._joined:
+            torch.cuda.empty_cache()  # where they were there is no room for anything larger
         self.streaming = Streaming(self._modules, self.device) if streamed else None
         """Lends the layers their weights; None if they have them."""
         self.layers = [self._layer(index) for index in range(len(self._modules))]
