@@ -160,7 +160,24 @@ def test_without_carrying_nothing_stays_between_calls(family, batch):
             engine(incumbents, searched)
             held[carry] = live.now - before
     tokens = batch.answer + 1 if family == "gpt2" else batch.attention_mask.sum(-1)
-    assert held == {True: int(tokens.sum()) * 32 * 4, False: 0}
+    # The solution's factors of maps in one module, q's and k's in two layers, lie side by side for
+    # as long as it lives: they were put so when there was carrying.
+    factors = 2 * (2 + 2) * (32 + 96) * 4 if family == "gpt2" else 0
+    assert held == {True: int(tokens.sum()) * 32 * 4 + factors, False: 0}
+
+
+def test_factors_side_by_side_go_with_the_solution(batch):
+    backbone = Backbone(tiny_model("gpt2"))
+    subspace = subspace_of(backbone, batch)
+    engine = Engine(backbone, batch, LABELS, carry=False)
+    kept = subspace.incumbents(some_solution()[0])
+    incumbents = {layer: lora.cloned() for layer, lora in kept.items()}
+    with LiveBytes() as live:
+        for _ in range(2):
+            engine(incumbents)
+            assert live.now == 3 * (2 + 2) * (32 + 96) * 4
+        incumbents.clear()
+        assert live.now == 0
 
 
 def test_megabytes_named_are_enough_and_less_is_refused(family):

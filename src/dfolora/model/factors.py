@@ -40,6 +40,11 @@ class LinearMap:
     """These columns, as an index on the module's device."""
 
     @property
+    def alone(self) -> bool:
+        """Whether its module holds nothing else."""
+        return self.place.d_module == self.place.d_out
+
+    @property
     def weight(self) -> Tensor:
         """W, ``(d_in, d_out)``, float32; of a weight in 8 bits the numbers that it stands for."""
         stored: Any = self.module.weight
@@ -99,7 +104,7 @@ def beside(parts: Sequence[tuple[LinearMap, LoraFactors]]) -> LoraFactors:
         parts: The maps that are adapted, all in one module, and their factors.
     """
     (linear, factors), *others = parts
-    if not others and linear.place.d_module == linear.place.d_out:
+    if not others and linear.alone:
         return factors
     candidates = max(len(factors.down) for _linear, factors in parts)
     ups = []

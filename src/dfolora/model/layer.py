@@ -7,10 +7,11 @@ agree, so that shared work is done once; it grows to P where their factors first
 Letters: P candidates, M tokens and N sequences of a pack, H hidden size.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -92,12 +93,10 @@ class Layer:
         self._inward = list(dict.fromkeys(maps[name].module for name in "qkv"))
         self._asking = maps["q"].module if len(self._inward) == 3 else None
         self._held = {
-            module: {name: linear for name, linear in maps.items() if linear.module is module}
+            module: _Held({name: own for name, own in maps.items() if own.module is module})
             for module in (*self._inward, self._outward)
         }
-        self._joint = side_by_side({name: maps[name] for name in "qkv"}) if joined else {}
-        self._last: Mapping[str, LoraFactors] | None = None
-        self._made = dict[int, LoraFactors]()
+        self._joint = _Held(side_by_side({name: maps[name] for name in "qkv"})) if joined else None
         self._interface = family.interface
         self._activations = {
             part: IN_PLACE[name]
@@ -131,7 +130,7 @@ class Layer:
             inputs[self._asking] = normed[:, packed.pack.answers]
         whole = [module for module, x in inputs.items() if x is normed]
         joint, outputs = None, dict[nn.Module, Tensor]()
-        if self._joint:
+        if self._joint is not None:
             joint, outputs = product(whole, normed)
         outputs |= {module: module(x) for module, x in inputs.items() if module not in outputs}
         return Projected(
@@ -153,13 +152,14 @@ class Layer:
         at_answers = (lambda x: x[:, pack.answers]) if projected.answers_only else _unchanged
         attend, outward = self._attention.forward, self._outward.forward
         inward = factors
-        if projected.joint is not None and len(normed) > 1 and _of_one(factors):
-            self._added(self._joint, projected.joint, normed, factors)  # in place
+        if projected.joint is not None and len(normed) > 1 and _of_one(factors.values()):
+            assert self._joint is not None
+            self._joint.added(projected.joint, normed, factors)  # in place
             inward = {}
 
         def adapted(module: nn.Module) -> Tensor:
-            output = self._added(
-                self._held[module], projected.outputs[module], projected.inputs[module], inward
+            output = self._held[module].added(
+                projected.outputs[module], projected.inputs[module], inward
             )
             if projected.answers_only and module is self._asking:
                 spread = output.new_empty(len(output), pack.size, output.shape[-1])
@@ -172,7 +172,7 @@ class Layer:
 
         def out(context: Tensor) -> Tensor:
             context = at_answers(context)
-            return self._added(self._held[self._outward], outward(context), context, factors)
+            return self._held[self._outward].added(outward(context), context, factors)
 
         functions: dict[nn.Module, Callable[..., Any]] = {
             module: _giving(adapted(module)) for module in self._inward
@@ -189,29 +189,47 @@ class Layer:
             )
         return output if isinstance(output, Tensor) else output[0]
 
-    def _added(
-        self,
-        maps: Mapping[str, LinearMap],
-        output: Tensor,
-        x: Tensor,
-        factors: Mapping[str, LoraFactors],
-    ) -> Tensor:
-        """The output at ``x`` of maps that are side by side, with their factors."""
-        held = [(linear, factors[name]) for name, linear in maps.items() if name in factors]
+
+class _Held:
+    """Maps side by side in one output, and the last single candidate's factors of them.
+
+    Args:
+        maps: By name.
+    """
+
+    def __init__(self, maps: Mapping[str, LinearMap]) -> None:
+        self._maps = maps
+        self._of = list[tuple[LinearMap, ref[LoraFactors]]]()
+        self._made: LoraFactors | None = None
+
+    def added(self, output: Tensor, x: Tensor, factors: Mapping[str, LoraFactors]) -> Tensor:
+        """The maps' output at ``x`` with their factors."""
+        held = [(linear, factors[name]) for name, linear in self._maps.items() if name in factors]
         if not held:
             return output
-        if not _of_one(factors):
-            return beside(held).added(output, x)
-        if self._last is not factors:  # a solution's stay the same for many passes
-            self._last, self._made = factors, {}
-        if id(maps) not in self._made:
-            self._made[id(maps)] = beside(held)
-        return self._made[id(maps)].added(output, x)
+        return self._beside(held).added(output, x)
+
+    def _beside(self, held: Sequence[tuple[LinearMap, LoraFactors]]) -> LoraFactors:
+        """The factors side by side: a solution's once, for as long as it has them."""
+        trivial = len(held) == 1 and held[0][0].alone
+        if trivial or not _of_one(own for _linear, own in held):
+            return beside(held)
+        same = len(held) == len(self._of) and all(
+            linear is known and own is its()
+            for (linear, own), (known, its) in zip(held, self._of, strict=True)
+        )
+        if self._made is None or not same:
+            self._of = [(linear, ref(own, self._forget)) for linear, own in held]
+            self._made = beside(held)
+        return self._made
+
+    def _forget(self, _dead: object) -> None:
+        self._made = None
 
 
-def _of_one(factors: Mapping[str, LoraFactors]) -> bool:
+def _of_one(factors: Iterable[LoraFactors]) -> bool:
     """Whether they are one candidate's."""
-    return all(len(own.down) == 1 for own in factors.values())
+    return all(len(own.down) == 1 for own in factors)
 
 
 def _giving(result: Tensor) -> Callable[[Tensor], Tensor]:
