@@ -128,3 +128,16 @@ def test_factors_are_put_side_by_side_once_a_solution(family, batch, label_ids, 
     assert len(made) > counts[1]
     assert torch.equal(changed, again)
     assert not torch.equal(changed, found[0])
+
+
+def test_solutions_that_live_side_by_side_are_told_apart(batch, label_ids):
+    backbone = Backbone(tiny_model("gpt2"))
+    subspace, solutions = subspace_of(backbone, batch), []
+    for seed in (1, 2):
+        found = subspace.incumbents(some_solution(seed=seed)[0])
+        solutions.append({layer: lora.cloned() for layer, lora in found.items()})
+    engine = Engine(backbone, batch, label_ids)
+    one, other, again = (engine(solutions[number]) for number in (0, 1, 0))
+    assert torch.equal(one, again)
+    assert torch.equal(other, Engine(Backbone(tiny_model("gpt2")), batch, label_ids)(solutions[1]))
+    assert not torch.allclose(one, other, rtol=0, atol=1e-4)
