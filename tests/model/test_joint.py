@@ -97,7 +97,7 @@ def test_streamed_weights_stay_side_by_side():
 
 
 @pytest.mark.parametrize(("family", "joined"), [("llama", True), ("gpt2", False)])
-def test_layers_are_joined_on_a_gpu_alone(family, joined, batch):
+def test_layers_are_joined_on_a_gpu_alone(family, joined):
     """Also by a second backbone of the model."""
     with emulated_cuda():
         model = tiny_model(family).to("cuda")

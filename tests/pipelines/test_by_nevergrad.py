@@ -29,7 +29,7 @@ optimizer: {sigma: 0.5}
 rank: 2
 budget: 500
 """
-"""A configuration that is composed in a tenth of the time of a run's."""
+"""A configuration of one file, for it is composed a hundred times."""
 
 
 def test_best_values_are_found_and_written(tmp_path, monkeypatch):
